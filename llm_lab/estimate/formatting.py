@@ -92,8 +92,6 @@ def age(seconds: float) -> str:
 
 
 def short_age(seconds: float) -> str:
-    """Return how long ago something was for a narrow column, in one word: now, 12m, 5h, 3d, 8mo."""
-    for unit, name in ((365 * 86_400, "y"), (30 * 86_400, "mo"), (86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= unit:
-            return f"{seconds // unit:.0f}{name}"
-    return "now"
+    """Return how long ago something was for a narrow column: 40 s, 5 min, 3 h, 2 d, 6 w."""
+    number, unit = age(seconds).split()
+    return f"{number} {unit[0] if unit in ('days', 'weeks') else unit}"

@@ -31,7 +31,9 @@ from .prompt_layout import (
 from .side_panel import side_of
 
 HINT = "(Esc back · ? help)"
+SHORT_HINT = "(? help)"
 HINT_TO_FINISH = "(Esc back · ? help · Ctrl-F finish)"
+SELECTS = "Space selects"
 ROOM_TO_TYPE = 16
 BESIDE_REASON = 8  # columns of the mark and the brackets of a reason
 ANOTHER = "another value ..."
@@ -90,8 +92,8 @@ def _ask_list(question: Question, above: int, pane: str = "") -> Any:
         for title, box in zip(titles, boxes, strict=True)
     ]  # fmt: skip
     shown = [*([questionary.Separator(head)] if head else []), *shown]
-    hints = [_hint(question), HINT]
-    hints = [f"(space selects) {hint}".rstrip() for hint in hints] if several else hints
+    hints = [_hint(question), HINT, SHORT_HINT]
+    hints = [*(hint.replace("(", f"({SELECTS} · ") for hint in hints), f"({SELECTS})"] if several else hints
     left = room - len(f"? {one_line(question.text)} ")
     hint = next((hint for hint in hints if len(hint) <= left), " ")  # questionary has its own for an empty one
     options: dict[str, Any] = {"instruction": hint, "style": style()}
@@ -185,19 +187,30 @@ def reason_of(choice: Choice, columns: int | None = None) -> str | None:
 
 def _ask_text(question: Question) -> str:
     """Ask for a text; typing replaces the default."""
-    import questionary
-
     text, default = one_line(question.text), str(question.default or "")
     hint = _hint(question)
     fits = len(text) + len(hint) + len(default) < text_columns() - ROOM_TO_TYPE
     # Where it does not, the answer gets a line of its own, and the hint is below.
-    instruction, allowed = (hint, question.allowed) if fits else ("\n ", f"{question.allowed}\n{hint}")
-    prompt = questionary.text(text, default=default, instruction=instruction, style=style())
+    after, allowed = (f"{hint} ", question.allowed) if fits else ("\n  ", f"{question.allowed}\n{hint}")
+    parts = [("class:qmark", "?"), ("class:question", f" {text} "), ("class:instruction", after)]
+    prompt = _text_prompt(parts, default)
     # A check that takes a while is the driver's, after the prompt.
     check = (lambda text: None) if question.wait else question.problem
     footer = lay_out_text(prompt.application, question.why, allowed, check)
     footer.can_finish = question.can_finish
     return _run(prompt, footer, lambda: prompt.application.current_buffer.text).strip()
+
+
+def _text_prompt(message: list[tuple[str, str]], default: str = "") -> Any:
+    """Return a prompt for a text after a message in parts (style, text)."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.lexers import SimpleLexer
+    from questionary import Question as Prompt
+
+    session: Any = PromptSession(message, style=style(), lexer=SimpleLexer("class:answer"))
+    session.default_buffer.reset(Document(default))
+    return Prompt(session.app)
 
 
 def wait_for_enter(message: str = "Enter goes back") -> None:
@@ -206,9 +219,7 @@ def wait_for_enter(message: str = "Enter goes back") -> None:
         if is_plain():
             input(f"{message} ")
             return
-        import questionary
-
-        prompt = questionary.text(message, qmark="", instruction="", style=style())
+        prompt = _text_prompt([("class:question", f"\n{message} ")])
         _run(prompt, lay_out_text(prompt.application, "", "", lambda text: None))
 
 
@@ -316,7 +327,7 @@ def _run(prompt: Any, footer: Any, so_far: Callable[[], Any] | None = None) -> A
 
         def look(_: Any) -> None:
             if app.output.get_size() != size and not app.is_done:
-                app.exit(exception=Resized(so_far()))
+                app.exit(exception=Resized(so_far(), footer.trouble))
 
         app.after_render += look
     app.ttimeoutlen = app.timeoutlen = prompt_layout.ESCAPE_SECONDS

@@ -180,7 +180,8 @@ class Wizard:
         try:
             answer = ask(question, above=above, pane=pane)
         except Resized as resized:
-            return self.ask(replace(question, default=resized.answer), keep)
+            again = replace(question, default=resized.answer, notice=resized.trouble or question.notice)
+            return self.ask(again, keep)
         with self._waiting(question.wait) if question.wait else contextlib.nullcontext():
             trouble = question.problem(answer)
         return self.ask(replace(question, default=answer, notice=trouble)) if trouble else answer
@@ -412,10 +413,12 @@ def numbers_of(question: Question, columns: int, most: int) -> list[Any]:
 def _print_screen(console: Console, screen: Screen) -> None:
     """Print what is between the title and a question."""
     _print_panel(console, screen.panel)
-    if isinstance(screen.panel, DesignNumbers | RunNumbers):
+    if isinstance(screen.panel, DesignNumbers | RunNumbers) and screen.lines:
         console.print()
     for line in screen.lines:
         console.print(wrapped(one_line(line.text), console.width, line.hang), style=line.style or None)
+    if not isinstance(screen.panel, Plan | RecipePlan):  # a plan has a frame
+        console.print()
 
 
 def _print_panel(console: Console, panel: Panel | None) -> None:

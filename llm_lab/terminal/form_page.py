@@ -64,7 +64,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
         size = app.output.get_size()
         lines = lay_out(page, size.columns, size.rows, place)
         edit.left, edit.top = place.column, place.line
-        edit.width = max(4, size.columns - place.column - 1)
+        edit.width = max(4, place.end - place.column)
         return [fragment for line in lines for fragment in [*line, ("", "\n")]][:-1]
 
     control = FormattedTextControl(text, focusable=True, show_cursor=False)

@@ -15,11 +15,11 @@ from .page_state import ACTIONS, MORE, FormPage
 WIDE = 120  # columns from which the help is next to the page
 SIDE_COLUMNS = 44
 LEAST_ROWS = 4
-MOST_ABOUT = 3
+LEAST_ABOUT, MOST_ABOUT = 2, 3
 USUAL_ROWS = 13  # that the numbers leave for the rows
-BOTTOM_LINES = 6
+BOTTOM_LINES, MOST_BOTTOM_LINES = 6, 8
 BESIDE_COMMAND = len("$ ")
-LONGEST_ORIGIN, LEAST_WITH_REASONS = len("derived"), 32  # columns
+LONGEST_ORIGIN = len("derived")
 TITLES = {"essentials": "", "yours": "your values", "all": "all values"}
 Fragment = tuple[str, str]  # (style, text)
 Lines = list[list[Fragment]]
@@ -27,11 +27,12 @@ Lines = list[list[Fragment]]
 
 @dataclass
 class Place:
-    """Where a value is being typed: the row, and its position on the screen."""
+    """Where a value is being typed: the row, and its position on the screen, up to the column `end`."""
 
     row: Row | None = None
     line: int = 0
     column: int = 0
+    end: int = 0
 
 
 def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
@@ -43,12 +44,12 @@ def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
     if page.show_recipe:
         return [*top, *_recipe(page, columns, room), *bottom]
     if columns + 1 < WIDE:
-        body, at = _scrolled(*_list(page, columns), room)
-        place.line, place.column = len(top) + at, _value_column(page, columns)
+        body, at = _scrolled(*_list(page, columns, rows - len(top) - MOST_BOTTOM_LINES), room)
+        place.line, place.column, place.end = len(top) + at, _value_column(page, columns), columns
         return [*top, *body, *bottom]
     left = columns - SIDE_COLUMNS - 3
-    body, at = _scrolled(*_list(page, left), room)
-    place.line, place.column = len(top) + at, _value_column(page, left)
+    body, at = _scrolled(*_list(page, left, room), room)
+    place.line, place.column, place.end = len(top) + at, _value_column(page, left), left
     side = _side(page, SIDE_COLUMNS)
     if len(side) > room:
         side = [*side[: room - 1], [("class:dim", "…")]]
@@ -82,9 +83,18 @@ def _view_title(page: FormPage) -> str:
     return f'filter "{page.filter}"' if page.filter is not None else TITLES.get(page.view, page.view)
 
 
-def _list(page: FormPage, columns: int) -> tuple[Lines, int]:
-    """Return the actions, the rows under their headings, and the further sections; and the line that is pointed at."""
-    lines = _bar(page, ACTIONS, [choice.text for choice in page.form.actions], page.action, columns)
+def _list(page: FormPage, columns: int, room: int) -> tuple[Lines, int]:
+    """Return the actions, the rows under their headings, and the further sections; and the line that is pointed at.
+
+    Blank lines separate them where there is room, whatever is pointed at: the page must not jump.
+    """
+    lines, at = _lines_of(page, columns, [[("", "")]])
+    return (lines, at) if len(lines) <= room else _lines_of(page, columns, [])
+
+
+def _lines_of(page: FormPage, columns: int, space: Lines) -> tuple[Lines, int]:
+    """space: what separates the parts."""
+    lines = [*space, *_bar(page, ACTIONS, [choice.text for choice in page.form.actions], page.action, columns)]
     at, section = 0, ""
     widths = _columns_of(page, columns)
     rows = page.rows()
@@ -94,12 +104,12 @@ def _list(page: FormPage, columns: int) -> tuple[Lines, int]:
     for row in rows:
         if row.section != section:
             section = row.section
-            lines.append(_heading(section, page.form.sections.get(section, ""), columns))
+            lines += [*space, _heading(section, page.form.sections.get(section, ""), columns)]
         if row.key == page.at:
             at = len(lines)
         lines.append(_row_line(page, row, widths))
     if MORE in page.places():
-        lines.append(_heading("All settings, by group", "", columns))
+        lines += [*space, _heading("All settings, by group", "", columns)]
         if page.at == MORE:
             at = len(lines)
         lines += _bar(page, MORE, page.sections, page.section, columns)
@@ -140,9 +150,7 @@ def _columns_of(page: FormPage, columns: int) -> tuple[int, int, int]:
     longest = max((_width(one_line(row.value)) for row in rows), default=0)
     rest = columns - 2 - label - 2
     value = min(max(longest + 4, 10), max(rest // 2, 12))
-    # Where there is no room for reasons, the values take all but that of the origin's name.
-    most = rest - LONGEST_ORIGIN - 1 if rest < LEAST_WITH_REASONS else rest * 3 // 5
-    if value < longest <= most:
+    if value < longest < rest - LONGEST_ORIGIN:  # reasons give way to values; both are in the help of the row
         value = longest
     return label, value, max(0, rest - value - 1)
 
@@ -204,10 +212,12 @@ def _bottom(page: FormPage, columns: int, *, wide: bool, edits: bool) -> Lines:
     elif page.show_help and not wide:
         lines += [[("class:help", line)] for text in help_texts(page) for line in _wrap(text, columns)]
     elif not wide:
+        general = "" if page.row else " ".join(page.question.why.splitlines())
         about = _shortened(_about(page), columns)
-        lines += [[fragment] for fragment in about] + [[("", "")]] * (2 - len(about))
+        about = about or [("class:dim", line) for line in _first_lines(general, columns, LEAST_ABOUT)]
+        lines += [[fragment] for fragment in about] + [[("", "")]] * (LEAST_ABOUT - len(about))
     lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - BESIDE_COMMAND))])
-    keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "Tab yours/all", "/ filter"]
+    keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "/ filter", "Tab yours/all"]
     keys += ["Ctrl-R recipe", "? help", "Esc back"]
     if page.show_recipe:
         keys = ["↑↓ scroll", "Esc back to the page"]
@@ -236,7 +246,7 @@ def _first_lines(text: str, columns: int, most: int) -> list[str]:
 
 
 def _finish(page: FormPage) -> str:
-    return {"start": "to the plan"}.get(page.form.actions[0].value, "finish")
+    return {"start": "plan"}.get(page.form.actions[0].value, "finish")
 
 
 def _wrap_keys(keys: list[str], columns: int) -> list[str]:
@@ -324,6 +334,7 @@ def _recipe(page: FormPage, columns: int, room: int) -> Lines:
     lines = [_cut_at_word(line, columns) for line in with_remarks_near([*map(one_line, text.splitlines())])]
     if not _fits_below(page, columns):
         lines += ["", "The same as a command:", *_wrap(page.form.command, columns)]
+    lines = ["", *lines] if len(lines) < room else lines
     page.scrolled = min(page.scrolled, max(0, len(lines) - room))
     shown = lines[page.scrolled : page.scrolled + room]
     return [[("", line)] for line in shown] + [[("", "")]] * (room - len(shown))

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.wizard.places import places_in
-from llm_lab.wizard.questions import Question, same
+from llm_lab.wizard.questions import Line, Question, same
 
 from .console import columns, one_line, printable
+from .prompt_layout import BESIDE_TITLE, fit_words, is_wide, lay_out_list, list_columns, text_columns
 
 HINTS = (  # the longest that fits
     "(type to filter, or a path · Esc back · ? help)",
@@ -34,13 +35,14 @@ MARKED, UNMARKED = "● ", "○ "
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the list. answer: what it gives; goes_to: the folder that it leads to instead."""
+    """A line of the list. answer: what it gives; goes_to: the folder that it leads to instead; text: what it is."""
 
     title: str
     answer: str = ""
     goes_to: str | None = None
     why_not: str | None = None
     effect: str = ""
+    text: str = ""
 
 
 @dataclass
@@ -86,7 +88,8 @@ class Place:
         ]
         rows += [
             Row(
-                self._title(str(one.value), one.text, width, one.why_not), str(one.value), None, one.why_not, one.effect
+                self._title(str(one.value), one.text, width, one.why_not),
+                *(str(one.value), None, one.why_not, one.effect, one.text),
             )
             for one in offered
         ]
@@ -105,7 +108,8 @@ class Place:
     def _title(self, path: str, about: str, width: int, why_not: str | None) -> str:
         # One that can't be chosen has a mark of its own.
         mark = "" if not self.several or why_not else MARKED if path in self.marked else UNMARKED
-        return one_line(f"{mark}{_fit(path, width):<{width}}  {about}".rstrip())
+        width -= 0 if self.several or not why_not else len(MARKED)
+        return one_line(f"{mark}{_fit(path, width):<{width}}  {about}".rstrip() if path else f"{mark}{about}")
 
     def go(self, folder: str) -> None:
         self.folder, self.typed = folder, ""
@@ -143,7 +147,7 @@ def _parent(folder: str) -> str:
     return str(here.relative_to(current)) if here.is_relative_to(current) else str(here)
 
 
-def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any], style: Any) -> Any:
+def pick_path(question: Question, above: int, *, run: Callable[..., Any], style: Any) -> Any:
     """Ask for a path, or several, with a list of what is there. Raises Back.
 
     above: how many lines are above the question on the screen. run: asks a prompt that has a footer, with the keys of
@@ -156,8 +160,7 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
     from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
     from questionary.prompts.common import InquirerControl
 
-    from .prompt_layout import lay_out_list, list_columns, text_columns
-    from .side_panel import head_of
+    from .side_panel import head_of, wrapped_lines
 
     has_side = question.look_for in SHOWN_NEXT_TO_LIST
     room = list_columns(has_side) if has_side else get_app_session().output.get_size().columns
@@ -171,8 +174,8 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
         rows = place.rows()
         control.choices = _choices(rows, room)
         possible = [n for n, choice in enumerate(control.choices) if not choice.disabled]
-        exact = at or place.typed
-        wanted = [n for n in possible if exact and control.choices[n].value.answer == exact and n != len(rows) - 1]
+        exact = at if at is not None else place.typed or None
+        wanted = [n for n in possible if rows[n].goes_to is None and rows[n].answer == exact and n != len(rows) - 1]
         control.pointed_at = (wanted or possible or [0])[0]
 
     def header() -> list[tuple[str, str]]:
@@ -180,7 +183,7 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
         free = min(room, text_columns()) - len(f"? {one_line(question.text)} ") - sum(len(text) for _, text in where)
         hint = next((hint for hint in (SEVERAL_HINTS if place.several else HINTS) if len(hint) <= free), "")
         typed = (
-            [("class:selected" if place.was_refused else "", place.typed), ("class:cursor", " ")]
+            [("class:refused" if place.was_refused else "", place.typed), ("class:cursor", " ")]
             if place.typed
             else [("class:instruction", hint)]
         )
@@ -258,6 +261,17 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
     def _(event: Any) -> None:
         event.app.exit(exception=KeyboardInterrupt())
 
+    def describe(row: Row) -> str:
+        is_cut = row.text and _title_in(row, room) != row.title and not (has_side and is_wide(columns()))
+        whole = f"{row.answer}: {row.text}" if is_cut else ""
+        return "\n".join(text for text in (one_line(whole), one_line(row.effect), question.allowed) if text)
+
+    def side(row: Row) -> list[Line]:
+        if not has_side or not row.answer or row.why_not:
+            return []
+        about = [Line(row.answer, "title"), *wrapped_lines(row.text)] if row.text else []
+        return about + list(head_of(row.answer))
+
     window = Window(FormattedTextControl(header), dont_extend_height=True, wrap_lines=True, always_hide_cursor=True)
     layout = Layout(HSplit([window, Window(control, always_hide_cursor=True)]))
     app: Application[Any] = Application(layout, key_bindings=keys, style=style, erase_when_done=True)
@@ -265,24 +279,33 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
         app,
         lambda row: question.why,
         above=above,
-        describe=lambda row: "\n".join(text for text in (one_line(row.effect), question.allowed) if text),
-        side=lambda row: list(head_of(row.answer)) if has_side and row.answer and not row.why_not else [],
+        describe=describe,
+        side=side,
         filters=False,
     )
     footer.is_untouched = lambda: not place.typed  # type: ignore[method-assign]
     if question.notice and len(default) == 1 and not any(row.answer == default[0] for row in place.rows(known=True)):
         place.typed, place.was_refused = default[0], True
-    show(default[0] if default else None)
-    return run(questionary.Question(app), footer)
+    offers_none = any(choice.value == "" for choice in question.choices)
+    show(default[0] if default else "" if offers_none else None)
+
+    def so_far() -> Any:
+        answer = place.typed or pointed().answer
+        if place.several:
+            return place.marked or ([answer] if answer else question.default)
+        return answer or question.default
+
+    return run(questionary.Question(app), footer, so_far)
 
 
 def _choices(rows: Sequence[Row], columns: int) -> list[Any]:
     from questionary import Choice
 
-    from .prompt_layout import fit_words, text_columns
+    return [Choice(_title_in(row, columns), row, disabled=row.why_not, shortcut_key=False) for row in rows]
 
-    room = min(columns, text_columns()) - 5
-    return [Choice(fit_words(row.title, room), row, disabled=row.why_not, shortcut_key=False) for row in rows]
+
+def _title_in(row: Row, columns: int) -> str:
+    return fit_words(row.title, min(columns, text_columns()) - BESIDE_TITLE)
 
 
 def pick_plainly(question: Question, read_line: Callable[[Question, str, str], str]) -> Any:

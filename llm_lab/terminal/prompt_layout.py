@@ -30,10 +30,13 @@ class Back(Exception):
 
 
 class Resized(Exception):
-    """The terminal has another size: what is above the question has to be drawn again. answer: as it is so far."""
+    """The terminal has another size: what is above the question has to be drawn again.
 
-    def __init__(self, answer: Any):
-        self.answer = answer
+    answer: as it is so far. trouble: why it was refused, or "".
+    """
+
+    def __init__(self, answer: Any, trouble: str):
+        self.answer, self.trouble = answer, trouble
 
 
 class Finish(Exception):
@@ -53,7 +56,8 @@ def style() -> Any:
             ("bar", "bold"),
             ("edited", "underline"),
             ("answer", styles["help"]),
-            ("selected", "reverse"),
+            ("selected", "bold"),
+            ("refused", "reverse"),
             ("pointed", f"{styles['accent']} reverse"),
             *((name, styles["accent"]) for name in ("qmark", "pointer", "highlighted")),
             *((name, styles["dim"]) for name in ("instruction", "disabled", "separator", "about")),
@@ -75,6 +79,7 @@ class Footer:
         self.about: Callable[[], str] = lambda: ""
         self.columns = lambda: self.app.output.get_size().columns - 1
         self.least = 0
+        self.has_room: Callable[[int], bool] = lambda lines: False
         self.filter = ""
         self.set_filter: Callable[[str], None] = lambda text: None
         self.keys = KeyBindings()
@@ -99,7 +104,8 @@ class Footer:
             if len(about) > MOST_ABOUT:
                 about = [*about[: MOST_ABOUT - 1], fit_words(" ".join(about[MOST_ABOUT - 1 :]), width)]
             found += [("class:about", line) for line in about]
-        return found + [("", "")] * (self.least - len(found))
+        found += [("", "")] * (self.least - len(found))
+        return [("", ""), *found] if found and self.has_room(len(found)) else found
 
     def attach(self) -> None:
         """Show the lines below the question."""
@@ -123,15 +129,16 @@ def fit_words(text: str, room: int) -> str:
     """Return as many whole words of a line as fit; "…" says that there are more. A word that is too long is cut."""
     if len(text) <= room:
         return text
-    kept = text[: room - 1].rpartition(" ")[0].rstrip() if " " in text[: room - 1].strip() else ""
-    kept = re.sub(r"( +[\d.,]+)+$", "", kept)  # no number without its unit
+    most = text[: room - 1]
+    kept = most[: max(most.rfind(" "), most[:-1].rfind(",") + 1)].rstrip() if " " in most.strip() else ""
+    kept = re.sub(r"( +[\d.,]*\d)+$", "", kept)  # no number without its unit
     return f"{kept} …" if kept.strip() else f"{text[: room - 1]}…"
 
 
 def wrapped(text: str, width: int, hang: int = 0) -> str:
-    """Wrap text, keeping each number with its unit. hang: the columns before all lines but the first."""
+    """Wrap text, keeping each number with what it counts. hang: the columns before all lines but the first."""
     text = " ".join(in_pieces(word, width - hang).replace("\n", " ") for word in text.split(" "))
-    joined = re.sub(r"(\d) (?=([KMGT]iB|[kMBT%])(\W|$))", "\\1\u00a0", text)
+    joined = re.sub(r"(?<=\d) (?=[a-zA-Z%×])|(?<=×) (?=\d)| (?=\.\.\.$)", "\u00a0", text)
     lines = textwrap.wrap(joined, width, break_on_hyphens=False, subsequent_indent=" " * hang)
     return "\n".join(lines).replace("\u00a0", " ")
 
@@ -184,6 +191,9 @@ def lay_out_list(
         MOST_ABOUT, max(len(wrap_lines(describe(c.value), text_columns())) for c in control.choices if not c.disabled)
     )
 
+    # A blank line separates a list from what is below it, where there is one to spare.
+    footer.has_room = lambda lines: not pane and app.output.get_size().rows > above + 2 + len(control.choices) + lines
+
     def free() -> int:
         return app.output.get_size().rows - above - 1 - len(footer.lines())
 
@@ -206,7 +216,6 @@ def lay_out_list(
     moves = {"pagedown": PAGE, "pageup": -PAGE, "end": 10**6, "home": -(10**6)}
     if pane:
         del moves["pagedown"], moves["pageup"]
-        _attach_pane(app, footer, pane, lambda: max(LEAST_LINES, free() - room() - 1))
     for key, step in moves.items():
         footer.keys.add(key, eager=True)(lambda event, step=step: move(step))
     every = list(control.choices)
@@ -233,7 +242,10 @@ def lay_out_list(
 
     footer.attach()
     if any(side(choice.value) for choice in control.choices if not choice.disabled):
-        _attach_side(app, footer, lambda: side(control.get_pointed_at().value)[: free() + len(footer.lines()) - 1])
+        most = (lambda: room() + 1) if pane else free
+        _attach_side(app, footer, lambda: side(control.get_pointed_at().value)[: most() + len(footer.lines()) - 1])
+    if pane:
+        _attach_pane(app, footer, pane, lambda: max(LEAST_LINES, free() - room() - 1))
     return footer
 
 
@@ -305,7 +317,7 @@ def _attach_side(app: Any, footer: Footer, lines: Callable[[], Sequence[Line]]) 
     shown = Condition(lambda: is_wide(app.output.get_size().columns)) & ~IsDone()
     layout, whole = app.layout, footer.columns
     footer.columns = lambda: whole() - width - 2 if shown() else whole()
-    side = VSplit([Window(width=2), window])
+    side = VSplit([Window(width=2), window, Window(width=1)])
     layout.container = VSplit([layout.container, ConditionalContainer(side, filter=shown)])
 
 

@@ -40,19 +40,20 @@ def _lines_of(choice: Choice) -> Iterator[Line]:
         yield from _of_run(RunFolder(Path(choice.next_to.path)))
         return
     if isinstance(choice.next_to, FileHead):  # it says what it is
-        yield from _wrapped(choice.effect or choice.next_to.path, "title")
+        yield from wrapped_lines(choice.effect or choice.next_to.path, "title")
         yield Line("")
         yield from head_of(choice.next_to.path)
         return
     if not (choice.effect or choice.why) and len(choice.text) < list_columns(True) - BESIDE_TITLE:
         return  # the list says it all
     name, _, about = re.sub(r"\s{2,}", "\n", choice.text.strip()).partition("\n")
-    yield from _wrapped(": ".join(filter(None, (name, about.replace("\n", ", ")))), "title")
+    yield from wrapped_lines(": ".join(filter(None, (name, about.replace("\n", ", ")))), "title")
     for text in filter(None, (choice.effect, choice.why)):
-        yield from _wrapped(text)
+        yield from wrapped_lines(text)
 
 
-def _wrapped(text: str, style: str = "") -> Iterator[Line]:
+def wrapped_lines(text: str, style: str = "") -> Iterator[Line]:
+    """Yield the lines of a text in the panel."""
     return (Line(part, style) for part in wrapped(one_line(text), SIDE_COLUMNS).split("\n"))
 
 
@@ -68,11 +69,12 @@ def head_of(path: str) -> Iterator[Line]:
     except OSError:
         return
     if path.endswith(PLAIN_TEXT):
-        lines = (line for part in text.splitlines() if part.strip() for line in _wrapped(part, "dim"))
+        lines = (line for part in text.splitlines() if part.strip() for line in wrapped_lines(part, "dim"))
         yield from islice(lines, MOST_LINES)
         return
-    for line in islice(text.splitlines(), MOST_LINES):
-        shown = one_line(line.rstrip())
+    from .page_lines import with_remarks_near
+
+    for shown in with_remarks_near([one_line(line.rstrip()) for line in islice(text.splitlines(), MOST_LINES)]):
         yield Line(shown if len(shown) <= SIDE_COLUMNS else f"{shown[: SIDE_COLUMNS - 1]}…", "dim")
 
 
@@ -82,7 +84,7 @@ def _of_run(run: RunFolder) -> Iterator[Line]:
 
     facts = run.facts()
     parameters = facts.get("parameters")
-    yield from _wrapped(str(run.path), "title")
+    yield from wrapped_lines(str(run.path), "title")
     big = f"{count(parameters)} parameters" if isinstance(parameters, int | float) else ""
     parent = (facts.get("parent") or {}).get("path")
     data = [str(source.get("path")) for source in facts.get("data") or ()]
@@ -94,14 +96,14 @@ def _of_run(run: RunFolder) -> Iterator[Line]:
     ]
     for parts in lines:
         if text := ", ".join(filter(None, parts)):
-            yield from _wrapped(text)
+            yield from wrapped_lines(text)
     yield from _curve_of(run)
     if samples := run.samples():
         step, text = samples[-1]
         yield Line("")
         yield Line(f"Sample at step {step:,}", "title")
         for line in islice(filter(str.strip, text.splitlines()[1:]), 8):
-            yield from _wrapped(line, "dim")
+            yield from wrapped_lines(line, "dim")
 
 
 def _curve_of(run: RunFolder) -> Iterator[Line]:

@@ -66,6 +66,7 @@ def print_study_end(folder: RunFolder) -> None:
     rows = [(key.replace("_", " "), shown(value)) for key, value in (folder.facts().get("results") or {}).items()]
     if rows:
         console.print(table("results", rows))
+        console.print()
     if folder.status() == "done":
         line = f"Report: {folder.path / REPORT_PAGE} (or {folder.report_path.name})"
     else:
@@ -81,12 +82,16 @@ def print_study(folder: RunFolder) -> None:
     facts = folder.facts()
     about = facts["study"]
     rows = [("study", f"{folder.path}: {folder.status()}"), ("experiment", str(about.get("title")))]
-    rows += [("command", str(about.get("command")))]
+    rows += [("command", str(about["command"]))] if about.get("command") else []
     if facts.get("error"):
         rows.append(("error", str(facts["error"])))
+    children = []
     for name in facts.get("children") or {}:
         child = RunFolder(folder.path / name)
         results = headline_results(child.facts().get("results") or {})
-        rows.append(("run", ", ".join([f"{child.path}: {child.status()}", *results])))
-    console.print(table(one_line(folder.path.name), [(key, Text(one_line(text))) for key, text in rows]))
+        children.append((name, ", ".join([child.status(), *results])))
+    for title, lines in ((folder.path.name, rows), ("runs", children)):
+        if lines:
+            console.print(table(one_line(title), [(one_line(key), Text(one_line(text))) for key, text in lines]))
+            console.print()
     print_study_end(folder)

@@ -19,6 +19,7 @@ from .console import is_plain, make_console, one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
+SEED = "seed "  # how the head of such a column begins
 PLAIN_COLUMNS = 160  # of a table in a file or a pipe
 STYLES = {"done": "good", "failed": "bad", "stopped": "warn", "interrupted": "warn", "waiting": "dim"}
 
@@ -145,10 +146,13 @@ def print_sweep_end(sweep: Sweep, outcome: Outcome) -> None:
 
     console, rows = make_console(), summarize(sweep)
     console.print(one_line(describe_sweep(sweep)), style="dim")
+    console.print()
     print_result_table(console, *result_table(sweep, rows))
+    console.print()
     console.print(one_line(how_to_read(sweep, rows)), style="dim")
     for line in what_is_missing(rows):
         console.print(Text(line, style="warn"))
+    console.print()
     _print_end(console, sweep, outcome)
 
 
@@ -190,16 +194,24 @@ def _print_end(console: Console, sweep: Sweep, outcome: Outcome) -> None:
 
 
 def print_result_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with its numbers aligned to the right; only its first column is wrapped."""
+    """Print a table with its numbers aligned to the right.
+
+    Where it is wider than the terminal, the columns of the seeds are left out: the mean and the spread say it shorter.
+    """
     from rich.table import Table
     from rich.text import Text
 
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_COLUMNS)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for number, name in enumerate(head):
-        side = "right" if number else "left"
-        table.add_column(Text(name, style="title"), justify=side, overflow="fold", no_wrap=number > 0)
+    widths = [max(len(one_line(row[number])) for row in [head, *rows]) + 2 for number in range(len(head))]
+    shown = list(range(len(head)))
+    if sum(widths) - 2 > console.width:
+        shown = [number for number in shown if not head[number].startswith(SEED)]
+    fits = sum(widths[number] for number in shown) - 2 <= console.width
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for number in shown:
+        side: Any = "right" if number else "left"
+        table.add_column(Text(head[number], style="title"), justify=side, overflow="fold", no_wrap=fits)
     for row in rows:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
+        table.add_row(*(Text(one_line(row[number])) for number in shown))
     console.print(table)

@@ -227,7 +227,6 @@ def _status(runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]) -> I
     working += [one["name"] for one in sweeps if one["status"] == "running"]
     if working:
         yield Line(f"running now: {', '.join(map(short_name, working[:RUNNING_SHOWN]))}", "good")
-    yield Line("")
 
 
 def _recent(runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]) -> Iterator[Line]:

@@ -23,7 +23,7 @@ from llm_lab.runs.folder import RunFolder
 from . import look_inside, run_questions
 from .home import EVALUATE, EXPERIMENTS, GROUPS, LOOK, MENU_WHY, REPLAY, Entry, line_of
 from .model_design import design
-from .model_questions import WHY, generating_runs, is_adapter, pick_run, runs_with_a_model
+from .model_questions import WHY, generating_runs, is_adapter, name_in_lists, pick_run, runs_with_a_model
 from .questions import (
     BackTo,
     Choice,
@@ -160,9 +160,11 @@ def evaluate() -> Flow[Next | None]:
             yield BackTo("prompt")
         return None
     named = tuple(
-        Choice(str(run.path), f"{run.path}: {_steps(run)}", next_to=RunSummary(str(run.path))) for run in kept
-    )
-    name = yield Question("time.run", "Which run?", choices=named, why=STEPS_WHY,
+        Choice(str(run.path), f"{run.path}: {_steps(run)}", cells=(name_in_lists(run), _steps(run)),
+               next_to=RunSummary(str(run.path)))
+        for run in kept
+    )  # fmt: skip
+    name = yield Question("time.run", "Which run?", choices=named, heads=("run", "checkpoints"), why=STEPS_WHY,
                           screen=Screen(EVALUATE, "compare checkpoints"))  # fmt: skip
     if not (yield Compare((name,), (yield from _ask_prompts(f"compare checkpoints: {name}")), steps=True)):
         yield BackTo("prompt")

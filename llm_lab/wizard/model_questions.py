@@ -105,11 +105,16 @@ def sweep_choices() -> list[Choice]:
     return found
 
 
+def name_in_lists(run: RunFolder) -> str:
+    """Return the path of a run, within checkpoints/ where it is there."""
+    return run.path.relative_to(ROOT).as_posix() if run.path.is_relative_to(ROOT) else str(run.path)
+
+
 def _cells_of(run: RunFolder) -> tuple[str, ...]:
     facts = run.facts()
     then, parameters = facts.get("ended_at") or facts.get("created_at"), facts.get("parameters")
     return (
-        run.path.relative_to(ROOT).as_posix() if run.path.is_relative_to(ROOT) else str(run.path),
+        name_in_lists(run),
         kind_of_run(facts),
         count(parameters) if isinstance(parameters, int | float) else "",
         short_age(time.time() - then) if isinstance(then, int | float) else "",

@@ -260,7 +260,7 @@ def size_question(texts: Sequence[tuple[dict[str, Any], int | None]], machine: M
         "How large should the model be?",
         choices=tuple(rows),
         why=SIZE_WHY,
-        screen=Screen(QUICK, paths, lines=(*lines, Line(""))),
+        screen=Screen(QUICK, paths, lines=tuple(lines)),
     )
 
 

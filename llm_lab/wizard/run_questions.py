@@ -149,7 +149,7 @@ def _delete_question(path: str) -> Question:
     """Return the question whether to delete a run, below what that means. UserError where it is running."""
     removal = plan_removal(path)
     notes = [line for note in removal.notes for line in textwrap.wrap(f"{note[0].upper()}{note[1:]}.", COLUMNS)]
-    lines = [f"{removal.path}/: {size(removal.bytes)}", *notes, ""]
+    lines = [f"{removal.path}/: {size(removal.bytes)}", *notes]
     return yes_no(f"delete {path}", "Delete it?", default=False, why=DELETE_WHY,
                   screen=Screen(RUNS, path, lines=tuple(map(Line, lines))))  # fmt: skip
 

@@ -52,7 +52,7 @@ def _options_question(experiment: Experiment, answers: Mapping[str, Any], at: st
         Choice(key.path, f"{key.path:<{width}}{written(values[key.path])}", effect=f"{key.help}: {key.allowed()}")
         for key in experiment.option_keys()
     ]
-    lines = (Line(experiment.summary), Line(""))
+    lines = (Line(experiment.summary),)
     return Question(
         OPTIONS,
         "Start, or change an option?",

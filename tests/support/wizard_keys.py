@@ -108,7 +108,7 @@ class Keyboard:
             self._printed = ""
         self.screens.append(self._printed + "\n".join(rows))
         lines = self.screens[-1].split("\n")
-        if any(question in rows[0] for question in ("Enter goes back", "What next")):
+        if any(question in "".join(rows[:2]) for question in ("Enter goes back", "What next")):
             return  # what was printed before has scrolled, and may
         assert len(lines) <= ROWS, f"{len(lines)} lines:\n{self.screens[-1]}"
         assert max(map(len, lines)) <= COLUMNS, f"too wide:\n{self.screens[-1]}"
