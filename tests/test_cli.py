@@ -13,6 +13,7 @@ from shutil import which
 import pytest
 import yaml
 from conftest import tiny_recipe, write_text
+from support.forked_command import ForkedCommand, run_forked
 
 from llm_lab.cli import function_of, main
 from llm_lab.commands.argument_parser import commands_of
@@ -168,8 +169,8 @@ def test_an_unknown_command_exits_with_2(capsys):
 
 def test_ctrl_c_saves_a_checkpoint_and_exits_with_130(recipe):
     words = ["run", recipe, "train.max_steps=20000", "train.eval_steps=20000", "train.save_steps=20000"]
-    command = [sys.executable, "-u", "-m", "llm_lab", *words, "train.logging_steps=5"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with ForkedCommand(*words, "train.logging_steps=5", **pipes) as child:
         for line in child.stdout:
             if line.startswith("step "):
                 child.send_signal(signal.SIGINT)
@@ -215,7 +216,7 @@ def test_a_mistyped_run_name_gets_a_suggestion(trained, capsys, monkeypatch):
 
 def test_chat_with_a_prompt_prints_only_the_answer(trained):
     words = ("chat", "checkpoints/tiny", "--prompt", "the", "--seed", "1", "--max-new-tokens", "8")
-    first = lab(*words, cwd=trained)
+    first = run_forked(*words, cwd=trained, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert first.returncode == 0
     assert first.stdout.endswith("\n")
     assert "Loading" not in first.stdout + first.stderr

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import tiny_recipe, write_text
+from support.forked_command import run_forked
 
 from llm_lab import load, run
 from llm_lab.cli import main
@@ -138,8 +139,7 @@ def test_a_run_finishes_when_the_pipe_of_its_output_is_closed(text):
         file.write(format_value(tiny_recipe(text)))
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "llm_lab.cli", "run", "recipe.yaml"]
-    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    ended = run_forked("run", "recipe.yaml", stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert ended.returncode == 0, ended.stderr
     assert os.path.exists("checkpoints/tiny/model/model.safetensors")

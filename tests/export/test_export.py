@@ -346,16 +346,23 @@ def save_llama(folder: str, tokenizer, extra_rows: int = 0, **changes) -> str:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GPT2_TOKENIZER.is_dir(), reason="GPT-2's tokenizer is not there")
 def test_a_hugging_face_folder_is_exported_with_its_own_tokenizer(in_tmp_path, capsys):
-    from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(GPT2_TOKENIZER)
-    folder = save_llama("theirs", tokenizer)
+    folder = save_llama("theirs", AutoTokenizer.from_pretrained(GPT2_TOKENIZER))
     assert main(["export", folder, "--to", "gguf", "--out", "files"]) == 0
     assert "Exported, verified: files/theirs-f32.gguf" in capsys.readouterr().out
+
+
+def test_an_architecture_that_is_not_ours_is_exported_but_not_to_gguf(in_tmp_path, capsys):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, max_position_embeddings=64)).save_pretrained("neox")
+    tokenizer = sentencepiece(by_normalizer=True)
+    config = GPTNeoXConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=64)
+    GPTNeoXForCausalLM(config).save_pretrained("neox")
     tokenizer.save_pretrained("neox")
     assert main(["export", "neox", "--out", "again"]) == 0
     assert json.loads(Path("again/config.json").read_text())["model_type"] == "gpt_neox"

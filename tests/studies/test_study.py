@@ -5,11 +5,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import write_text
+from support.forked_command import ForkedCommand
 from support.wizard_answers import BACK, ENTER, Refused, answers
 
 import llm_lab
@@ -143,9 +143,7 @@ def test_a_process_that_ends_without_a_result_has_failed(ending, part, capfd):
 
 
 def test_ctrl_c_stops_a_study_and_the_same_command_resumes_it():
-    command = [sys.executable, "-m", "llm_lab.cli", "study", "sums", "ending=wait"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = ForkedCommand("study", "sums", "ending=wait", stdout=subprocess.PIPE, text=True)
     assert any(line.strip() == "ready" for line in process.stdout)
     process.send_signal(signal.SIGINT)
     printed = process.stdout.read()

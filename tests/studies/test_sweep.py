@@ -5,13 +5,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_recipe, write_text
+from support.forked_command import ForkedCommand
 from support.measured_sweeps import fill_cells
 
 import llm_lab
@@ -38,10 +38,8 @@ def write_recipe(**changes) -> None:
 
 def started(*words: str) -> subprocess.Popen:
     """Start a sweep in a process of its own, in a session that can be killed with its children."""
-    command = [sys.executable, "-m", "llm_lab.cli", "sweep", "recipe.yaml", *words]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return ForkedCommand("sweep", "recipe.yaml", *words, start_new_session=True, **pipes)
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from llm_lab.runs.folder import RunFolder
+
+from .forked_command import ForkedCommand
 
 
 def losses(facts: dict) -> list[tuple]:
@@ -23,30 +24,24 @@ def weights(facts: dict, folder: str = "model") -> dict[str, torch.Tensor]:
     return load_file(Path(facts["path"]) / folder / "model.safetensors")
 
 
-# A run in a separate process, slow enough to send it a signal.
-PROGRAM = """
-import json, sys, time
-import torch
-torch.set_num_threads(1)
-from llm_lab.optim import factory
-from llm_lab.runner import run
+def _slow_muon() -> None:
+    """Make steps slow enough to send the process a signal."""
+    from llm_lab.optim import factory
 
-original = factory.BUILDERS["muon"]
+    original = factory.BUILDERS["muon"]
 
-def slow(model, options):
-    optimizer = original(model, options)
-    optimizer.register_step_post_hook(lambda *_: time.sleep(0.1))
-    return optimizer
+    def slow(model, options):
+        optimizer = original(model, options)
+        optimizer.register_step_post_hook(lambda *_: time.sleep(0.1))
+        return optimizer
 
-factory.BUILDERS["muon"] = slow
-facts = run(json.load(open(sys.argv[1])))
-print(facts["status"])
-"""
+    factory.BUILDERS["muon"] = slow
 
 
 def start(raw: dict) -> subprocess.Popen:
+    """Start a run in a process of its own."""
     Path("recipe.json").write_text(json.dumps(raw))
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, "recipe.json"], stdout=subprocess.PIPE, text=True)
+    return ForkedCommand("run", "recipe.json", prepare=_slow_muon, stdout=subprocess.PIPE, text=True)
 
 
 def wait_until(condition, process: subprocess.Popen) -> None:
