@@ -117,6 +117,10 @@ def small_demo() -> list[str]:
     for index, stage in enumerate(stages):
         if "train" in stage:
             words += [f"stages.{index}.{key}={value}" for key, value in small.items()]
+            if stage["stage"] != "reward":
+                words.append(f"stages.{index}.samples.max_new_tokens=4")
+            if stage["stage"] in ("grpo", "ppo"):
+                words.append(f"stages.{index}.{stage['stage']}.max_completion_length=8")
             write_first_rows(stage["data"][0], STAGES[stage["stage"]].examples, f"rows-{index}.jsonl")
             words.append(f"stages.{index}.data=[{{path: rows-{index}.jsonl}}]")
     return words

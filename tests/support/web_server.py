@@ -8,12 +8,11 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-
-from .forked_command import ForkedCommand
 
 # As root Chromium needs --no-sandbox; the others keep it from looking for Google's servers.
 CHROMIUM_ARGUMENTS = [
@@ -45,8 +44,8 @@ class WebServer:
         self.home = home
         self.output = home / "web.log"
         # A session of its own, so that the SIGINT of one test reaches nothing else.
-        self.process = ForkedCommand(
-            *("web", "--port", str(port)),
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llm_lab.cli", "web", "--port", str(port)],
             cwd=home,
             stdout=self.output.open("w"),
             stderr=subprocess.STDOUT,
