@@ -6,7 +6,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # On all cores, which pip does on one. A few installed files are templates and can't be compiled.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: setup demo lab web test test-all audit lint bench recording clean
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+.PHONY: setup demo lab web test test-all audit bench recording clean
 
 setup: $(VENV)/.installed
 
@@ -20,9 +22,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@$(COMPILE)
 	@touch $@
 
+# Not compiled: the tests store what they import, which is a tenth of it.
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[test]'
-	@$(COMPILE)
 	@touch $(VENV)/.installed $@
 
 demo: setup
@@ -42,10 +44,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
 
 audit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -rs tests/test_audit.py

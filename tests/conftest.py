@@ -26,6 +26,11 @@ gc.set_threshold(10_000)  # as `llm-lab` does
 WORDS = "the a small red green old tree stone river bird fish sings falls waits runs near under over".split()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores, as tests also wait for a browser or a process; at most 5, for their memory."""
+    return min(len(os.sched_getaffinity(0)) + 1, 5) if hasattr(os, "sched_getaffinity") else 4
+
+
 @pytest.fixture(scope="session")
 def cache_folders(tmp_path_factory):
     """Names of cache folders; a folder is created only by a test that writes to it."""
