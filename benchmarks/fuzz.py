@@ -28,15 +28,17 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .kills import import_everything, scenarios, write_inputs
+from .kills import SIZES, import_modules, scenarios, write_inputs
 
 PATIENCE_SECONDS = 60
 MEMORY_BYTES = 6 * 2**30  # more than the process has at its start
 LONGEST_MESSAGE = 20_000
 BATCH = 40  # cases of one forked process
+MODULES = ("cli", "stages.eval", "chat.session", "hf.chat_templates", "hf.lora_layers", "terminal.chat_screen")
 SHARES = {"recipes": 0.5, "data": 0.2, "models": 0.2, "commands": 0.05, "chat": 0.05}  # of all cases
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**63, -(2**70), 10**400, 0.0, -0.5, 1e308, float("inf"), float("nan"),
@@ -379,6 +381,31 @@ KINDS: dict[str, Callable[[Place, random.Random], tuple[Case, str]]] = {
 }
 
 
+def write_models(inputs: Path) -> None:
+    """Write a base and an adapter with random weights, as pretraining and fine-tuning would save them."""
+    import torch
+
+    from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
+    from llm_lab.hf.load import load_model
+    from llm_lab.hf.lora_layers import attach_lora
+    from llm_lab.hf.save import save_model, set_special_tokens
+    from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
+    from llm_lab.model.configuration_lab import LabConfig
+    from llm_lab.model.modeling_lab import LabForCausalLM
+    from llm_lab.recipe.post_training import Lora
+
+    torch.manual_seed(0)
+    tokenizer = make_byte_tokenizer()
+    model = LabForCausalLM(LabConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SIZES))
+    set_special_tokens(model, tokenizer)
+    save_model(model, inputs / "base", tokenizer)
+    base, tokenizer = load_model(inputs / "base"), load_tokenizer(inputs / "base")
+    chosen = apply_chat_template_choice(tokenizer, "chatml")
+    new = resize_for(base, tokenizer, chosen)
+    adapter = attach_lora(base, Lora(r=2, alpha=4, dropout=0.0), seed=0, new_token_ids=new)
+    save_model(adapter, inputs / "adapter", tokenizer)
+
+
 # --- running them
 
 
@@ -433,11 +460,13 @@ def run_case(kind: str, number: int, seed: int, place: Place) -> tuple[str, str,
 
 def campaign(trials: int, seed: int, only: set[str] | None = None) -> Findings:
     """Run cases of every kind; returns what was found."""
-    import_everything()
+    import_modules(MODULES)
     findings = Findings()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
         folder = Path(temporary).resolve()
-        write_inputs(folder / "inputs")
+        write_inputs(folder / "inputs", with_models=False)
+        if _in_a_fork(partial(write_models, folder / "inputs")) != 0:
+            raise RuntimeError("the models could not be made")
         place = Place(folder / "inputs", scenarios(folder / "inputs"))
         wanted = {kind: share for kind, share in SHARES.items() if only is None or kind in only}
         for kind, share in wanted.items():
@@ -454,11 +483,7 @@ def _run_batch(kind: str, numbers: range, seed: int, place: Place, folder: Path,
     results, at = folder / "results.jsonl", numbers.start
     while at < numbers.stop:
         results.write_text("")
-        sys.stdout.flush()
-        child = os.fork()
-        if not child:
-            _work(kind, range(at, numbers.stop), seed, place, folder, results)
-        os.waitpid(child, 0)
+        _in_a_fork(partial(_work, kind, range(at, numbers.stop), seed, place, folder, results))
         lines = [json.loads(line) for line in results.read_text().splitlines()]
         for number, code, raised, shown in lines:
             if raised:  # a campaign may be stopped before it prints its findings
@@ -470,23 +495,42 @@ def _run_batch(kind: str, numbers: range, seed: int, place: Place, folder: Path,
             at += 1
 
 
-def _work(kind: str, numbers: range, seed: int, place: Place, folder: Path, results: Path) -> None:
+def _in_a_fork(work: Callable[[], None]) -> int:
+    """Do something in a forked process, with one thread: the others of this process do not exist there.
+
+    Returns its exit code, or minus the signal that ended it.
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
     try:
-        os.environ["LLM_LAB_CACHE"] = str(folder / "cache")
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
-        for number in numbers:
-            home = folder / "case"
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir()
-            os.chdir(home)
-            found = run_case(kind, number, seed, place)
-            with results.open("a") as file:
-                file.write(json.dumps([number, *found]) + "\n")
+        import torch
+
+        torch.set_num_threads(1)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        work()
+        code = 0
     except BaseException:
         traceback.print_exc()
+        sys.stderr.flush()
     finally:
-        os._exit(0)
+        os._exit(code)
+
+
+def _work(kind: str, numbers: range, seed: int, place: Place, folder: Path, results: Path) -> None:
+    os.environ["LLM_LAB_CACHE"] = str(folder / "cache")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
+    for number in numbers:
+        home = folder / "case"
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
+        os.chdir(home)
+        found = run_case(kind, number, seed, place)
+        with results.open("a") as file:
+            file.write(json.dumps([number, *found]) + "\n")
 
 
 def count_case(findings: Findings, kind: str, number: int, code: str, raised: str, shown: str) -> None:

@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -445,14 +445,19 @@ STAGES = {
 
 def import_everything(only: set[str] | None = None) -> None:
     """Import what runs import, so that the forked processes need not. No torch operation: threads don't survive."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    stages = {stage for name in only or STAGES for stage in STAGES[name]} | {"pretrain"}
+    import_modules([*(f"stages.{stage}" for stage in sorted(stages)), *MODULES])
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules of LLM Lab and the code of a native model, with one thread and without looking for the Hub."""
     import importlib
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    stages = {stage for name in only or STAGES for stage in STAGES[name]} | {"pretrain"}
-    for module in [*(f"stages.{stage}" for stage in sorted(stages)), *MODULES]:
-        importlib.import_module(f"llm_lab.{module}")
+    for name in names:
+        importlib.import_module(f"llm_lab.{name}")
     importlib.import_module("transformers.models.llama.modeling_llama")
 
 
