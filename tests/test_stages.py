@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -19,60 +20,8 @@ from llm_lab.runs.folder import RunFolder
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {stage.name for stage in BUILT_IN}
 
-TOY_RECIPE = '''
-"""A stage of one's own: it writes a greeting."""
-
-from typing import Literal
-
-from llm_lab.recipe.fields import Group, Int, option
-from llm_lab.recipe.registry import register
-from llm_lab.recipe.stage import Stage, StageRecipe
-
-
-class ToyOptions(Group):
-    """Toy options."""
-
-    times: Int | None = option(help="how often", derived="3", ge=1)
-
-
-class ToyRecipe(StageRecipe):
-    """A greeting."""
-
-    stage: Literal["toy"] = "toy"
-    toy: ToyOptions = option(ToyOptions(), help="toy options")
-
-
-def derive(stage, recipe, machine, known):
-    recipe.fill("toy.times", 3, "polite")
-    return None
-
-
-def at_most_nine(values):
-    from llm_lab.errors import Problem
-
-    if values["toy"]["times"] > 9:
-        yield Problem("toy.times", "too often", value=values["toy"]["times"], allowed="1 to 9")
-
-
-TOY = Stage(
-    name="toy", title="Toy", label="Toy", about="greet", recipe=ToyRecipe, rules=(at_most_nine,), derive=derive,
-    module="toy_lab.greet", makes=None,
-)
-register(TOY)
-'''
-TOY_MODULE = '''
-"""What the toy stage does."""
-
-from llm_lab.events import Notice
-from llm_lab.training.loop import Result
-
-
-def run(recipe, folder, listener, *, resume=False):
-    text = " ".join(["hello"] * recipe.toy.times)
-    (folder.path / "greeting.txt").write_text(text)
-    listener(Notice(text))
-    return Result("done", {"times": recipe.toy.times})
-'''
+# The complete stage that docs/stages.md shows: its recipe and what runs it.
+TOY_RECIPE, TOY_MODULE, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "stages.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture
