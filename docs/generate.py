@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.commands.argument_parser import commands_of
-from llm_lab.commands.arguments import GROUPS, make_parser
+from llm_lab.commands.arguments import command_groups, make_parser
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.fields import Key, groups_of, leaf_keys
 from llm_lab.recipe.files import format_value
@@ -359,7 +359,7 @@ def commands_text() -> str:
     """Return every command: its sentence, its arguments, and its examples."""
     known = commands_of(make_parser())
     parts = []
-    for group, names in GROUPS.items():
+    for group, names in command_groups().items():
         parts.append(f"### {group}\n")
         for name in names:
             parser = known[name]

@@ -27,6 +27,11 @@ def _groups() -> dict[str, tuple[Callable[[Commands], None], ...]]:
     }
 
 
+def command_groups() -> dict[str, list[str]]:
+    """Return the names of the commands in the groups of the help."""
+    return {title: [add.__name__.removeprefix("_") for add in group] for title, group in _groups().items()}
+
+
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of a command; `command` is the place of its function. UserError where they are invalid."""
     return parse_with(make_parser(), words)
@@ -66,8 +71,7 @@ def _overview(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield "usage: llm-lab [command] [options]\n"
     text = "Build a language model from parts, train it, evaluate it, chat with it, export it."
     yield textwrap.fill(f"{text} Without a command, the wizard opens.", width)
-    groups = {title: [add.__name__.removeprefix("_") for add in group] for title, group in _groups().items()}
-    rows = {title: {name: about[name] for name in names} for title, names in groups.items()}
+    rows = {title: {name: about[name] for name in names} for title, names in command_groups().items()}
     for group, lines in {**rows, "Options": options}.items():
         yield f"\n{group}"
         for name, what in lines.items():
