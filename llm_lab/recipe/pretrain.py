@@ -137,8 +137,8 @@ class TrainSteps(Group):
         ge=1,
     )
     max_length: Derived[Int] = option(
-        help="tokens per sequence: the context length during training",
-        question="Context length during training, in tokens?",
+        help="tokens per training sequence; the model may have a longer context, model.max_position_embeddings",
+        question="Tokens per training sequence?",
         derived="max_position_embeddings, at most 1,024; at most 128 on a CPU",
         ge=2,
     )

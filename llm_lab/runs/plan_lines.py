@@ -156,7 +156,7 @@ def _model(values: Mapping[str, Any]) -> str:
     parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))
     return (
         f"{parts}; {model['num_hidden_layers']} layers × {model['hidden_size']}, "
-        f"context {model['max_position_embeddings']:,}"
+        f"context of up to {model['max_position_embeddings']:,} tokens"
     )
 
 
@@ -190,7 +190,9 @@ def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool, seen: 
         most = "about" if seen else "at most"
         return f"{many} × {most} {cost.tokens_per_step:,} tokens = {most} {count(cost.tokens)} tokens"
     most = "up to " if cost.tokens < steps * cost.tokens_per_step else ""
-    text = f"{many} × {most}{cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
+    length = train["max_length"]
+    rows = plural(cost.tokens_per_step // length, "sequence")
+    text = f"{many} × {most}{rows} of {length:,} tokens = {count(cost.tokens)} tokens"
     ratio = cost.tokens_per_parameter
     if ratio is not None and not cost.first_step:
         shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"

@@ -18,6 +18,7 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.validate import applies, find_key, stage_schema
 from llm_lab.recipe.what_fits import make_it_fit
+from llm_lab.runs.folder import free_name
 
 from .questions import UNSET, DesignNumbers, Flow, Panel, Question, RunNumbers, Screen
 from .walk import remember
@@ -79,7 +80,13 @@ class Draft:
         panel: Panel | None = DesignNumbers(resolved) if self.is_design else RunNumbers(resolved)
         if not self.is_design and not STAGES[self.raw["stage"]].from_scratch and not self.raw.get("model"):
             panel = None
-        return Screen(self.title, self.raw.get("name", ""), panel)
+        return Screen(self.title, self.run_name, panel)
+
+    @property
+    def run_name(self) -> str:
+        """The name that the run gets: one that is taken gets a number."""
+        name = self.raw.get("name") or ""
+        return name if self.is_design or not name else free_name(name)
 
     def ask(self, key: str, text: str, **more: Any) -> Question:
         """Return a question about this draft, below its numbers and what its last answer changed."""
@@ -102,6 +109,13 @@ class Draft:
             del raw[group]  # empty, it means nothing; an empty group that is off by default would switch it on
         notice = f"Removed, because it has no effect now: {', '.join(dropped)}." if dropped else brought
         return replace(self, raw=raw, notice=notice)
+
+    def set_back(self, path: str) -> Draft:
+        """Return the draft with a key as it was before the user answered it."""
+        value = copy.deepcopy(self.automatic[path][0]) if path in self.automatic else None
+        if path == "name" and value is None and not self.is_design:
+            value = self._first_name()
+        return self.with_answer(path, value)
 
     def with_none(self, path: str) -> Draft:
         """Return the draft with a top-level group switched off, whatever its default."""
@@ -133,6 +147,12 @@ class Draft:
 
     def origin(self, path: str) -> tuple[str, str]:
         """Return where a value comes from (yours, default or derived), and why it is what it is."""
+        if path == "name" and self.run_name != self.raw.get("name", ""):
+            kind, reason = self._origin(path)
+            return kind, ", ".join(filter(None, (reason, f"{self.raw['name']} is taken")))
+        return self._origin(path)
+
+    def _origin(self, path: str) -> tuple[str, str]:
         for start, (value, reason) in self.automatic.items():
             if f"{path}.".startswith(f"{start}.") and value_at(self.raw, start) == value:
                 return "derived" if reason else "default", reason

@@ -137,13 +137,12 @@ def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
         reason,
         f"{path}: {key.help}" if key else path,
         None if page.asker_of(path) else question,
-        is_default=not draft.is_answered(path),
     )
 
 
 def summary(draft: Draft, path: str) -> str:
     """Return a value, or a group, on one line."""
-    value = draft.value(path)
+    value: Any = draft.run_name if path == "name" else draft.value(path)
     if value is None:
         return "none"
     if path == "data":

@@ -29,7 +29,7 @@ def key_question(draft: Draft, path: str) -> Question:
     """Return the question of a key: a choice, or a text whose choices are suggestions."""
     key = draft.key(path)
     assert key is not None, path
-    now = draft.value(path)
+    now = draft.run_name if path == "name" else draft.value(path)
     why = "\n".join(part for part in (key.help[:1].upper() + key.help[1:] + ".", key.why or "") if part)
     question = draft.ask(path, key.question or f"{path}?", help=f"{path}: {key.help}", why=why)
     if key.kind == "bool" or key.choices:
@@ -53,7 +53,7 @@ def answer_key(draft: Draft, path: str, answer: Any) -> Draft:
         answer = _parse(key, answer)
     draft = draft.with_notice("")
     if answer == UNSET:
-        return draft.with_answer(path, None)
+        return draft.set_back(path)
     # Enter on a default or derived value leaves it one: it continues to follow the other answers.
     return draft if is_value(draft, path, answer) and not draft.is_answered(path) else draft.with_answer(path, answer)
 
@@ -92,13 +92,12 @@ def _if_empty(draft: Draft, path: str, key: Key) -> str:
     """Return what a key is without an answer."""
     if key.required:
         return ""
-    open_ = draft.with_answer(path, None)
-    value, (resolved, _) = open_.value(path), open_.look()
-    origin = resolved.origins.get(path) if resolved else None
+    open_ = draft.set_back(path)
+    value, origin = open_.value(path), ": ".join(filter(None, open_.origin(path)))
     if value is None:
         return f" Empty: derived ({key.derived})." if key.derived else " Empty: none."
     shown = value if key.kind == "text" else format_value(value)
-    return f" Empty: {shown} ({origin or 'default'})."
+    return f" Empty: {shown} ({origin})."
 
 
 def _choices(draft: Draft, path: str, key: Key) -> list[Choice]:

@@ -128,7 +128,7 @@ class Row:
 
     label, value: as shown. section: under which heading. origin: yours, default, derived, or ""; reason: why a derived
     value is what it is. question: makes the question that changes the value in place, whose default is the value now;
-    None: Enter asks for it in a flow of its own. is_default: whether there is nothing to set back.
+    None: Enter asks for it in a flow of its own.
     """
 
     key: str
@@ -139,7 +139,6 @@ class Row:
     reason: str = ""
     help: str = ""
     question: Callable[[], Question] | None = None
-    is_default: bool = True
 
 
 @dataclass(frozen=True)

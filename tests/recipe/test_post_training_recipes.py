@@ -137,7 +137,7 @@ def resolved(stage: str = "sft", machine: Machine = CPU, **changes: Any) -> dict
 )
 def test_the_learning_rate_is_scaled_by_stage_and_ten_times_larger_with_an_adapter(stage, share, name, rate):
     changes = {"optimizer": {"name": name}, "device": "cuda"}
-    share *= 32  # for a narrow model
+    share *= 180 if stage in ("grpo", "ppo") else 32  # for a narrow model
     whole = resolved(stage, **changes)
     adapter = resolved(stage, **changes, lora={})
     assert whole["optimizer"]["learning_rate"] == pytest.approx(rate * share, rel=1e-5)
@@ -231,16 +231,20 @@ def test_the_score_defaults_to_the_stages_rewards_and_lengths():
     assert resolved("sft").get("score") is None
 
 
-@pytest.mark.parametrize(("width", "scale"), [(64, 32), (576, 3.6), (1024, 2), (2048, 1), (4096, 1), (8, 32)])
-@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
-def test_narrower_models_learn_at_a_larger_rate_and_the_plan_says_why(stage, width, scale, tmp_path):
+@pytest.mark.parametrize(
+    ("width", "scale", "of_rewards"),
+    [(64, 32, 180), (576, 3.6, 6.7), (1024, 2, 2.8), (2048, 1, 1), (4096, 1, 1), (8, 32, 180)],
+)
+@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo", "ppo"])
+def test_narrower_models_learn_at_a_larger_rate_and_the_plan_says_why(stage, width, scale, of_rewards, tmp_path):
+    scale, law = (of_rewards, "1 / width^1.5") if stage in ("grpo", "ppo") else (scale, "1 / width")
     config = {"model_type": "somebody-elses", "hidden_size": width, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = resolve(recipe(stage, model={"checkpoint": str(tmp_path)}), machine=CPU)
     share = {"sft": 0.02}.get(stage, 0.001)
     assert found.values["optimizer"]["learning_rate"] == pytest.approx(1e-3 * share * scale)
     reason = found.origins["optimizer.learning_rate"].reason
-    assert (f"for a width of {width:,} (proportional to 1 / width)" in reason) == (scale > 1)
+    assert (f"for a width of {width:,} (proportional to {law})" in reason) == (scale > 1)
 
 
 # Memory

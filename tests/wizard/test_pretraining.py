@@ -16,6 +16,7 @@ from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.train_loop import SCHEDULERS
+from llm_lab.runs.plan_lines import plan_lines
 from llm_lab.terminal.page_state import ACTIONS, FormPage
 from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.questions import UNSET, ShowTokens, StartRun, WriteRecipe
@@ -144,6 +145,27 @@ def test_a_value_is_set_back_to_what_it_was_without_an_answer():
     assert back.changes == {}
     assert [back.row(key).origin for key in ("train.max_steps", "optimizer.learning_rate")] == ["derived", "default"]
     assert "Empty: 0.02 (default)." in back.row("optimizer.learning_rate").question().allowed
+
+
+def test_a_name_that_is_taken_is_the_same_on_the_page_and_in_the_plan():
+    Path("checkpoints/first").mkdir(parents=True)
+    draft = new_draft("pretrain", values={"name": "first"})
+    page = page_question(draft, draft, run_page("pretrain"))
+    name = page.form.row("name")
+    assert (name.value, name.reason, page.screen.where) == ("first-2", "first is taken", "first-2")
+    assert name.question().default == "first-2"
+    plan = dict((name, text) for name, text, _ in plan_lines(draft.look()[0]))
+    assert "in checkpoints/first-2/" in plan["disk"]
+    assert "Empty: my-run (default)." in name.question().allowed
+    back = page.form.change("name", UNSET).form.row("name")
+    assert (back.value, back.origin) == ("my-run", "default")
+
+
+def test_a_plan_names_the_context_of_the_model_and_the_length_of_training_sequences():
+    raw = {"model": {"size": "nano"}, "train": {"max_length": 64, "per_device_train_batch_size": 4, "max_steps": 9}}
+    plan = dict((name, text) for name, text, _ in plan_lines(new_draft("pretrain", values=raw).look()[0]))
+    assert "context of up to 256 tokens" in plan["model"]
+    assert plan["training"].startswith("9 steps × 4 sequences of 64 tokens = 2,304 tokens")
 
 
 def test_a_wrong_value_is_refused_with_the_reason():
