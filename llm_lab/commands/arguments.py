@@ -76,7 +76,8 @@ def _overview(parser: argparse.ArgumentParser) -> Iterator[str]:
         yield f"\n{group}"
         for name, what in lines.items():
             yield textwrap.fill(what, width, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
-    yield "\n`llm-lab COMMAND --help` shows the arguments of a command, with examples."
+    text = "`llm-lab COMMAND --help` shows the arguments of a command, with examples."
+    yield "\n" + textwrap.fill(text, width)
 
 
 def _run(commands: Commands) -> None:

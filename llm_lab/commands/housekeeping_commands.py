@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm_lab.errors import DONE, Problem, UserError
 from llm_lab.estimate.formatting import size
-from llm_lab.terminal.console import is_terminal, print_text
+from llm_lab.terminal.console import is_terminal, print_sentence, print_text
 
 from .documents import Document, list_document
 
@@ -98,7 +98,7 @@ def collect_garbage(arguments: argparse.Namespace) -> int | Document:
         least = find_leftovers(arguments.runs, keep=1)
         more = sum(one.bytes for one in least) - sum(one.bytes for one in found)
         if more > 0:
-            print_text(f"With --keep 1, which leaves only the last checkpoint of each run: {size(more)} more.")
+            print_sentence(f"With --keep 1, which leaves only the last checkpoint of each run: {size(more)} more.")
     if not found:
         return DONE
     if arguments.dry_run:

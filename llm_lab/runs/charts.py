@@ -84,10 +84,11 @@ PANELS = (
 def panels_for(keys: Container[str]) -> list[Panel]:
     """Return the panels of a run with these metrics, the one that says most first.
 
-    In GRPO and PPO that is the reward; their loss says little, so it comes after what the model does.
+    In GRPO and PPO that is the reward; their loss says little, so it comes after what the model does. Where outputs are
+    only scored, as in SFT, the loss stays first.
     """
     panels = [panel for panel in PANELS if any(key in keys for key in panel.keys)]
-    if "reward" not in keys and "eval_reward_sampled" not in keys:
+    if "reward" not in keys:
         return panels
     late = ("loss", "learning_rate", "grad_norm")
     return [*(panel for panel in panels if panel.keys[0] not in late), *(p for p in panels if p.keys[0] in late)]

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = [
-    *("columns", "is_plain", "is_terminal", "make_console", "one_line", "print_error", "print_text", "printable"),
+    *(
+        "columns",
+        "is_plain",
+        "is_terminal",
+        "make_console",
+        "one_line",
+        "print_error",
+        "print_sentence",
+        "print_text",
+        "printable",
+    ),
     *("prompt_styles", "rows"),
 ]
 
@@ -239,6 +249,12 @@ def supports_unicode(console: Console) -> bool:
 def has_colors(console: Console) -> bool:
     """Whether the console shows colors."""
     return console.color_system is not None and not console.no_color
+
+
+def print_sentence(text: str) -> None:
+    """Print a sentence to standard output, wrapped to a terminal."""
+    console = make_console()
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def print_text(text: str) -> None:

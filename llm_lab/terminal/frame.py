@@ -24,6 +24,7 @@ Points = Sequence[tuple[float, float]]
 WIDE_COLUMNS, WIDE_LINES = 100, 30  # from here on, the numbers and the curve are next to each other
 NUMBER_LINES = 7
 CURVE_LINES, WIDE_CURVE_LINES = 8, 18
+BLANK_LINES = 4  # between the parts of a wide frame
 SAMPLE_LINES = 3
 ATTENTION = " !"  # the mark of a number that does not look healthy
 HELD_OUT = "o"  # the mark of the second curve where there are no colors
@@ -82,22 +83,34 @@ def draw_frame(
     from rich.text import Text
 
     columns, view = columns - 1, view or View()
-    parts: list[Text] = []
-    if track.begun:
-        parts += [_heading(track, columns), _steps(track, columns, unicode)]
+    head = [_heading(track, columns), _steps(track, columns, unicode)] if track.begun else []
     foot = [_footer(view, track, columns, lines, unicode)] if keys and track.begun and lines >= 8 else []
-    free = lines - 2 - len(parts) - len(foot)
+    free = lines - 2 - len(head) - len(foot)
     if track.begun and view.key:
         pages = _pages(view.key, track, columns, _room(lines))
-        parts += pages[min(view.page, len(pages) - 1)][: max(0, free)] if pages else [Text("Nothing yet.")]
+        blocks = [pages[min(view.page, len(pages) - 1)][: max(0, free)] if pages else [Text("Nothing yet.")]]
     elif track.begun and columns >= WIDE_COLUMNS - 1 and lines >= WIDE_LINES:
-        parts += _wide_body(track, columns, free, unicode, colors)
+        blocks = _wide_body(track, columns, free, unicode, colors)
     else:
-        parts += _body(track, columns, free, unicode, colors)
-    for part in [*parts, *foot]:
+        blocks = _body(track, columns, free, unicode, colors)
+    parts = _spaced([head, *blocks, foot], lines - 2)
+    for part in parts:
         part.no_wrap = True
         part.truncate(columns, overflow="ellipsis" if unicode else "crop")
-    return Group(*[*parts[: max(1, lines - 2 - len(foot))], *foot])
+    body = parts[: len(parts) - len(foot)]
+    return Group(*body[: max(1, lines - 2 - len(foot))], *foot)
+
+
+def _spaced(blocks: list[list[Text]], lines: int) -> list[Text]:
+    """Return the lines of blocks, with blank lines between them: as many as fit, the last ones first."""
+    from rich.text import Text
+
+    shown = [block for block in blocks if block]
+    spare = lines - sum(map(len, shown))
+    parts: list[Text] = []
+    for left, block in zip(reversed(range(len(shown))), shown, strict=True):
+        parts += [*([Text()] if parts and left < spare else []), *block]
+    return parts
 
 
 def _heading(track: Track, columns: int) -> Text:
@@ -130,21 +143,20 @@ def _footer(view: View, track: Track, columns: int, lines: int, unicode: bool) -
     return foot
 
 
-def _body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[Text]:
-    """Return numbers, curve and sample, one below the other, on at most `free` lines."""
+def _body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[list[Text]]:
+    """Return numbers, curve and sample, which are below each other, on at most `free` lines."""
     most = max(2, min(NUMBER_LINES, free // 3 + 1))
     parts = [*_numbers(track, columns, most), *_mix(track, columns), *_warning(track, columns)] if track.begun else []
     parts += _progress(track, columns, unicode)
     free -= len(parts)
     sample = _sample(track, columns, min(SAMPLE_LINES, free - 1)) if track.samples and free >= 2 else []
     free -= len(sample)
-    if free >= 5:
-        parts += _curve(track, columns, min(CURVE_LINES, free - 1), unicode, colors)
-    return parts + sample
+    curve = _curve(track, columns, min(CURVE_LINES, free - 1), unicode, colors) if free >= 5 else []
+    return [parts, curve, sample]
 
 
-def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[Text]:
-    """Return the numbers next to the curve, and the sample below them, on at most `free` lines."""
+def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[list[Text]]:
+    """Return the numbers next to the curve, warnings, and the sample below them, on at most `free` lines."""
     from rich.text import Text
 
     under = [*_mix(track, columns), *_warning(track, columns), *_progress(track, columns, unicode)]
@@ -158,7 +170,10 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
     left = [
         Text.assemble((name.ljust(names), "dim"), "  ", (number.rjust(width), style)) for name, number, style in pairs
     ]
-    rows = min(max(WIDE_CURVE_LINES, len(left)), free - len(under) - SAMPLE_LINES)
+    sample = _sample(track, columns, free // 3)
+    # The curve takes what the sample leaves, without the blank lines between them.
+    rows = max(WIDE_CURVE_LINES, len(left), free - len(under) - max(len(sample), SAMPLE_LINES) - BLANK_LINES)
+    rows = min(rows, free - len(under) - SAMPLE_LINES)
     side = names + width + 2
     right = list(_curve(track, columns - side - 4, rows - 1, unicode, colors))
     bar = " │ " if unicode else " | "
@@ -166,7 +181,7 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
         Text.assemble(one, " " * (side - one.cell_len), (bar, "dim"), other)
         for one, other in itertools.zip_longest(left[:rows], right, fillvalue=Text())
     ]
-    return [*lines, *under, *_sample(track, columns, free - len(lines) - len(under))]
+    return [lines, under, sample[: free - len(lines) - len(under)]]
 
 
 def _progress(track: Track, columns: int, unicode: bool) -> list[Text]:

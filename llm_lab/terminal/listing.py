@@ -32,6 +32,8 @@ from .run_list import print_runs
 if TYPE_CHECKING:
     from rich.console import Console
 
+NOTHING = "nothing"
+LEFT_OUT_FIRST = ("license", "reads", "kind")  # columns of the models
 SHORT_METHODS = {FULL: "all", LORA: "LoRA", QLORA: "QLoRA"}
 FITS_HELP = (
     "size: parameters. reads: the longest input, in tokens. trains: what fits on this machine in SFT, with up "
@@ -92,17 +94,24 @@ def print_library(console: Console, entries: Sequence[LibraryEntry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    heads = ("name on the Hub", "size", "reads", "kind", "license", "trains")
+    rows = [(*library_row(entry.model), SHORT_METHODS[entry.best.method] if entry.best else NOTHING)
+            for entry in entries]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    shown = list(range(len(heads)))
+    for head in LEFT_OUT_FIRST:  # where the terminal is narrow
+        if sum(widths[number] + 1 for number in shown) > console.width:
+            shown.remove(heads.index(head))
     listed = Table.grid(padding=(0, 1))
     listed.title, listed.title_justify, listed.title_style = "models: values of model.checkpoint", "left", "title"
-    for justify in ("left", "right", "right", "left", "left", "left"):
-        listed.add_column(justify=justify, no_wrap=True)
-    heads = ("name on the Hub", "size", "reads", "kind", "license", "trains")
-    listed.add_row(*(Text(text, style="dim") for text in heads))
-    for entry in entries:
-        best = entry.best
-        fits = Text(SHORT_METHODS[best.method], "good") if best else Text("nothing", "bad")
-        listed.add_row(*library_row(entry.model), fits)
+    for number in shown:
+        listed.add_column(justify="right" if heads[number] in ("size", "reads") else "left", no_wrap=True)
+    listed.add_row(*(Text(heads[number], style="dim") for number in shown))
+    for row in rows:
+        fits = Text(row[-1], "bad" if row[-1] == NOTHING else "good")
+        listed.add_row(*(row[number] for number in shown[:-1]), fits)
     console.print(listed)
+    console.print()
     console.print(Text(FITS_HELP, style="help"))
 
 

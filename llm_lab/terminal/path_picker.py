@@ -47,10 +47,11 @@ class Row:
 
 @dataclass
 class Place:
-    """Where the list is, and what was typed and marked."""
+    """Where the list is, and what was typed and marked. in_lines: whether it is printed, line by line."""
 
     question: Question
     columns: int
+    in_lines: bool = False
     folder: str = ""
     typed: str = ""
     marked: list[str] = field(default_factory=list)
@@ -108,7 +109,7 @@ class Place:
     def _title(self, path: str, about: str, width: int, why_not: str | None) -> str:
         # One that can't be chosen has a mark of its own.
         mark = "" if not self.several or why_not else MARKED if path in self.marked else UNMARKED
-        width -= 0 if self.several or not why_not else len(MARKED)
+        width -= len(MARKED) if why_not and not self.several and not self.in_lines else 0
         return one_line(f"{mark}{_fit(path, width):<{width}}  {about}".rstrip() if path else f"{mark}{about}")
 
     def go(self, folder: str) -> None:
@@ -313,7 +314,7 @@ def pick_plainly(question: Question, read_line: Callable[[Question, str, str], s
 
     read_line: (question, before, default) -> the text that was typed, or the default.
     """
-    place = Place(question, 79)
+    place = Place(question, 79, in_lines=True)
     several = place.several
     default = " ".join(place.defaults)
     while True:

@@ -56,7 +56,7 @@ def style() -> Any:
             ("bar", "bold"),
             ("edited", "underline"),
             ("answer", styles["help"]),
-            ("selected", "bold"),
+            ("selected", "noreverse bold"),
             ("refused", "reverse"),
             ("pointed", f"{styles['accent']} reverse"),
             *((name, styles["accent"]) for name in ("qmark", "pointer", "highlighted")),

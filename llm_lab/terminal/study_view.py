@@ -29,7 +29,7 @@ def print_experiments(experiments: Sequence[Experiment]) -> None:
             console.print(table(title, [(Text(one_line(one.name)), _about(one)) for one in group]))
             console.print()
     hint = "Its options: llm-lab study NAME --dry-run. Your own: a file in ./experiments, see docs/studies.md."
-    console.print(Text(hint, style="dim"), soft_wrap=True)
+    console.print(Text(hint, style="dim"), soft_wrap=not console.is_terminal)
 
 
 def _about(experiment: Experiment) -> Text:

@@ -26,6 +26,7 @@ STYLES = {"done": "good", "failed": "bad", "stopped": "warn", "interrupted": "wa
 
 def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], **more: Any) -> None:
     """Print what a sweep will run: configurations, runs that are left, time and disk. more: as for plan_rows."""
+    from rich.console import Group
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
@@ -40,9 +41,10 @@ def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], **more: Any) -> 
     title = Text(f"{sweep.kind.capitalize()}: {sweep.folder.name}", style="title")
     title.stylize("not dim")  # else it is as dim as the frame
     console = make_console()
-    if first.values.get("device") == "cpu":
-        console.print(Text(BANNER, style="warn"))
-    console.print(Panel(table, title=title, title_align="left", width=min(100, console.width), border_style="dim"))
+    banner = [Text(BANNER, style="warn")] if first.values.get("device") == "cpu" else []
+    console.print(
+        Panel(Group(*banner, table), title=title, title_align="left", width=min(100, console.width), border_style="dim")
+    )
 
 
 class SweepScreen:
@@ -179,7 +181,8 @@ def _print_end(console: Console, sweep: Sweep, outcome: Outcome) -> None:
 
     for state in outcome.states:
         if state.status == "failed":
-            console.print(Text(f"{state.cell.label}: {state.error}", style="bad"), soft_wrap=True)
+            failed = Text(f"{state.cell.label}: {state.error}", style="bad")
+            console.print(failed, soft_wrap=not console.is_terminal)
     report = sweep.folder / "report.html"
     console.print(f"Report: {report}", soft_wrap=True)
     console.print("Next to it: report.md, results.csv, results.json")

@@ -263,7 +263,7 @@ def test_a_child_with_another_recipe_is_trained_again_and_a_study_confuses_no_ot
     capsys.readouterr()
     assert main(["show", "trains"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"run +checkpoints/trains/steps-2: done, validation loss", printed)
+    assert re.search(r"steps-2 +done, validation loss", printed)
     assert "llm-lab study trains steps=2" in printed
     visit = answers(checkpoints, ["checkpoints/trains", "Run it again"])
     assert visit.effects == [StartStudy("trains", {"steps": [2]}), Pause()]

@@ -455,7 +455,7 @@ def test_a_resumed_run_shows_its_whole_curve():
     axis = next(line for line in lines if line.split() == ["10", "200"])
     assert axis
     assert lines[1].endswith("50 %  1:40 elapsed")
-    assert "training loss 3.0000" in lines[2]
+    assert "training loss 3.0000" in "\n".join(lines[2:4])
 
 
 def test_a_warning_stays_in_the_frame_and_in_the_log():
