@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import random
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -25,7 +25,8 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import is_first_process, process_count
 from llm_lab.runs.resume import BATCH, batch_of, batch_to_resume, with_batch
 
-ON_A_CPU = "can't allocate memory"  # PyTorch's words; it has no error of its own for this
+# The words of PyTorch and of oneDNN, which have no error of their own for this.
+ON_A_CPU = ("can't allocate memory", "could not create a primitive")
 
 
 class OutOfMemory(Exception):
@@ -43,6 +44,7 @@ def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
     With several processes nothing is saved: the others wait in the middle of the step.
     """
     failed = False
+    forget = _pass_that_ends_others()
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -50,6 +52,7 @@ def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
         failed = True
+        forget()
     if failed and process_count() > 1:
         raise OutOfMemory(trainer.state.global_step, in_update=trainer.before_step.in_update)
     if failed:
@@ -60,8 +63,18 @@ def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
         raise OutOfMemory(trainer.state.global_step, in_update=in_update)
 
 
+def _pass_that_ends_others() -> Callable[[], None]:
+    """Return a function that drops what failed backward passes had still to do, with the activations that it needs.
+
+    On a CPU, PyTorch keeps that in the queue of the thread until a pass comes to it, which takes what was computed last
+    first. So that pass must begin at something that was computed before.
+    """
+    earlier = torch.zeros((), requires_grad=True) * 1
+    return earlier.backward
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or ON_A_CPU in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in ON_A_CPU)
 
 
 def _save(trainer: Any) -> None:

@@ -3,8 +3,11 @@
 The cap is artificial: a forward pass with gradients fails, as on a full GPU, if it has too many rows.
 """
 
+import gc
 import json
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.resume import Batch
 from llm_lab.stages.sft import LabSFTTrainer
-from llm_lab.training.out_of_memory import OutOfMemory, halve_batch, try_longest_batch
+from llm_lab.training.out_of_memory import OutOfMemory, halve_batch, noticing_out_of_memory, try_longest_batch
 
 TOLERANCE = 1e-4
 
@@ -107,6 +110,34 @@ def test_every_trained_stage_continues_from_the_same_step_with_the_same_losses(s
     facts, warnings = compare(raw, cap, rows=rows // 2, after=per_step)
     assert facts["batch"] == {"rows": 2, "batches": 2, "from_step": 1}
     assert any(text.startswith("Out of memory in step 2") for text in warnings)
+
+
+class OutOfMemoryInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("could not create a primitive")  # oneDNN's words
+
+
+def test_nothing_of_the_failed_step_stays_in_memory():
+    """Not even where a backward pass ends with another branch of the model still to do."""
+    trainer = SimpleNamespace(
+        before_step=SimpleNamespace(in_update=True, restore=lambda: None), state=SimpleNamespace(global_step=3)
+    )
+    alive = []
+
+    def step():
+        hidden = torch.ones(4, requires_grad=True) * 2
+        alive.append(weakref.ref(hidden))
+        (hidden.exp() * hidden + OutOfMemoryInBackward.apply(hidden)).sum().backward()
+
+    with pytest.raises(OutOfMemory), noticing_out_of_memory(trainer):
+        step()
+    gc.collect()
+    assert alive[0]() is None
 
 
 def test_a_single_row_that_does_not_fit_is_an_error_with_a_way_out(in_tmp_path, cap):
