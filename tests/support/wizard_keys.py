@@ -14,6 +14,8 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from questionary.prompts.common import InquirerControl
 
+from llm_lab.wizard.questions import Question
+
 ROWS, COLUMNS = 24, 80
 LONGEST_LIST = 100
 
@@ -158,3 +160,39 @@ def keyboard(steps: Any, monkeypatch: Any, read_printed: Callable[[], str] = lam
         yield keys
         monkeypatch.setattr(Application, "run", run)
     assert not keys.steps, f"never pressed: {keys.steps}"
+
+
+def drawn(question: Question, columns: int, rows: int, monkeypatch: Any, read_printed: Callable[[], str]) -> list[str]:
+    """The lines of a question's screen in a terminal of this size."""
+    from llm_lab.commands.wizard_commands import wizard_commands
+    from llm_lab.terminal.ask import Back
+    from llm_lab.terminal.driver import Wizard
+
+    lines: list[str] = []
+    run = Application.run
+
+    class Sized(Screen):
+        def get_size(self) -> Size:
+            return Size(rows=rows, columns=columns)
+
+    def look(app: Application) -> None:
+        if app.is_done:
+            return
+        screen = app.renderer.last_rendered_screen
+        shown = [[screen.data_buffer[y][x].char for x in range(columns)] for y in range(screen.height)]
+        lines[:] = [*read_printed().splitlines(), *("".join(line).rstrip() for line in shown)]
+        app.exit(exception=Back())
+
+    def shown_once(app: Application, *args: Any, **options: Any) -> Any:
+        app.after_render += look
+        return run(app, *args, **options)
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", str(rows))
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=Sized()), monkeypatch.context() as patch:
+        patch.setattr(Application, "run", shown_once)
+        with contextlib.suppress(Back):
+            Wizard(wizard_commands(), debug=True).ask(question)
+    assert len(lines) <= rows, "\n".join(lines)
+    assert max(map(len, lines)) <= columns, "\n".join(lines)
+    return lines

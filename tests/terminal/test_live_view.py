@@ -440,10 +440,12 @@ def test_a_wide_terminal_has_the_numbers_next_to_the_curve_and_more_of_the_sampl
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24), (120, 40)])
-@pytest.mark.parametrize("kind", ["pretraining", "rewards"])
+@pytest.mark.parametrize("kind", ["pretraining", "rewards", "help", "warning"])
 def test_the_frame_looks_as_its_snapshot(kind, columns, rows):
-    track = busy_track() if kind == "pretraining" else rewarded_track()
-    shown = draw_frame(track, columns, rows, keys=True, colors=columns > 60)
+    track = rewarded_track() if kind == "rewards" else busy_track()
+    track.warning = "the gradient norm is 9 times its usual value: lower the learning rate" if kind == "warning" else ""
+    view = View("?") if kind == "help" else View()
+    shown = draw_frame(track, columns, rows, keys=True, colors=columns > 60, view=view)
     assert_matches_snapshot(f"live-{kind}-{columns}x{rows}", [part.plain for part in shown.renderables])
 
 
