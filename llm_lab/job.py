@@ -271,14 +271,29 @@ def with_sizes(resolved: Resolved) -> Resolved:
         columns = source.columns.model_dump(exclude_none=True) if source.columns else None
         sets.append(source.model_dump(exclude={"weight"}) | {"columns": columns, "key": f"data.{index}"})
     split = recipe.validation
-    count = token_counter(recipe.model.checkpoint)
     try:
         found = measure_examples(
-            sets, kind=stage.examples or "", fraction=split.fraction, take=split.from_, count_tokens=count
+            sets,
+            kind=stage.examples or "",
+            fraction=split.fraction,
+            take=split.from_,
+            **_tokens_of(recipe.model.checkpoint, recipe.chat_template),
         )
     except UserError:  # the run reports it
         return resolved
     return estimate_again(replace(resolved, examples=found)) if found else resolved
+
+
+def _tokens_of(checkpoint: str, template: str | None) -> dict[str, Any]:
+    """Return how a model counts tokens and renders messages, as far as its files are on this machine."""
+    from llm_lab.estimate.cached_models import cached_folder
+    from llm_lab.hf.rendering import renderer_of
+
+    given = Path(checkpoint).expanduser()
+    place = given if given.exists() else cached_folder(checkpoint) or given
+    folder = place / "model" if (place / "model").is_dir() else place
+    own = renderer_of(folder) if template in (None, "own") else None
+    return {"count_tokens": token_counter(str(folder)), "render": own}
 
 
 # --- pipelines

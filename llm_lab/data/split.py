@@ -22,6 +22,7 @@ READ_AT_ONCE_BYTES = 16 * 2**20  # of files that are read whole for a plan
 MEASURED_ROWS = 200  # whose tokens are counted for a plan
 TOKENS_OF_TEMPLATE = 5  # around a message, about
 Documents = Callable[[], Iterator[str]]
+Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 
 
 @dataclass(frozen=True)
@@ -231,12 +232,19 @@ def _require_sides(
 
 
 def measure_examples(
-    sets: Sequence[Mapping[str, Any]], *, kind: str, fraction: float, take: str, count_tokens: Callable[[str], int]
+    sets: Sequence[Mapping[str, Any]],
+    *,
+    kind: str,
+    fraction: float,
+    take: str,
+    count_tokens: Callable[[str], int],
+    render: Render | None = None,
 ) -> ExampleSizes | None:
     """Return the number and the sizes of the examples of a recipe's sets, or None where reading them takes long.
 
-    sets: the arguments of open_examples. count_tokens: returns the tokens of a text. A Hub dataset is not read.
-    Raises UserError as open_examples does.
+    sets: the arguments of open_examples. count_tokens: returns the tokens of a text. render: returns the text that the
+    model's chat template makes of messages, or of a prompt. A Hub dataset is not read. Raises UserError as
+    open_examples does.
     """
     for given in sets:
         path = str(given["path"])
@@ -256,14 +264,21 @@ def measure_examples(
     ]
     held_out = sum(len(split.validation) for split in splits)
     repeated = sum(split.duplicates for split in splits)
-    lengths = [_tokens_of(one, count_tokens) for one in some]
+    try:
+        lengths = [_tokens_of(one, count_tokens, render) for one in some]
+    except Exception:  # a template is a program: it may raise anything; the run says what
+        lengths = [_tokens_of(one, count_tokens) for one in some]
     return ExampleSizes(len(train), held_out, lengths, tuple(dropped), repeated)
 
 
-def _tokens_of(example: Example, count_tokens: Callable[[str], int]) -> int:
+def _tokens_of(example: Example, count_tokens: Callable[[str], int], render: Render | None = None) -> int:
     """Return about how many tokens an example has: the longer one of a pair, and the prompt alone without answers."""
     if example.text is not None:
         return count_tokens(example.text) + 1
     answers = [text for text in (example.completion, example.chosen, example.rejected) if text is not None]
+    if render is not None:
+        asked = list(example.prompt)
+        whole = [render([*asked, {"role": "assistant", "content": text, **example.about}], False) for text in answers]
+        return max(map(count_tokens, whole or [render(asked, True)]))
     said = sum(count_tokens(str(message["content"])) + TOKENS_OF_TEMPLATE for message in example.prompt)
     return said + max((count_tokens(text) for text in answers), default=0) + TOKENS_OF_TEMPLATE

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from llm_lab.errors import Problem, UserError, one_of
+from llm_lab.estimate.adapter_base import read_object
 from llm_lab.limits import memory_limit, time_limit
 
 Message = Mapping[str, Any]
@@ -24,6 +26,7 @@ DATE = "template_date"  # in tokenizer_config.json: the date of a template that 
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 _CLOCK = re.compile(r"\bstrftime_now\b")
 _DIRECTIVES = [*(f"%{letter}" for letter in "aAbBcdHIjmMpSuUwWxXyYG"), *(f"%-{letter}" for letter in "dHIjmMSyU")]
+_GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")  # transformers' own tags
 _WORD = "qzxjq"  # a word that no template contains
 _KEY = "chat_template"
 RENDER_SECONDS = 10
@@ -153,6 +156,42 @@ def _limits() -> Iterator[None]:
     too_long = Problem(_KEY, why, fix="Set chat_template: chatml, which replaces it.")
     with time_limit(RENDER_SECONDS, too_long), memory_limit(RENDER_BYTES):
         yield
+
+
+def renderer_of(folder: Path) -> Callable[[Sequence[Message], bool], str] | None:
+    """Return a function that renders messages, or a prompt, with the chat template of a model's folder.
+
+    For plans: it needs neither PyTorch nor transformers, and raises whatever the template raises. None: the folder has
+    no valid template.
+    """
+    settings = read_object(folder / "tokenizer_config.json") or {}
+    file, template = folder / "chat_template.jinja", settings.get("chat_template")
+    if file.is_file():
+        template = file.read_text(encoding="utf-8", errors="replace")
+    if not isinstance(template, str):
+        return None
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(why: str) -> None:
+        raise ValueError(why)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": refuse, "strftime_now": datetime.datetime.now().strftime}
+    tokens = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    tokens = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}
+    try:
+        with _limits():
+            compiled = environment.from_string(_GENERATION.sub("", template))
+    except Exception:  # the run says what is wrong with it
+        return None
+
+    def render_for_a_plan(messages: Sequence[Message], prompt: bool) -> str:
+        with _limits():
+            return compiled.render(messages=messages, add_generation_prompt=prompt, **tokens)
+
+    return render_for_a_plan
 
 
 def template_of(tokenizer: Any) -> str:

@@ -9,6 +9,7 @@ from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.measurements import Measurement, find_measurement, keep_measurement
 from llm_lab.estimate.parameters import guess_shape
 from llm_lab.estimate.tuning_cost import ExampleSizes, Work, estimate_tuning
+from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.job import check
 from llm_lab.recipe.resolve import resolve
 
@@ -65,6 +66,43 @@ def test_a_batch_is_as_wide_as_its_longest_example():
     sizes = ExampleSizes(100, 0, [10, 20, 30, 400])
     assert sizes.width(1, 100) == pytest.approx((10 + 20 + 30 + 100) / 4)
     assert sizes.width(1, 100) < sizes.width(4, 100) < sizes.width(1000, 100) <= 100 == sizes.longest(100)
+
+
+WITH_A_SYSTEM_PROMPT = (
+    "{%- if messages[0]['role'] != 'system' %}{{ '<s>You are a helpful assistant.' }}{% endif %}\n"
+    "{% for m in messages %}{{ m['role'] + ': ' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '|' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "grpo"])
+def test_the_plan_counts_what_the_models_own_chat_template_writes(base, kind):
+    tokenizer = make_byte_tokenizer()
+    tokenizer.chat_template = WITH_A_SYSTEM_PROMPT
+    tokenizer.save_pretrained("base")
+    pairs = [(f"What is {i}?", "yes" * (i % 5 + 1), "no") for i in range(40)]
+    rows = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in pairs]
+    if kind == "sft":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = planned(kind, data=[{"path": "rows.jsonl"}], validation={"fraction": 0.1, "from": "end"}).examples
+    asked = [[{"role": "user", "content": prompt}] for prompt, _, _ in pairs[: sizes.training]]
+    if kind != "grpo":  # the longer answer of a pair
+        asked = [[*one, {"role": "assistant", "content": pair[1]}] for one, pair in zip(asked, pairs, strict=False)]
+    texts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=kind == "grpo") for one in asked]
+    assert list(sizes.lengths) == [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% if %}", "{{ raise_exception('no') }}"])
+def test_a_template_that_accepts_no_conversation_leaves_a_plan_without_it(base, template):
+    plain = planned("sft").examples
+    make_byte_tokenizer().save_pretrained("base")
+    Path("base/chat_template.jinja").write_text(template)
+    broken = planned("sft").examples
+    assert broken.training == plain.training
+    assert min(broken.lengths) > 0
 
 
 def cost_of(work, lengths, **config):
