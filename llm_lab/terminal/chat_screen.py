@@ -218,7 +218,7 @@ class _Screen:
         speed = f", {stats.tokens_per_second:,.0f} tokens/s" if stats.tokens_per_second else ""
         many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
         next_text = ", the next message starts a new text" if (stats.stop, self.session.mode) == ENDED else ""
-        self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}{full}]", "dim")
+        self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}{full}]\n", "dim")
 
     def _show_notice(self) -> str:
         """Show what the model did not see; of a context that stays full, only the first time.

@@ -290,6 +290,7 @@ class Wizard:
         That is the text of a panel that is higher than the terminal; it has not been drawn then.
         """
         if question.below_output and self._has_printed:
+            make_console().print()
             return SCROLLED_LINES, ""
         self._has_printed = False
         screen = question.screen
