@@ -46,6 +46,7 @@ ODD: tuple[Any, ...] = (
     "[red]x[/]", "{% for i in range(9) %}", "(a+)+$", "x" * 5000, "2024-01-01", "builtin:", "builtin:sums", "stage:",
     [], [None], [[]], ["a", 1], [1, 2, 3], {}, {"a": None}, {"": {}}, {"checkpoint": None}, [{}], {"path": ["x"]},
 )  # fmt: skip
+SHORT = "eval.speed_tokens=4"
 WORDS = ("model", "path", "data", "train", "stage", "messages", "prompt", "chosen", "text", "name", "x", "")
 
 
@@ -286,7 +287,7 @@ def model_case(place: Place, draw: random.Random) -> tuple[Case, str]:
             ["show", "m"],
             ["chat", "m", "--device", "cpu", "--prompt", "a?", "--max-new-tokens", "2"],
             ["check", "r.json"],
-            ["eval", "m", "--data", str(place.inputs / "text.txt"), "device=cpu", "eval.max_tokens=64"],
+            ["eval", "m", "--data", str(place.inputs / "text.txt"), "device=cpu", "eval.max_tokens=64", SHORT],
         )
     )
     recipe = place.recipes[draw.choice(("sft", "lora", "dpo"))] | {"model": {"checkpoint": "m"}}

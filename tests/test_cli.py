@@ -293,6 +293,12 @@ def test_every_command_has_a_sentence_two_examples_that_parse_and_a_place_in_the
     assert sorted(listed) == sorted(commands)
 
 
+def test_the_arguments_of_a_command_are_not_those_of_the_one_before():
+    assert parse(["run", "r.yaml", "--resume", "train.max_steps=5"]).overrides == ["train.max_steps=5"]
+    again = parse(["run", "r.yaml"])
+    assert (again.overrides, again.resume) == ([], False)
+
+
 def test_the_help_of_chat_and_compare_has_the_defaults():
     from llm_lab.chat.decoding import ChatSettings
     from llm_lab.evaluation.compare import SETTINGS

@@ -120,7 +120,7 @@ def parse_with(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(words)
     # argparse takes all key=value arguments or none: those after an option (run R --resume a=1) are left over.
     if rest and hasattr(arguments, "overrides") and not any(word.startswith("-") for word in rest):
-        arguments.overrides += rest
+        arguments.overrides = [*arguments.overrides, *rest]
     elif rest:
         raise UserError(_unknown(rest[0], commands[name] if name else parser))
     return arguments

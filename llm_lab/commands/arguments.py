@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +38,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return parse_with(make_parser(), words)
 
 
+@functools.cache
 def make_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser(prog="llm-lab", add_help=False, usage="llm-lab [command] [options]")
