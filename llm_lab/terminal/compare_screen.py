@@ -239,7 +239,7 @@ def _details(comparison: Comparison, number: int, model: int) -> Text:
     answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
     if answer.problem:
         return Text("")
-    text = Text(f"[{answer.describe()}]", style="dim")
+    text = Text.assemble((f"[{answer.describe()}]", "dim"))  # what is added is not dim
     against = reference_of(comparison, model)
     if first is not None and against is not None and (words := verdict(first, answer, letters(comparison)[against])):
         text.append(f"\n{words}", style="good" if first.text == answer.text else MARK)
