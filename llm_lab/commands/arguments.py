@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llm_lab import __version__
+from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
 
 from .argument_parser import PLAIN, Commands, Parser, parse_with
 
@@ -398,7 +399,7 @@ def _look(commands: Commands) -> None:
 def _sweep(commands: Commands) -> None:
     parser = commands.add(
         "sweep",
-        "run a recipe for several values of its keys, with the same seeds, and compare",
+        SWEEP_ABOUT,
         "study_commands.sweep",
         "sweep stories optimizer.learning_rate=0.001,0.003 --seeds 3",
         "sweep my.yaml --preset optimizer --dry-run",
@@ -416,7 +417,7 @@ def _sweep(commands: Commands) -> None:
 def _duel(commands: Commands) -> None:
     parser = commands.add(
         "duel",
-        "compare two recipes with the same seeds, and say whether one is better",
+        DUEL_ABOUT,
         "study_commands.duel",
         "duel stories optimizer.name=adamw,muon --seeds 3",
         "duel a.yaml b.yaml --by time",

@@ -39,7 +39,7 @@ def _folder_named(path: str) -> Path | None:
 def print_show(path: str) -> int:
     """Show what a checkpoint is, and its lineage; of a study or a sweep, its results."""
     from llm_lab.estimate.cached_models import cached_folder
-    from llm_lab.runs.folder import RunFolder
+    from llm_lab.runs.folder import ROOT, RunFolder
 
     folder_named = _folder_named(path)
     if folder_named is not None:
@@ -60,7 +60,9 @@ def print_show(path: str) -> int:
 
     found = find_traced(path)
     folder = found if Path(found).exists() else str(cached_folder(found) or found)
-    print_checkpoint(path, folder, digest_of=weights_digest)
+    is_short = folder_named is not None and not Path(path).expanduser().exists() and folder_named.is_relative_to(ROOT)
+    name = folder_named.relative_to(ROOT).as_posix() if is_short and folder_named is not None else path
+    print_checkpoint(name, folder, digest_of=weights_digest)
     return DONE
 
 

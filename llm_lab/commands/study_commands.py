@@ -182,7 +182,7 @@ def plan_and_start_sweep(recipe: str, words: Sequence[str], *, seeds: int, prese
 
     options = ["--preset", preset] if preset else []
     command = shlex.join(["llm-lab", "sweep", recipe, *words, *options, "--seeds", str(seeds)])
-    return start_sweep(plan_sweep(recipe, words, seeds=seeds, preset=preset, command=command))
+    return start_sweep(plan_sweep(recipe, words, seeds=seeds, preset=preset, command=command, numbered=True))
 
 
 def resume_sweep(folder: str) -> int:
@@ -316,7 +316,7 @@ def plan_and_start_duel(recipe: str, words: Sequence[str], *, seeds: int, other:
     from llm_lab.studies.duel import plan_duel
 
     command = shlex.join(["llm-lab", "duel", recipe, *([other] if other else []), *words, "--seeds", str(seeds)])
-    return start_duel(plan_duel(recipe, words, other=other, seeds=seeds, command=command))
+    return start_duel(plan_duel(recipe, words, other=other, seeds=seeds, command=command, numbered=True))
 
 
 def duel_from_python(

@@ -72,11 +72,13 @@ def plan_duel(
     measure: str | None = None,
     by: str = BOTH,
     command: str = "",
+    numbered: bool = False,
     root: Path = ROOT,
 ) -> Sweep:
     """Return a duel whose two recipes have been checked; nothing is written yet.
 
-    other: the second recipe; without it, words has one key with two values. UserError with every problem of both.
+    other: the second recipe; without it, words has one key with two values. numbered: as in plan_sweep. UserError with
+    every problem of both.
     """
     if by not in (TOKENS, TIME, BOTH):
         raise UserError(Problem("--by", "what is held equal", value=by, allowed=f"{TOKENS}, {TIME}, {BOTH}"))
@@ -94,7 +96,7 @@ def plan_duel(
         title = f"{pair[0].name}-against-{pair[1].name}"
     if any(key.endswith("train.max_steps") or key.endswith("train.num_train_epochs") for key in grid.values):
         why = "a duel trains both on the same number of tokens, so their length can't be compared"
-        raise UserError(Problem(next(iter(grid.values)), why, fix="Use llm-lab sweep."))
+        raise UserError(Problem(next(iter(grid.values)), why, fix="Use a sweep."))
     jobs = check_all(pair, recipe)
     pair, jobs, changed = _with_equal_tokens(pair, jobs, recipe)
     require_differences(pair, jobs, list(grid.values))
@@ -112,7 +114,7 @@ def plan_duel(
         jobs=jobs,
         kind="duel",
     )
-    return joined_with_folder(duel)
+    return joined_with_folder(duel, numbered=numbered)
 
 
 def _require_two_values(grid: Grid) -> None:
@@ -122,7 +124,7 @@ def _require_two_values(grid: Grid) -> None:
         raise UserError(Problem("duel", "there is only one recipe", fix=fix))
     if count != 2:
         words = " ".join(f"{key}={','.join(values)}" for key, values in grid.values.items())
-        fix = f"A sweep compares more: llm-lab sweep RECIPE {words}."
+        fix = f"A sweep compares more, with the same words: {words}."
         raise UserError(Problem(", ".join(grid.values), f"a duel is between two, and these make {count}", fix=fix))
 
 

@@ -65,10 +65,10 @@ def read_grid(words: Iterable[str]) -> Grid:
     for key in values.keys() & {word.partition("=")[0].strip() for word in fixed}:
         problems.append(Problem(key, "the key is given with one value and with several", fix="Give it once."))
     if "seed" in values:
-        fix = f"Use --seeds {len(values['seed'])}: every configuration is then run with the same seeds."
+        fix = f"Use {len(values['seed'])} seeds (--seeds): every configuration is then run with the same seeds."
         problems.append(Problem("seed", "a seed is not compared with another one", fix=fix))
     if "name" in values:
-        problems.append(Problem("name", "a name has no effect on a run", fix="Name the sweep with --name."))
+        problems.append(Problem("name", "a name has no effect on a run", fix="Leave it out; --name names a sweep."))
     if problems:
         raise UserError(*problems)
     return Grid(values, tuple(fixed))
@@ -85,7 +85,7 @@ def _wrong_values(key: str, parts: Sequence[str]) -> Iterable[Problem]:
         if value in known:
             first = parts[known.index(value)]
             same = f"{part} is listed twice" if first == part else f"{first} and {part} are the same value"
-            yield Problem(key, same, fix="List it once; --seeds N repeats every configuration.")
+            yield Problem(key, same, fix="List it once; more seeds repeat every configuration.")
         known.append(value)
 
 

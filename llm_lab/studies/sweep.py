@@ -5,6 +5,7 @@ checkpoints/<sweep>/sweep.json says what is compared; each cell is a run folder 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -130,12 +131,13 @@ def plan_sweep(
     measure: str | None = None,
     preset: str | None = None,
     command: str = "",
+    numbered: bool = False,
     root: Path = ROOT,
 ) -> Sweep:
     """Return a sweep whose every configuration has been checked; nothing is written yet.
 
     words: key=v1,v2 (compared) and key=value (for all). UserError with every problem of every configuration, and where
-    the folder of that name holds another sweep.
+    the folder of that name holds another sweep; numbered: that one's name gets a number instead.
     """
     raw, stem = read_raw(recipe)
     grid = read_grid(words)
@@ -167,7 +169,7 @@ def plan_sweep(
         remarks=tuple(remarks + _new_groups(base, jobs, grid.values) + caveats(grid.values, jobs, measure)),
         jobs=jobs,
     )
-    return joined_with_folder(sweep)
+    return joined_with_folder(sweep, numbered=numbered)
 
 
 def _new_groups(base: Mapping[str, Any], jobs: Mapping[str, Job], keys: Iterable[str]) -> list[str]:
@@ -225,8 +227,8 @@ def _require_values(grid: Grid) -> None:
                 f"Without brackets each is a value of its own: {key}={inside}. A list as a value: {key}={value},[...]."
             )
         raise UserError(Problem(key, "a sweep compares at least two values, and this key has one", value, fix=fix))
-    fix = "For example optimizer.learning_rate=0.001,0.003,0.01, or --preset learning-rate. To measure only how much "
-    fix += "the result varies with the seed: --preset seeds."
+    fix = "For example optimizer.learning_rate=0.001,0.003,0.01. The preset seeds measures only how much the result "
+    fix += "varies with the seed."
     raise UserError(Problem("sweep", "no key with several values is given, so there is nothing to compare", fix=fix))
 
 
@@ -309,8 +311,24 @@ def folder_name(name: str | None, title: str, default: str) -> str:
     return name or slug(title, default)
 
 
-def joined_with_folder(sweep: Sweep) -> Sweep:
-    """Return a sweep together with what its folder already holds. UserError where that is something else."""
+def joined_with_folder(sweep: Sweep, *, numbered: bool = False) -> Sweep:
+    """Return a sweep together with what its folder already holds. UserError where that is something else.
+
+    numbered: then it gets a name with a number instead.
+    """
+    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2))) if numbered else [""]
+    for ending in endings:
+        folder = sweep.folder.with_name(f"{sweep.folder.name}{ending}")
+        command = f"{sweep.command} --name {folder.name}" if ending else sweep.command
+        try:
+            return _joined(replace(sweep, folder=folder, command=command))
+        except UserError:
+            if not numbered:
+                raise
+    raise AssertionError("one of all numbers is free")
+
+
+def _joined(sweep: Sweep) -> Sweep:
     names = frozenset(one.name for one in sweep.configurations)
     sweep = replace(sweep, wanted=(names, frozenset(sweep.seeds)))
     if not sweep.folder.exists():

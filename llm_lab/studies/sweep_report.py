@@ -107,8 +107,8 @@ def what_is_missing(rows: Sequence[Row]) -> list[str]:
         "failed": "failed; they are listed below",
         "waiting": "have not run yet",
         "running": "are in progress",
-        "stopped": "were stopped; the same command resumes them",
-        "interrupted": "were killed; the same command resumes them",
+        "stopped": "were stopped; they continue when this is resumed",
+        "interrupted": "were killed; they continue when this is resumed",
     }
     found = []
     for status, words in missing.items():

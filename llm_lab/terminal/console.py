@@ -61,6 +61,20 @@ def set_plain() -> None:
     os.environ[PLAIN] = "1"
 
 
+_in_wizard = False
+
+
+def enter_wizard() -> None:
+    """Let everything that is printed from now on name the wizard's pages instead of commands."""
+    global _in_wizard
+    _in_wizard = True
+
+
+def in_wizard() -> bool:
+    """Whether the wizard shows what is printed: what one can do next is on its pages."""
+    return _in_wizard
+
+
 def columns() -> int:
     """Return the width of the terminal, 80 where there is none. COLUMNS sets it."""
     return shutil.get_terminal_size().columns

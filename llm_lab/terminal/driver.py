@@ -49,6 +49,7 @@ from .ask import Back, ask, needed_lines, wait_for_enter
 from .console import (
     captured_output,
     clear_screen,
+    enter_wizard,
     is_plain,
     make_console,
     one_line,
@@ -95,6 +96,7 @@ def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = 
     """
     if not is_plain():  # which reads lines
         Keyboard().open()  # until the process ends: no key is echoed between two pages, or later at the shell
+    enter_wizard()
     wizard = Wizard(commands, debug)
     if start is not None:
         wizard.open(start)
@@ -496,5 +498,5 @@ def _keep_card(effect: KeepCard) -> None:
 
 def _write_recipe(effect: WriteRecipe) -> None:
     write_atomically(effect.path, effect.text)
-    text = f"Written: {effect.path}    run it with: llm-lab run {effect.path}"
+    text = f"Written: {effect.path}. Experiment, Run a recipe lists it."
     make_console().print(one_line(text), style="good")

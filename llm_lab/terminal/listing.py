@@ -26,7 +26,8 @@ from llm_lab.runs.folder import RunFolder, is_reward_model, run_of
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
 from llm_lab.wizard.recipe_question import recipe_summary
 
-from .console import make_console, one_line, supports_unicode
+from .console import in_wizard, make_console, one_line, supports_unicode
+from .prompt_layout import wrapped
 from .run_list import print_runs
 
 if TYPE_CHECKING:
@@ -71,6 +72,14 @@ def table(title: str, rows: Iterable[Sequence[Any]]) -> Any:
                 table.add_column(no_wrap=number == 0, overflow="fold")
         table.add_row(*row)
     return table
+
+
+def _facts(title: str, rows: Sequence[tuple[str, str]], columns: int) -> Any:
+    """Return a table of names and texts, whose lines end between words, and not between a number and its unit."""
+    from rich.text import Text
+
+    room = max(20, columns - max((len(name) for name, _ in rows), default=0) - 2)
+    return table(title, [(name, Text(wrapped(text, room))) for name, text in rows])
 
 
 def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
@@ -179,7 +188,7 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
     elif (broken := run_of(path)) is not None:
         rows += [("run", f"{broken.path}: {broken.status()}"), *(("warning", text) for text in warnings_of(broken))]
     rows += [("evaluation", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
-    console.print(table(one_line(name), [(key, Text(one_line(str(value)))) for key, value in rows]))
+    console.print(_facts(one_line(name), [(key, one_line(str(value))) for key, value in rows], console.width))
     if run is not None or node.links:
         console.print()
         print_line(console, node)
@@ -222,7 +231,8 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     if is_reward_model(folder):
         return [*rows, ("reward model", "scores texts; it can't generate text or be exported")]
     if not whole:
-        rows.append(("loads in", "peft, together with its base; for a full model: llm-lab merge " + name))
+        how = "merge it (Design and train)" if in_wizard() else f"llm-lab merge {name}"
+        rows.append(("loads in", f"peft, together with its base; for a full model: {how}"))
     return rows + _loading_rows(config, *(("loads in", "GGUF") if whole else ("merged", "merged, GGUF")))
 
 
@@ -283,6 +293,7 @@ def print_line(console: Console, node: Node) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
+    rows: list[tuple[str, Text, Text]] = []
     before: Node | None = None  # the previous one on the main line
     line = line_of(node)
     for one in line:
@@ -290,14 +301,20 @@ def print_line(console: Console, node: Node) -> None:
         bar = "" if one is line[-1] else below
         for link in one.links:
             if link.node is None:
-                grid.add_row(main if on_trunk else branch, "?", Text(f"{one_line(link.place)}: missing", style="warn"))
+                missing = Text(f"{one_line(link.place)}: missing", style="warn")
+                rows.append((main if on_trunk else branch, Text("?"), missing))
         title = Text(one_line(_heading(one)), style="title")
         if one is node:
             title.append("  <- this model", style="good")
-        grid.add_row(main if on_trunk else branch, Text(one.stage or "-", style="title"), title)
+        rows.append((main if on_trunk else branch, Text(one.stage or "-", style="title"), title))
         for key, value, style in _node_rows(one, before if on_trunk else None):
-            grid.add_row(bar, Text(f" {key}", style="dim"), Text(one_line(value), style=style))
+            rows.append((bar, Text(f" {key}", style="dim"), Text(one_line(value), style=style)))
         before = one if on_trunk else before
+    room = max(20, console.width - max(len(rail) for rail, *_ in rows) - max(len(key) for _, key, _ in rows) - 2)
+    for rail, key, text in rows:
+        if len(text) > room and len(text.spans) == 0:
+            text = Text(wrapped(text.plain, room), style=text.style)
+        grid.add_row(rail, key, text)
     console.print(Text("lineage", style="title"))
     console.print(grid)
 

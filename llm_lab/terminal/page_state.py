@@ -13,12 +13,36 @@ from .console import one_line
 ACTIONS, MORE = "(actions)", "(more)"  # what else the pointer can be at: the actions, the further sections
 ESSENTIALS, YOURS, ALL = "essentials", "yours", "all"
 VIEWS = (ESSENTIALS, YOURS, ALL)
+# What one types for a key: {short name: parts of the keys that it means}.
+SHORT_NAMES = {
+    "lr": ("learning_rate",),
+    "bs": ("batch_size",),
+    "batchsize": ("batch_size",),
+    "ga": ("gradient_accumulation",),
+    "wd": ("weight_decay",),
+    "ctx": ("max_length", "max_position_embeddings"),
+    "context": ("max_length", "max_position_embeddings"),
+    "seq": ("max_length",),
+    "seqlen": ("max_length",),
+    "seq_len": ("max_length",),
+    "clip": ("max_grad_norm", "epsilon", "cliprange"),
+    "ffn": ("intermediate_size",),
+    "d_model": ("hidden_size",),
+    "width": ("hidden_size",),
+    "depth": ("num_hidden_layers",),
+    "vocab": ("tokenizer",),
+    "val": ("validation",),
+}
 
 
 def filtered(rows: Iterable[Row], text: str) -> list[Row]:
-    """Return the rows whose key or value contains a text; without any, those whose help does."""
-    words = text.lower().split()
-    found = [row for row in rows if all(word in f"{row.key} {row.value}".lower() for word in words)]
+    """Return the rows that a text finds: by key, value or a usual short name; without any, those whose help has it."""
+    rows, words = list(rows), text.lower().split()
+
+    def has(row: Row, word: str) -> bool:
+        return word in f"{row.key} {row.value}".lower() or any(key in row.key for key in SHORT_NAMES.get(word, ()))
+
+    found = [row for row in rows if all(has(row, word) for word in words)]
     return found or [row for row in rows if all(word in row.help.lower() for word in words)]
 
 

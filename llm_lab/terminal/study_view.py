@@ -10,7 +10,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.studies.experiment_files import Experiment, written
 from llm_lab.studies.study import REPORT_PAGE, shown
 
-from .console import make_console, one_line
+from .console import in_wizard, make_console, one_line
 from .listing import table
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def print_study_end(folder: RunFolder) -> None:
     if folder.status() == "done":
         line = f"Report: {folder.path / REPORT_PAGE} (or {folder.report_path.name})"
     else:
-        line = f"{folder.path}: {folder.status()}. The same command resumes it."
+        how = "Its page under Runs" if in_wizard() else "The same command"
+        line = f"{folder.path}: {folder.status()}. {how} resumes it."
     console.print(Text(line), soft_wrap=True)
 
 

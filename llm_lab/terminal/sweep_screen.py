@@ -14,7 +14,7 @@ from llm_lab.studies.results import summarize
 from llm_lab.studies.sweep import Sweep, open_sweep
 from llm_lab.studies.sweep_report import describe_sweep, how_to_read, plan_rows, result_table, what_is_missing
 
-from .console import is_plain, make_console, one_line
+from .console import in_wizard, is_plain, make_console, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -187,13 +187,18 @@ def _print_end(console: Console, sweep: Sweep, outcome: Outcome) -> None:
     console.print(f"Report: {report}", soft_wrap=True)
     console.print("Next to it: report.md, results.csv, results.json")
     if outcome.stopped:
-        console.print(f"Stopped; the work is saved. Resume: {sweep.command}", soft_wrap=True)
+        console.print(f"Stopped; the work is saved. {_how('Resume', sweep.command)}", soft_wrap=True)
     elif outcome.count("running"):
         console.print("The runs in progress belong to another command; the one that ends last writes the report.")
     elif outcome.count("failed"):
-        console.print(f"Try the failed runs again: {sweep.command} --retry-failed", soft_wrap=True)
+        console.print(_how("Try the failed runs again", f"{sweep.command} --retry-failed"), soft_wrap=True)
     elif outcome.count("done") < len(outcome.states):
-        console.print(f"Run what is left: {sweep.command}", soft_wrap=True)
+        console.print(_how("Run what is left", sweep.command), soft_wrap=True)
+
+
+def _how(what: str, command: str) -> str:
+    """Return how one does what comes next: with a command, or on the page of the sweep in the wizard."""
+    return f"{what}: Runs, Resume." if in_wizard() else f"{what}: {command}"
 
 
 def print_result_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

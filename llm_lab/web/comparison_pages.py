@@ -16,6 +16,7 @@ from llm_lab.job import list_recipes
 from llm_lab.recipe.fields import leaf_keys
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.folder import list_runs
+from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
 from llm_lab.studies.presets import PRESETS
 from llm_lab.studies.sweep import Sweep, read_raw
 from llm_lab.studies.verdict import MIN_SEEDS
@@ -63,7 +64,8 @@ def comparison_page(request: Request) -> Response:
         "seeds": MIN_SEEDS if kind == "duel" else SEEDS_OF_SWEEP,
     }
     title = "Sweep" if kind == "sweep" else "Duel"
-    return page(request, "comparison.html", title=title, kind=kind, data=data)
+    about = (SWEEP_ABOUT if kind == "sweep" else DUEL_ABOUT).capitalize()
+    return page(request, "comparison.html", title=title, kind=kind, about=about, data=data)
 
 
 async def recipe_keys(request: Request) -> Response:

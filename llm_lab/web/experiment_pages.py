@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from llm_lab.errors import LabError, UserError
 from llm_lab.recipe.fields import Key
+from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
 from llm_lab.studies.experiment_files import (
     Experiment,
     command,
@@ -35,8 +36,12 @@ EARLIER = 20  # studies of one experiment on its page
 def experiments_page(request: Request) -> Response:
     """Show the experiments, the sweep and the duel, and all results."""
     cards = [_card(one) for one in list_experiments()]
+    about = {"sweep": f"{SWEEP_ABOUT.capitalize()}.", "duel": f"{DUEL_ABOUT.capitalize()}."}
     return page(
-        request, "experiments.html", title="Experiments", data={"experiments": cards, "results": list_results()}
+        request,
+        "experiments.html",
+        title="Experiments",
+        data={"experiments": cards, "results": list_results(), "about": about},
     )
 
 

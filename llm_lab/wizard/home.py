@@ -14,6 +14,7 @@ from llm_lab.estimate.machine import find_machine
 from llm_lab.runs.disk import bytes_under
 from llm_lab.runs.entries import describe_count, list_sweeps
 from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs
+from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
 
 from .questions import Choice, Line, Next, Question, Screen
 
@@ -87,8 +88,8 @@ GROUPS = (
         "try",
         "Experiment",
         "sweep, duel, study, recipe",
-        "Compare optimizers or other values over several seeds, let two recipes duel, run a study that shows how "
-        "something works, or run a recipe file.",
+        f"Sweep: {SWEEP_ABOUT}. Duel: {DUEL_ABOUT}. Experiments: studies that show how something works. And run a "
+        "recipe file.",
     ),
 )
 ALONE = (

@@ -19,6 +19,7 @@ from llm_lab.recipe.reward import REWARD
 from llm_lab.recipe.sft import SFT
 from llm_lab.recipe.stage import Stage
 from llm_lab.runs.folder import RunFolder
+from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
 
 from . import look_inside, run_questions
 from .home import EVALUATE, EXPERIMENTS, GROUPS, LOOK, MENU_WHY, REPLAY, Entry, line_of
@@ -40,7 +41,7 @@ from .quick_start import quick_start
 from .recipe_question import ask_recipe, recipe_name
 from .run_questions import ask_checkpoint
 from .study_questions import experiments
-from .sweep_questions import duel, resume_sweep, sweep
+from .sweep_questions import DUEL_WHY, SWEEP_WHY, duel, resume_sweep, sweep
 from .training_runs import run_of_stage
 
 MOST_COMPARED = 6
@@ -91,16 +92,14 @@ TRY = (
     Entry(
         "sweep",
         "Sweep",
-        "compare optimizers, learning rates or other settings",
-        "Runs a recipe once for each value and seed: two optimizers, five learning rates. The result is a table with "
-        "the spread over the seeds, and a picture.",
+        SWEEP_ABOUT,
+        SWEEP_WHY,
     ),
     Entry(
         "duel",
         "Duel",
-        "two recipes or values: is one really better?",
-        "Runs two recipes, or one recipe with two values of a key, with the same seeds, at equal tokens and at equal "
-        "time. The result is a verdict: whether the difference is more than chance.",
+        DUEL_ABOUT,
+        DUEL_WHY,
     ),
     Entry(
         "experiments",

@@ -135,7 +135,7 @@ def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
         "Where should the recipe be saved?",
         kind="path",
         default=f"configs/{draft.raw.get('name') or 'my-run'}.yaml",
-        why="`llm-lab list recipes` and Run a recipe list the files in configs/.",
+        why="Run a recipe lists the files in configs/.",
         look_for="new file",
         check=_why_no_file,
     )

@@ -33,9 +33,10 @@ TITLE = "Sweep"
 OWN = "own"
 NAMES = 10  # columns
 CHECKING = "Checking all recipes ..."
-WHY = (
-    "A sweep runs a recipe once for each value and seed, and puts the results into one table with a picture. What is "
-    "done is skipped when it is started again. One seed shows large differences; for small ones, use three or more."
+SWEEP_WHY = (
+    "A sweep runs a recipe once for each value and seed: five learning rates, all optimizers. The result is one table "
+    "with the spread over the seeds, and a picture. To be sure about two, use a duel. What is done is skipped when it "
+    "is started again. One seed shows large differences; for small ones, use three or more."
 )
 STEPS_WHY = (
     "train.max_steps: the optimizer steps of every run of the sweep. Short runs show which values are far off; close "
@@ -45,8 +46,9 @@ SEEDS = (1, 3, 5, 8)
 DUEL = "Duel"
 RECIPE, VALUES = "recipe", "values"
 DUEL_WHY = (
-    "A duel runs two recipes with the same seeds, at equal tokens and at equal time, and says whether the difference "
-    "is more than chance. What is done is skipped when it is started again."
+    "A duel runs two recipes, or two values of a key, with the same seeds, at equal tokens and at equal time, and says "
+    "whether the difference is more than chance. For more than two, use a sweep. What is done is skipped when it is "
+    "started again."
 )
 DUEL_SEEDS_WHY = (
     f"With fewer than {MIN_SEEDS} pairs of runs, a difference is never more than chance. Small differences need more: "
@@ -59,10 +61,10 @@ def sweep() -> Flow[None]:
     """Choose a recipe and what to compare, and start the sweep."""
     from llm_lab.studies.presets import PRESETS
 
-    recipe = yield from ask_recipe(TITLE, WHY)
+    recipe = yield from ask_recipe(TITLE, SWEEP_WHY)
     where = recipe_name(recipe)
     choices = [Choice(name, f"{name:<20}{about}", _why_not_preset(recipe, name)) for name, about in PRESETS.items()]
-    picked = yield Question("sweep.what", "What should be compared?", why=WHY, screen=Screen(TITLE, where),
+    picked = yield Question("sweep.what", "What should be compared?", why=SWEEP_WHY, screen=Screen(TITLE, where),
                             choices=(*choices, Choice(OWN, "other keys          with values of your own")))  # fmt: skip
     preset, known, more = None if picked == OWN else picked, "", ""
     if preset is not None:
@@ -89,13 +91,13 @@ def sweep() -> Flow[None]:
         "How many seeds?",
         choices=tuple(Choice(n, str(n)) for n in SEEDS if n >= least),
         default=3,
-        why=WHY,
+        why=SWEEP_WHY,
         screen=Screen(TITLE, where),
     )
     words = f"{known} {words}"
     planned = _planned_sweep(recipe, preset, words, seeds)
     start = yield yes_no("sweep.start", "Start the sweep?", default=True, yes="Yes, start", no="No, change it",
-                         why=WHY, screen=Screen(TITLE, where, lines=_plan(planned)))  # fmt: skip
+                         why=SWEEP_WHY, screen=Screen(TITLE, where, lines=_plan(planned)))  # fmt: skip
     if not start or not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):
         yield BackTo("sweep.words")
     yield Pause()
@@ -117,7 +119,7 @@ def _ask_values(recipe: str, preset: str, where: str) -> Flow[list[str]]:
             "several",
             choices=tuple(Choice(value, value, effect=OPTIMIZERS.get(value, "")) for value in values),
             default=list(values),
-            why=WHY,
+            why=SWEEP_WHY,
             check=lambda picked: None if len(picked) > 1 else "At least two are compared. Space selects one.",
             screen=Screen(TITLE, where),
         )
@@ -203,7 +205,7 @@ def resume_sweep(path: str) -> Flow[None]:
 
     yield Wait(CHECKING)
     planned = open_to_resume(path)
-    title, why = (DUEL, DUEL_WHY) if planned.kind == "duel" else (TITLE, WHY)
+    title, why = (DUEL, DUEL_WHY) if planned.kind == "duel" else (TITLE, SWEEP_WHY)
     start = yield yes_no("sweep.resume", f"Resume the {planned.kind}?", default=True, yes="Yes, resume",
                          no="No, go back", why=why,
                          screen=Screen(title, path, lines=_plan(planned, retry_failed=True)))  # fmt: skip
@@ -214,13 +216,13 @@ def resume_sweep(path: str) -> Flow[None]:
 def _planned_sweep(recipe: str, preset: str | None, words: str, seeds: int | None = None) -> Sweep:
     from llm_lab.studies.sweep import plan_sweep
 
-    return plan_sweep(recipe, shlex.split(words), seeds=seeds, preset=preset)
+    return plan_sweep(recipe, shlex.split(words), seeds=seeds, preset=preset, numbered=True)
 
 
 def _planned_duel(recipe: str, other: str | None, words: str, seeds: int | None = None) -> Sweep:
     from llm_lab.studies.duel import plan_duel
 
-    return plan_duel(recipe, shlex.split(words), seeds=seeds, other=other)
+    return plan_duel(recipe, shlex.split(words), seeds=seeds, other=other, numbered=True)
 
 
 def _plan(planned: Sweep, **more: Any) -> tuple[Line, ...]:

@@ -100,7 +100,7 @@ def test_a_learning_rate_that_is_given_with_the_other_optimizer_is_used():
         (["optimizer.learning_rate=1e-2,0.01"], "1e-2 and 0.01 are the same value"),
         ([RATES, "optimizer.learning_rate=0.03,0.04"], "the key is given twice"),
         ([RATES, "optimizer.learning_rate=0.03"], "with one value and with several"),
-        (["seed=1,2,3"], "Use --seeds 3"),
+        (["seed=1,2,3"], "Use 3 seeds"),
         (["name=a,b"], "a name has no effect"),
         (["optimizer.lerning_rate=0.01,0.02"], "Did you mean learning_rate?"),
         (["optimizer.learning_rate=0.01,fast"], "With learning_rate=fast: optimizer.learning_rate = fast"),

@@ -229,7 +229,7 @@ def test_a_sweep_is_planned_before_anything_runs(lived_in, home, recipe):
     assert "optimizer.rate" in wrong["problems"][0]["text"]
     assert "plan" not in wrong
     one = server.api("/api/experiments/compare/check", {**form, "keys": [{"key": "seed", "values": "1,2"}]})
-    assert "Use --seeds 2" in one["problems"][0]["text"]
+    assert "Use 2 seeds" in one["problems"][0]["text"]
     duel = server.api("/api/experiments/compare/check", {"kind": "duel", "recipe": recipe, "keys": rates, "seeds": "6"})
     named = server.api("/api/experiments/compare/check", {**form, "keys": rates, "name": "mine", "jobs": "2"})
     assert named["plan"]["name"] == "mine"

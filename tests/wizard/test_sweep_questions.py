@@ -8,8 +8,12 @@ import pytest
 from conftest import tiny_recipe, write_text
 from support.wizard_answers import ENTER, Refused, answers
 
+from llm_lab.commands.arguments import parse
 from llm_lab.runs.folder import RunFolder
+from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
 from llm_lab.studies.sweep import plan_sweep
+from llm_lab.wizard.home import GROUPS
+from llm_lab.wizard.menu import entries_of
 from llm_lab.wizard.questions import Pause, ResumeSweep, StartDuel, StartSweep
 from llm_lab.wizard.sweep_questions import duel, resume_sweep, sweep
 
@@ -82,3 +86,21 @@ def test_a_stopped_sweep_is_resumed_from_its_folder_with_the_runs_that_failed():
     visit = answers(partial(resume_sweep, str(planned.folder)), ["Yes"])
     assert any("3 of 4 (1 done, 1 failed before)" in line.text for line in visit.questions[0].screen.lines)
     assert visit.effects == [ResumeSweep(str(planned.folder)), Pause()]
+
+
+def test_a_sweep_whose_name_is_taken_by_another_gets_a_number():
+    plan_sweep("mine", ["optimizer.learning_rate=0.01,0.02"]).write()
+    answer = "optimizer.learning_rate=0.01,0.02 train.max_steps=7"
+    visit = answers(sweep, ["mine", "other keys", answer, ENTER])
+    assert any("-learning_rate-2/" in line.text for line in visit.question.screen.lines)
+
+
+def test_one_sentence_says_what_a_sweep_and_a_duel_are_for_wherever_they_are_offered(capsys):
+    about = {entry.flow: entry.about for entry in entries_of("try")}
+    assert [about["sweep"], about["duel"]] == [SWEEP_ABOUT, DUEL_ABOUT]
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for text in (SWEEP_ABOUT, DUEL_ABOUT):
+        assert text in printed
+        assert text in next(group.why for group in GROUPS if group.name == "try")

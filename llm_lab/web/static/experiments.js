@@ -6,8 +6,8 @@ const card = (href, title, text, foot, classes = "") =>
   el(`a.card.experiment${classes}`, { href }, el("h3", {}, title), el("p", {}, text), el("p.foot", {}, foot));
 
 fill(find("#comparisons"),
-  card("/experiments/sweep", "Sweep", "Which value is best? A recipe, run for each value of some keys and each seed.", "a question of your own"),
-  card("/experiments/duel", "Duel", "Is this recipe better than that one? Paired seeds, and a verdict that says how sure it is.", "a question of your own"),
+  card("/experiments/sweep", "Sweep", data.about.sweep, "a question of your own"),
+  card("/experiments/duel", "Duel", data.about.duel, "a question of your own"),
 );
 fill(find("#found"), data.experiments.map((one) =>
   card(`/experiments/${encodeURIComponent(one.name)}`, one.title, one.error ? `It can't run: ${one.error}` : one.summary, [
