@@ -16,6 +16,7 @@ from . import prompt_layout
 from .console import is_plain, one_line, printable
 from .prompt_layout import (
     BESIDE_TITLE,
+    MOST_ABOUT,
     NO_HELP,
     Back,
     Finish,
@@ -81,15 +82,15 @@ def _ask_list(question: Question, above: int, pane: str = "") -> Any:
     side = None if question.screen.side else side_of(question)
     room = list_columns(side is not None)
     head, titles = titles_of(question, room)
-    boxes = [_Boxed(choice) for choice in question.choices]
+    boxes = [_Boxed(choice, title) for choice, title in zip(question.choices, titles, strict=True)]
     wanted = question.default if several else [question.suggested]
     chosen = [box for box in boxes if not box.choice.why_not and any(same(box.choice.value, w) for w in wanted)]
     shown = [
         questionary.Choice(
-            title, value=box, disabled=reason_of(box.choice, room), checked=several and box in chosen,
+            box.title, value=box, disabled=reason_of(box.choice, room), checked=several and box in chosen,
             shortcut_key=False,
         )
-        for title, box in zip(titles, boxes, strict=True)
+        for box in boxes
     ]  # fmt: skip
     shown = [*([questionary.Separator(head)] if head else []), *shown]
     hints = [_hint(question), HINT, SHORT_HINT]
@@ -103,9 +104,9 @@ def _ask_list(question: Question, above: int, pane: str = "") -> Any:
         prompt = questionary.select(question.text, shown, default=chosen[0], use_jk_keys=False, **options)
     footer = lay_out_list(
         prompt.application,
-        lambda box: box.choice.why or question.why,
+        partial(_whole_help, question, boxes, room),
         above=above,
-        describe=(lambda box: "") if side else partial(_about, room=room),
+        describe=(lambda box: "") if side else _about,
         side=(lambda box: question.screen.side) if side is None else lambda box: side(box.choice),
         pane=pane,
     )
@@ -125,8 +126,8 @@ def _ask_list(question: Question, above: int, pane: str = "") -> Any:
 class _Boxed:
     """Carries a choice's value: questionary takes None for "no value" and compares True with 1."""
 
-    def __init__(self, choice: Choice):
-        self.choice = choice
+    def __init__(self, choice: Choice, title: str):
+        self.choice, self.title = choice, title
 
 
 def titles_of(question: Question, room: int) -> tuple[str, list[str]]:
@@ -154,13 +155,25 @@ def titles_of(question: Question, room: int) -> tuple[str, list[str]]:
     return line(heads), [line(one.cells) if one.cells else title_of(one, room) for one in question.choices]
 
 
-def _about(box: _Boxed, room: int) -> str:
-    choice = box.choice
-    if choice.cells:
-        return one_line(choice.effect)
-    text = one_line(choice.text)
-    whole = "" if choice.why_not or title_of(choice, room) == text else re.sub(r"\s{2,}", ": ", text.strip(), count=1)
+def _about(box: _Boxed) -> str:
+    """Return what is below the list: the whole text where its line has not all of it, and what the choice means."""
+    choice, shown = box.choice, box.title.split()
+    is_cut = any(word not in shown for word in " ".join(map(one_line, choice.cells or (choice.text,))).split())
+    text = one_line(choice.text).strip()
+    whole = re.sub(r"\s{2,}", ": ", text, count=1) if is_cut and not choice.why_not else ""
     return "\n".join(text for text in (whole, one_line(choice.effect)) if text)
+
+
+def _whole_help(question: Question, boxes: Sequence[_Boxed], room: int, box: _Boxed) -> str:
+    """Return the help of a choice, in full what is cut below the list, and the reasons that are cut on their lines."""
+    about = _about(box)
+    texts = [about] if len(wrap_lines(about)) > MOST_ABOUT else []
+    for other in boxes:
+        reason = other.choice.why_not
+        if reason and reason_of(other.choice, room) != one_line(reason):
+            name = re.split(r"\s{2,}", one_line(other.choice.text).strip())[0]
+            texts.append(f"{name}: {one_line(reason)}.")
+    return "\n".join([*texts, box.choice.why or question.why])
 
 
 def _hint(question: Question) -> str:

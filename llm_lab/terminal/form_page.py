@@ -108,7 +108,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
 
         @on(name, when=moves | ~editing)
         def _(event: Any, by: int = by) -> None:
-            if page.show_recipe:
+            if page.is_read:
                 page.scrolled = max(0, page.scrolled + by)
             elif place.row is None or take():
                 page.move(by)
@@ -117,14 +117,15 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
 
         @on(name)
         def _(event: Any, by: int = by) -> None:
-            page.step(by)
-            keep(page.kept)
+            if not page.is_read:
+                page.step(by)
+                keep(page.kept)
 
     @on("enter")
     def _(event: Any) -> None:
         row = page.row
-        if page.show_recipe or page.is_filtering:
-            page.show_recipe = page.is_filtering = False
+        if page.is_read or page.is_filtering:
+            page.show_recipe = page.show_help = page.is_filtering = False
         elif page.at == ACTIONS:
             _end(event.app, page, page.form.actions[page.action])
         elif page.at == MORE:
@@ -144,7 +145,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
 
     @on("escape", "c-d")
     def _(event: Any) -> None:
-        if page.show_recipe or page.show_help:
+        if page.is_read:
             page.show_recipe = page.show_help = False
         elif page.filter is not None or page.view != ESSENTIALS:
             page.show(ESSENTIALS)
@@ -167,6 +168,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
     @on("c-r")
     def _(event: Any) -> None:
         page.show_recipe, page.scrolled = not page.show_recipe and page.form.recipe is not None, 0
+        page.show_help = False
 
     @on("tab", "s-tab")
     def _(event: Any) -> None:
@@ -184,12 +186,12 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
     @on(Keys.Any, Keys.BracketedPaste)
     def _(event: Any) -> None:
         typed, row = event.data.strip() if len(event.data) > 1 else event.data, page.row
-        if not typed.isprintable() or page.show_recipe:
+        if typed == "?" and not page.is_filtering:
+            page.show_recipe, page.show_help, page.scrolled = False, not page.show_help, 0
+        elif not typed.isprintable() or page.is_read:
             return
-        if page.is_filtering:
+        elif page.is_filtering:
             page.type_filter(f"{page.filter or ''}{typed}")
-        elif typed == "?":
-            page.show_help = not page.show_help
         elif typed == "/" or row is None:
             page.type_filter("" if typed == "/" else typed)
         elif row.question is not None and row.question().kind == "text":

@@ -13,7 +13,7 @@ from llm_lab.estimate.formatting import clock
 from llm_lab.runs.glossary import name_of, quantity, write
 
 from .console import one_line, printable
-from .track import Track, describe_progress, describe_sample, mix_of, shown_values
+from .track import EMPTY, Track, describe_progress, describe_sample, mix_of, shown_values
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -27,6 +27,7 @@ CURVE_LINES, WIDE_CURVE_LINES = 8, 18
 BLANK_LINES = 4  # between the parts of a wide frame
 SAMPLE_LINES = 3
 ATTENTION = " !"  # the mark of a number that does not look healthy
+MEASURED = ("eval_", "exact_match")  # at evaluations only: how their keys begin
 HELD_OUT = "o"  # the mark of the second curve where there are no colors
 CURVE_STYLES = {None: "dim", 0: "cyan", 1: "bold"}
 # What each key shows, in the order in which a narrow footer keeps them.
@@ -295,7 +296,7 @@ def _sample(track: Track, columns: int, lines: int) -> list[Text]:
         return []
     step, prompt, text = track.samples[0]
     heading = textwrap.shorten(describe_sample(step, prompt), columns, placeholder=" ...")
-    return [Text(heading, style="dim"), *map(Text, _wrapped(text, columns)[: max(0, lines)])]
+    return [Text(heading, style="dim"), *map(Text, _wrapped(text.strip() or EMPTY, columns)[: max(0, lines)])]
 
 
 def _wrapped(text: str, columns: int) -> list[str]:
@@ -347,7 +348,7 @@ def _sample_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
         count = f"{number} of {len(track.samples)}, " if len(track.samples) > 1 else ""
         head = [Text(line, style="title") for line in textwrap.wrap(count + describe_sample(step, prompt), columns)]
         head, each = head[: max(1, room - 1)], max(1, room - len(head))
-        lines = _wrapped(text, columns) or [""]
+        lines = _wrapped(text.strip() or EMPTY, columns)
         pages += [[*head, *map(Text, lines[start : start + each])] for start in range(0, len(lines), each)]
     return pages
 
@@ -378,8 +379,9 @@ def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) 
     scale, unit = (100, " (%)") if panel.is_percent else (1, "")
     series = [[(x, scale * y) for x, y in track.history.get(key, ())] for key in panel.keys]
     legend = Text(" " * (_LABEL + 1))
-    # The second curve has marks where there are no colors, and where it has no line yet.
-    dotted = tuple(index for index, points in enumerate(series) if index and (not colors or len(points) == 1))
+    # The second curve has marks where there are no colors, and where it is measured rarely.
+    rarely = [key.startswith(MEASURED) for key in panel.keys]
+    dotted = tuple(index for index in range(1, len(series)) if not colors or (rarely[index] and not rarely[0]))
     for index, (key, points) in enumerate(zip(panel.keys, series, strict=True)):
         if points:
             mark = f" ({HELD_OUT})" if index in dotted else ""

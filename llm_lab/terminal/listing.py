@@ -172,7 +172,6 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
     folder: of its weights, or of a run without a model. digest_of: returns the digest of a folder's weights.
     UserError if it can't be read.
     """
-    from rich.text import Text
 
     console = make_console()
     path = Path(folder)

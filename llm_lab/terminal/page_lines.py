@@ -41,8 +41,12 @@ def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
     top = _top(page, columns, rows)
     bottom = _bottom(page, columns, wide=columns + 1 >= WIDE, edits=place.row is not None)
     room = max(LEAST_ROWS, rows - len(top) - len(bottom))
-    if page.show_recipe:
-        return [*top, *_recipe(page, columns, room), *bottom]
+    if page.is_read:
+        text = _recipe(page, columns) if page.show_recipe else _side(page, columns)
+        text = [[("", "")], *text] if len(text) < room else text
+        page.scrolled = min(page.scrolled, max(0, len(text) - room))
+        shown = text[page.scrolled : page.scrolled + room]
+        return [*top, *shown, *([[("", "")]] * (room - len(shown))), *bottom]
     if columns + 1 < WIDE:
         body, at = _scrolled(*_list(page, columns, rows - len(top) - MOST_BOTTOM_LINES), room)
         place.line, place.column, place.end = len(top) + at, _value_column(page, columns), columns
@@ -52,7 +56,7 @@ def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
     place.line, place.column, place.end = len(top) + at, _value_column(page, left), left
     side = _side(page, SIDE_COLUMNS)
     if len(side) > room:
-        side = [*side[: room - 1], [("class:dim", "…")]]
+        side = [*side[: room - 1], [("class:dim", "… ? shows all of it")]]
     side += [[("", "")]] * (room - len(side))
     return [*top, *(_next_to(line, right, left) for line, right in zip(body, side, strict=True)), *bottom]
 
@@ -78,8 +82,8 @@ def _top(page: FormPage, columns: int, rows: int) -> Lines:
 
 
 def _view_title(page: FormPage) -> str:
-    if page.show_recipe:
-        return "recipe"
+    if page.is_read:
+        return "recipe" if page.show_recipe else "help"
     return f'filter "{page.filter}"' if page.filter is not None else TITLES.get(page.view, page.view)
 
 
@@ -207,11 +211,7 @@ def _bottom(page: FormPage, columns: int, *, wide: bool, edits: bool) -> Lines:
         if page.is_refused and (row := page.row) is not None and row.question is not None:
             allowed = _first_lines(row.question().allowed, columns, MOST_ABOUT - len(trouble))
             lines += [[("class:dim", line)] for line in allowed]
-    elif page.show_recipe:  # which has no row that is pointed at
-        pass
-    elif page.show_help and not wide:
-        lines += [[("class:help", line)] for text in help_texts(page) for line in _wrap(text, columns)]
-    elif not wide:
+    elif not wide and not page.is_read:
         general = "" if page.row else " ".join(page.question.why.splitlines())
         about = _shortened(_about(page), columns)
         about = about or [("class:dim", line) for line in _first_lines(general, columns, LEAST_ABOUT)]
@@ -219,7 +219,7 @@ def _bottom(page: FormPage, columns: int, *, wide: bool, edits: bool) -> Lines:
     lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - BESIDE_COMMAND))])
     keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "/ filter", "Tab yours/all"]
     keys += ["Ctrl-R recipe", "? help", "Esc back"]
-    if page.show_recipe:
+    if page.is_read:
         keys = ["↑↓ scroll", "Esc back to the page"]
     said = _wrap_keys(keys, columns)
     if edits:
@@ -277,28 +277,22 @@ def _about(page: FormPage) -> list[Fragment]:
     return found
 
 
-def help_texts(page: FormPage) -> list[str]:
-    """Return the longer help of the pointed row, or of the page."""
-    row = page.row
-    if row is None or row.question is None:
-        return [*([row.help] if row else []), *page.question.why.splitlines()]
-    question = row.question()
-    return [question.text, *question.why.splitlines(), question.allowed]
-
-
 def _side(page: FormPage, columns: int) -> Lines:
-    """Return the panel next to the page: what the row means, its choices with their effects, and why."""
+    """Return the whole help: what the row means, its choices with their effects, and why; or what the page is about."""
     row = page.row
     if row is None or row.question is None:
         lines: Lines = [[(style, line)] for style, text in _about(page) for line in _wrap(text, columns)]
-        return lines + [[("", line)] for text in page.question.why.splitlines() for line in _wrap(text, columns)]
+        lines += [[("", line)] for text in page.question.why.splitlines() for line in _wrap(text, columns)]
+        groups = page.form.sections.items() if page.at == MORE else ()
+        texts = [f"{name}: {about}" for name, about in groups if about]
+        return lines + [[("class:dim", line)] for text in texts for line in ["", *_wrap(text, columns)]]
     question = row.question()
     lines = [[("class:heading", line)] for line in _wrap(question.text, columns)]
     lines += [[("class:help", line)] for line in _wrap(row.help, columns)]
     origin = f"{row.origin}: {row.reason}" if row.reason else row.origin
     lines += [[("", line)] for line in _wrap(f"Now {one_line(row.value)} ({origin}).", columns)]
     lines += _choice_lines(question, columns)
-    texts = [*question.why.splitlines()[1:], question.allowed]
+    texts = [*question.why.splitlines()[1:], question.allowed, page.form.sections.get(row.section, "")]
     return lines + [[("class:dim", line)] for text in texts if text for line in ["", *_wrap(text, columns)]]
 
 
@@ -329,15 +323,12 @@ def _fits_below(page: FormPage, columns: int) -> bool:
     return _fit_command(command, columns - BESIDE_COMMAND) == command
 
 
-def _recipe(page: FormPage, columns: int, room: int) -> Lines:
+def _recipe(page: FormPage, columns: int) -> Lines:
     text = page.form.recipe() if page.form.recipe else ""
     lines = [_cut_at_word(line, columns) for line in with_remarks_near([*map(one_line, text.splitlines())])]
     if not _fits_below(page, columns):
         lines += ["", "The same as a command:", *_wrap(page.form.command, columns)]
-    lines = ["", *lines] if len(lines) < room else lines
-    page.scrolled = min(page.scrolled, max(0, len(lines) - room))
-    shown = lines[page.scrolled : page.scrolled + room]
-    return [[("", line)] for line in shown] + [[("", "")]] * (room - len(shown))
+    return [[("", line)] for line in lines]
 
 
 def _wrap(text: str, columns: int) -> list[str]:

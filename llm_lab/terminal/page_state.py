@@ -60,7 +60,7 @@ class FormPage:
         self.trouble = ""
         self._refused = ""  # why the last typed value was refused
         self.show_help = self.show_recipe = False
-        self.scrolled = 0  # lines of the recipe
+        self.scrolled = 0  # lines of the recipe, or of the help
         self._point_at(self.form.at)
 
     def _point_at(self, at: Any) -> None:
@@ -113,6 +113,11 @@ class FormPage:
     def kept(self) -> Question:
         """The page as it is shown again: it points at the row that was changed last."""
         return replace(self.question, form=replace(self.form, at=self.changed))
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a text is shown instead of the rows: the recipe, or the whole help of what is pointed at."""
+        return self.show_recipe or self.show_help
 
     @property
     def row(self) -> Row | None:

@@ -18,6 +18,7 @@ from .console import one_line
 SPEED_WINDOW = 20  # log rows from which the time left is estimated
 SOURCES_SHOWN = 4
 LOG_LINES = 1_000
+EMPTY = "(empty: the model ended the text at once)"  # a sample
 # Keys that are not measurements, or that the frame shows elsewhere.
 NOT_SHOWN = {*AXES, "epoch", "mix", "epochs"}
 # Numbers that the frame leaves to metrics.jsonl, the log lines and the report.

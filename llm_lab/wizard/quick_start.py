@@ -21,7 +21,7 @@ from llm_lab.runs.folder import slug
 from .data_questions import READING, TEXTS, can_ask_columns, look_at_texts, recognize
 from .draft import Draft
 from .home import QUICK
-from .places import best_text, places_in, recent_data
+from .places import HEAD_BYTES, PLAIN_TEXT, best_text, places_in, recent_data
 from .questions import BackTo, Choice, Flow, Line, Next, Plan, Question, Screen, StartRun, Wait
 from .review import settings_and_start
 from .run_questions import AFTER
@@ -41,6 +41,7 @@ LONGEST_DAYS = 2
 FEWEST_PER_PARAMETER = 0.05  # tokens; with fewer, a smaller size writes better text
 BUILT_IN_BYTES = 3_800_000  # of builtin:stories
 LONGER = 2
+MOST_WORDS, LONGEST_PROMPT = 4, 40
 TEXT_WHY = (
     "Listed are the text files (.txt, .md), and the tables with a column of text (.jsonl, .csv, .parquet), of this "
     "folder and three levels below. Enter takes the line; Space selects several, and Enter then takes all of them. "
@@ -185,10 +186,23 @@ def recipe_of(
         "data": data,
         "scheduler": {"name": "linear", "min_ratio": 0.0},
     }
+    if words := first_words(data[0]["path"]):  # alone, a text of one document never teaches how a text begins
+        raw["samples"] = {"prompts": [words]}
     if device == "cpu":
         raw["validation"] = {"max_tokens": CPU_EVAL_TOKENS}
     train = _batch(raw, whole, machine)
     return {**raw, "train": {**train, "max_steps": times * _steps({**raw, "train": train}, whole, machine)}}
+
+
+def first_words(path: str) -> str:
+    """Return the first words of a plain text file, from which samples continue; "" where there are none to see."""
+    local = Path(path).expanduser()
+    if not path.endswith(PLAIN_TEXT) or not local.is_file():
+        return ""
+    with local.open("rb") as file:
+        head = file.read(HEAD_BYTES).decode("utf-8", errors="ignore")
+    line = next((line for line in head.splitlines() if any(map(str.isalnum, line))), "")
+    return " ".join(line.split()[:MOST_WORDS])[:LONGEST_PROMPT].strip()
 
 
 def _tokenizer(name: str, whole: int | None) -> Any:

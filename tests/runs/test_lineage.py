@@ -1,6 +1,7 @@
 """The lineage of a checkpoint, read from run.json and recipe.yaml only; what `show` prints of it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from llm_lab.runs.describe import describe_evaluation, headline_results
 from llm_lab.runs.folder import RunFolder, create_run
 from llm_lab.runs.lineage import describe_line, find_traced, line_of, main_line, trace
 from llm_lab.runs.report import keep_evaluation, write_report
+from llm_lab.terminal.console import make_console
+from llm_lab.terminal.listing import print_checkpoint, print_line
 from llm_lab.terminal.results_view import print_closing
 from llm_lab.wizard.run_questions import next_stages
 
@@ -149,6 +152,13 @@ def test_show_prints_verification_and_evaluations_of_an_export_within_80_columns
     assert "● export checkpoints/file <- this model" in shown
     assert "data a.jsonl (basebasebase)" in shown
     assert "validation loss 1.2500, bits per byte 1.5000" in shown
+    for columns in range(40, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        print_line(make_console(), trace(find_traced("file"), digest_of=digest_of))
+        print_checkpoint("file", "checkpoints/file/model", digest_of=digest_of)
+    assert not re.search(r"\d\s*\n[\s│]*%", capsys.readouterr().out), "a number keeps its unit"
+    assert main(["show", "fil"]) == 0
+    assert capsys.readouterr().out.split("\n")[0].strip() == "file", "not what was typed for it"
 
 
 def test_show_of_a_reward_model_lists_no_formats(line, capsys):

@@ -165,14 +165,20 @@ def test_the_frame_fits_every_terminal(columns, lines, unicode):
 
 
 @pytest.mark.parametrize("unicode", [True, False])
-def test_without_colors_the_held_out_curve_has_a_mark_of_its_own(unicode):
+@pytest.mark.parametrize("colors", [True, False])
+def test_the_held_out_curve_has_a_mark_of_its_own_from_its_first_point_on(unicode, colors):
     track = busy_track()
-    track.log({"step": 610, "eval_loss": 2.1})
-    lines = [part.plain for part in draw_frame(track, 80, 24, unicode=unicode, colors=False).renderables]
-    legend = next(number for number, line in enumerate(lines) if "validation loss (o)" in line)
-    assert any("o" in line for line in lines[legend + 1 : legend + 8])
-    colored = [part.plain for part in draw_frame(track, 80, 24, unicode=unicode).renderables]
-    assert not any("o" in line for line in colored[legend + 1 : legend + 8])
+    for step in (610, 620):
+        track.log({"step": step, "eval_loss": 2.1})
+        lines = [part.plain for part in draw_frame(track, 80, 24, unicode=unicode, colors=colors).renderables]
+        legend = next(number for number, line in enumerate(lines) if "validation loss (o)" in line)
+        assert any("o" in line for line in lines[legend + 1 : legend + 8])
+
+
+def test_a_sample_without_text_says_so():
+    track = busy_track()
+    track.write(700, "", " ")
+    assert any("(empty: " in part.plain for part in draw_frame(track, 80, 24).renderables)
 
 
 def test_the_frame_shows_all_numbers_the_curve_and_the_sample_at_80_by_24():

@@ -7,7 +7,7 @@ from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.registry import STAGES
 from llm_lab.terminal.driver import numbers_of
 from llm_lab.terminal.page_lines import Place, lay_out
-from llm_lab.terminal.page_state import FormPage
+from llm_lab.terminal.page_state import FormPage, filtered
 from llm_lab.wizard.draft import Draft
 from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.training_runs import run_page
@@ -50,6 +50,15 @@ def test_the_numbers_above_a_page_are_whole_sentences(in_tmp_path, columns, line
     text = " ".join(line.strip() for line in shown)
     assert text.startswith("771 k parameters, 500 steps = 1.0 M tokens, ")
     assert ("of memory" in text, "┤" in text, "Learning rate" in text) == (True, is_whole, is_whole)
+
+
+@pytest.mark.parametrize(("typed", "key"), [("lr", "optimizer.learning_rate"), ("wd", "optimizer.weight_decay"),
+                         ("bs", "train.per_device_train_batch_size"), ("seq len", "train.max_length"),
+                         ("ctx", "train.max_length"), ("train.max_steps", "train.max_steps")])  # fmt: skip
+def test_settings_are_found_by_their_usual_short_names_and_by_their_keys(in_tmp_path, typed, key):
+    start = Draft({"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}]}, CPU, "Pretrain")
+    rows = page_question(start, start, run_page("pretrain")).form.rows
+    assert key in [row.key for row in filtered(rows, typed)][:2]
 
 
 def test_a_refused_value_says_what_is_allowed(in_tmp_path):

@@ -485,6 +485,23 @@ def test_a_hint_that_has_no_room_is_shortened_or_left_out(press, monkeypatch):
         assert shown in [line.rstrip() for line in screens[0].split("\n")]
 
 
+def test_what_is_cut_in_a_list_is_in_its_help_in_full(press):
+    reason = "requires a graphics card with at least 24 GiB of memory, and this machine has none at all"
+    long = Choice(1, "one", effect="It means this. " * 30 + "The end.")
+    question = Question("a", "Which?", choices=(long, Choice(2, "two", reason)), why="Why.")
+    _, screens = press(question, Key.HELP, Key.ENTER)
+    assert "The end." not in screens[0]
+    for text in ("The end.", f"two: {reason}.", "Why."):
+        assert seen(screens[1:], text)
+
+
+def test_the_whole_help_of_a_row_is_a_page_that_scrolls(press):
+    _, screens = press(page_of("pretrain"), To("optimizer "), Key.HELP, Key.END, Key.ESCAPE, Key.FINISH)
+    assert seen(screens, "NorMuon") or seen(screens, "adafactor")
+    assert any("Esc back to the page" in screen for screen in screens)
+    assert "[Continue to the plan]" in screens[-1]
+
+
 def test_a_list_has_no_history_to_search(press):
     answered, screens = press(CHOICE, Key.RECIPE, Key.DOWN, Key.ENTER)
     assert answered == 2

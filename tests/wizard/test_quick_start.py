@@ -65,6 +65,11 @@ def test_texts_are_listed_nearest_first_and_what_can_not_be_read_says_why():
     assert best_text(listed) == "book.txt"
 
 
+def test_samples_continue_from_the_first_words_of_a_text():
+    assert recipe_of("nano", [({"path": "book.txt"}, 216_000)], CPU)["samples"] == {"prompts": ["The old house is"]}
+    assert "samples" not in recipe_of("nano", [({"path": "builtin:stories"}, None)], CPU)
+
+
 def test_enter_alone_leads_from_home_to_the_training_in_at_most_five_screens(monkeypatch, capsys):
     started = []
     commands = dataclasses.replace(
