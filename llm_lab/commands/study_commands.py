@@ -159,7 +159,15 @@ def _answer(arguments: argparse.Namespace, planned: Any, code: int) -> int | Doc
     return sweep_plan_document(planned) if arguments.dry_run else results_document(planned.folder, code)
 
 
-def start_sweep(sweep: Any, *, jobs: int = 1, dry_run: bool = False, trust_recipe: bool = False, **options: Any) -> int:
+def start_sweep(
+    sweep: Any,
+    *,
+    jobs: int = 1,
+    dry_run: bool = False,
+    trust_recipe: bool = False,
+    show_plan: bool = True,
+    **options: Any,
+) -> int:
     """Show the plan of a sweep, run what is left of it, and show its table. Returns 1 if any of its runs failed.
 
     options: retry_failed.
@@ -167,7 +175,9 @@ def start_sweep(sweep: Any, *, jobs: int = 1, dry_run: bool = False, trust_recip
     from llm_lab.studies.sweep_report import write_sweep_report
     from llm_lab.terminal.sweep_screen import print_sweep_end
 
-    _show_sweep_plan(sweep, jobs, trust_recipe, **options)
+    if show_plan:
+        _show_sweep_plan(sweep, jobs, **options)
+    _require_runnable(sweep, trust_recipe)
     if dry_run:
         return DONE
     outcome = _run_cells(sweep, jobs, **options)
@@ -177,12 +187,13 @@ def start_sweep(sweep: Any, *, jobs: int = 1, dry_run: bool = False, trust_recip
 
 
 def plan_and_start_sweep(recipe: str, words: Sequence[str], *, seeds: int, preset: str | None = None) -> int:
-    """Plan and run a sweep, as the command does."""
+    """Plan and run a sweep, as the command does; its plan was shown."""
     from llm_lab.studies.sweep import plan_sweep
 
     options = ["--preset", preset] if preset else []
     command = shlex.join(["llm-lab", "sweep", recipe, *words, *options, "--seeds", str(seeds)])
-    return start_sweep(plan_sweep(recipe, words, seeds=seeds, preset=preset, command=command, numbered=True))
+    planned = plan_sweep(recipe, words, seeds=seeds, preset=preset, command=command, numbered=True)
+    return start_sweep(planned, show_plan=False)
 
 
 def resume_sweep(folder: str) -> int:
@@ -191,10 +202,10 @@ def resume_sweep(folder: str) -> int:
 
     found = open_to_resume(folder)
     if found.kind == "sweep":
-        return start_sweep(found, retry_failed=True)
+        return start_sweep(found, retry_failed=True, show_plan=False)
     words = shlex.split(found.command)
     by = words[words.index("--by") + 1] if "--by" in words[:-1] else "both"
-    return start_duel(found, by=by, retry_failed=True)
+    return start_duel(found, by=by, retry_failed=True, show_plan=False)
 
 
 def sweep_from_python(
@@ -223,14 +234,13 @@ def _as_words(words: Sequence[Any]) -> list[str]:
     return found
 
 
-def _show_sweep_plan(sweep: Any, jobs: int, trust_recipe: bool, **more: Any) -> None:
+def _show_sweep_plan(sweep: Any, jobs: int, **more: Any) -> None:
     from llm_lab.studies.cells import state_of
     from llm_lab.terminal.sweep_screen import print_sweep_plan
 
     if jobs < 1:
         raise UserError(Problem("--jobs", "there must be at least one run at a time", value=jobs))
     print_sweep_plan(sweep, [state_of(cell, sweep.measure) for cell in sweep.cells_to_run()], jobs=jobs, **more)
-    _require_runnable(sweep, trust_recipe)
 
 
 def _run_cells(sweep: Any, jobs: int, **options: Any) -> Any:
@@ -288,7 +298,14 @@ def duel(arguments: argparse.Namespace) -> int | Document:
 
 
 def start_duel(
-    duel: Any, *, by: str = "both", jobs: int = 1, dry_run: bool = False, trust_recipe: bool = False, **options: Any
+    duel: Any,
+    *,
+    by: str = "both",
+    jobs: int = 1,
+    dry_run: bool = False,
+    trust_recipe: bool = False,
+    show_plan: bool = True,
+    **options: Any,
 ) -> int:
     """Show the plan of a duel, run what is left of it, and show its verdict. options: retry_failed."""
     from llm_lab.studies.duel import TOKENS, equal_time, with_checked_jobs
@@ -297,7 +314,9 @@ def start_duel(
 
     count = len(duel.cells_to_run()) // 2
     then = f"up to {count} shorter runs of the slower one, for the comparison at equal time" if by != TOKENS else ""
-    _show_sweep_plan(duel, jobs, trust_recipe, then=then, **options)
+    if show_plan:
+        _show_sweep_plan(duel, jobs, then=then, **options)
+    _require_runnable(duel, trust_recipe)
     if dry_run:
         return DONE
     outcome = _run_cells(duel, jobs, **options)
@@ -312,11 +331,12 @@ def start_duel(
 
 
 def plan_and_start_duel(recipe: str, words: Sequence[str], *, seeds: int, other: str | None = None) -> int:
-    """Plan and run a duel, as the command does."""
+    """Plan and run a duel, as the command does; its plan was shown."""
     from llm_lab.studies.duel import plan_duel
 
     command = shlex.join(["llm-lab", "duel", recipe, *([other] if other else []), *words, "--seeds", str(seeds)])
-    return start_duel(plan_duel(recipe, words, other=other, seeds=seeds, command=command, numbered=True))
+    planned = plan_duel(recipe, words, other=other, seeds=seeds, command=command, numbered=True)
+    return start_duel(planned, show_plan=False)
 
 
 def duel_from_python(

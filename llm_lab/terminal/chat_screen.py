@@ -186,7 +186,7 @@ class _Screen:
         self._say(one_line(self._name), "title")
         if self._session is not None:
             self._say(MODES[self._session.mode])
-        self._say("/help lists the commands. Ctrl-D quits.", "dim")
+        self._say("/help lists the commands. Ctrl-D leaves the chat.", "dim")
 
     def _reply(self, text: str, hits: Sequence[Hit] = ()) -> None:
         if not text.strip() and (not self._interactive or self.session.mode == "chat"):

@@ -62,12 +62,25 @@ def set_plain() -> None:
 
 
 _in_wizard = False
+PAGES = {"llm-lab list runs": "Runs", "llm-lab list recipes": "Run a recipe", "llm-lab study": "Experiments"}
 
 
-def enter_wizard() -> None:
-    """Let everything that is printed from now on name the wizard's pages instead of commands."""
+@contextlib.contextmanager
+def wizard_pages() -> Iterator[None]:
+    """Let everything that is printed name the wizard's pages instead of commands."""
     global _in_wizard
-    _in_wizard = True
+    before, _in_wizard = _in_wizard, True
+    try:
+        yield
+    finally:
+        _in_wizard = before
+
+
+def with_pages(text: str) -> str:
+    """Return a text as it is shown: in the wizard with the name of its page instead of a command that lists things."""
+    for command, page in PAGES.items() if _in_wizard else ():
+        text = text.replace(f"`{command}`", page)
+    return text
 
 
 def in_wizard() -> bool:
@@ -282,6 +295,6 @@ def print_error(error: LabError) -> None:
 
     console = make_console(stderr=True)
     for problem in error.problems:
-        subject, _, rest = str(problem).partition(": ")
+        subject, _, rest = with_pages(str(problem)).partition(": ")
         text = Text.assemble((printable(subject), "bad"), ": " if rest else "", printable(rest))
         console.print(text, soft_wrap=not console.is_terminal)

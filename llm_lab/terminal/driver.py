@@ -49,7 +49,6 @@ from .ask import Back, ask, needed_lines, wait_for_enter
 from .console import (
     captured_output,
     clear_screen,
-    enter_wizard,
     is_plain,
     make_console,
     one_line,
@@ -57,6 +56,8 @@ from .console import (
     print_waiting,
     printable,
     rows,
+    with_pages,
+    wizard_pages,
 )
 from .keyboard import Keyboard, ignored_keys
 from .prompt_layout import Finish, Resized, wrapped
@@ -96,18 +97,18 @@ def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = 
     """
     if not is_plain():  # which reads lines
         Keyboard().open()  # until the process ends: no key is echoed between two pages, or later at the shell
-    enter_wizard()
     wizard = Wizard(commands, debug)
-    if start is not None:
-        wizard.open(start)
-    last: Any = None
-    while last != LEAVE:
-        last = wizard.ask_menu(last)
-        if last == LEAVE:
-            continue
-        known = wizard.drafts.get(last[1]) if last[0] == DRAFT else None
-        wizard.open(known or next_of(last))
-        last = [DRAFT, wizard.kept] if wizard.kept else last
+    with wizard_pages():
+        if start is not None:
+            wizard.open(start)
+        last: Any = None
+        while last != LEAVE:
+            last = wizard.ask_menu(last)
+            if last == LEAVE:
+                continue
+            known = wizard.drafts.get(last[1]) if last[0] == DRAFT else None
+            wizard.open(known or next_of(last))
+            last = [DRAFT, wizard.kept] if wizard.kept else last
     clear_screen(make_console())
     return 0
 
@@ -302,7 +303,7 @@ class Wizard:
                 self.commands.show(screen.panel.checkpoint)
             _print_screen(console, screen)
             for text, style in ((question.notice, "warn"), (question.help, "help")):
-                for line in printable(text).splitlines():
+                for line in with_pages(printable(text)).splitlines():
                     indent = len(line) - len(line.lstrip())
                     console.print(wrapped(line, console.width, indent and indent + 2), style=style)
         text, title = output.getvalue(), bool(screen.title)

@@ -75,7 +75,11 @@ class Found:
 
     def text(self) -> str:
         """Return it on a few short lines."""
-        lines = [textwrap.shorten(line, 76, placeholder=" …") for line in self.example.splitlines() if line.strip()]
+        lines = [
+            textwrap.shorten(line, 76, placeholder=" …", break_on_hyphens=False)
+            for line in self.example.splitlines()
+            if line.strip()
+        ]
         more = ["..."] if len(lines) > EXAMPLE_LINES else []
         return "\n".join([self.description, *(f"  {line}" for line in lines[:EXAMPLE_LINES]), *more])
 

@@ -14,9 +14,10 @@ from llm_lab.cli import main
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.formatting import about, clock, count, size
 from llm_lab.runs.comparison import Answer, Compared, Comparison
+from llm_lab.runs.folder import find_model
 from llm_lab.terminal import console as console_module
 from llm_lab.terminal.compare_screen import print_comparison
-from llm_lab.terminal.console import columns, is_plain, print_error, printable
+from llm_lab.terminal.console import columns, is_plain, print_error, printable, wizard_pages
 from llm_lab.terminal.screens import begin_screen
 
 HOSTILE = "a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
@@ -121,3 +122,14 @@ def test_the_curves_of_compared_runs_are_drawn_in_one_picture_with_a_letter_each
     alone = Console(file=io.StringIO(), width=60)
     print_comparison(Comparison(("a",), (models[0], replace(models[1], checkpoint="gpt2")), "greedy"), alone)
     assert "of each run" not in alone.file.getvalue()
+
+
+def test_an_error_in_the_wizard_names_a_page_where_it_names_a_command_elsewhere(in_tmp_path, capsys):
+    with pytest.raises(UserError) as raised:
+        find_model("nope")
+    print_error(raised.value)
+    with wizard_pages():
+        print_error(raised.value)
+    print_error(raised.value)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert [shown.count("`llm-lab list runs` lists"), shown.count("Runs lists")] == [2, 1]
