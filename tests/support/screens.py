@@ -6,6 +6,7 @@ A snapshot is a screen as text in tests/terminal/snapshots/. UPDATE_SNAPSHOTS=1 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -38,7 +39,10 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.child.close(force=True)
+        if self.child.isalive():  # pexpect gives a program too little time to end on a busy machine
+            self.child.kill(signal.SIGKILL)
+            self.child.wait()
+        self.child.close()
 
     @property
     def lines(self) -> list[str]:
