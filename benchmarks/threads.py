@@ -1,9 +1,11 @@
 """Training speed on a CPU next to other work: the threads that a run chooses against the fixed choices.
 
-python -m benchmarks.threads [--rounds N]    (about four minutes a round; on an otherwise idle machine)
+python -m benchmarks.threads [--rounds N] [--steps N]    (about four minutes a round; on an otherwise idle machine)
 
 Each round runs all variants once, in another order, without and with a process that keeps one core busy. Tokens/s are
-those of the run's own log, the median of its last rows; the table has the median and the range over the rounds.
+those of the run's own log, the median of its last rows; each is printed when it is there. The table has the median and
+the range over the rounds, and belongs into RESULTS.md, under "Threads next to other work". A run is to reach at least
+90 % of the best of the fixed choices.
 """
 
 from __future__ import annotations
@@ -29,11 +31,10 @@ VARIANTS: dict[str, dict[str, str]] = {
     "all cores, sleeping": ALL | {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-STEPS = 80
+FIXED = ("all cores, spinning", "all cores, sleeping", "one thread")
 RECIPE = {
     "stage": "pretrain", "name": "threads", "device": "cpu", "model": {"size": "nano"},
-    "data": [{"path": "builtin:stories"}], "samples": {"max_new_tokens": 1},
-    "train": {"max_steps": STEPS, "eval_steps": STEPS, "save_steps": STEPS, "logging_steps": 10, "compile": False},
+    "data": [{"path": "builtin:stories"}], "samples": {"max_new_tokens": 1}, "scheduler": {"warmup_steps": 0},
 }  # fmt: skip
 
 
@@ -49,14 +50,18 @@ def busy_process(wanted: bool) -> Iterator[None]:
             process.wait()
 
 
-def speed_of(environment: dict[str, str]) -> float:
+def speed_of(environment: dict[str, str], steps: int) -> float:
     """Return the tokens/s of a run in a process of its own."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     clean["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), clean.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "threads.yaml").write_text(json.dumps(RECIPE))  # JSON is YAML
+        train = dict.fromkeys(("max_steps", "eval_steps", "save_steps"), steps) | {
+            "logging_steps": 10,
+            "compile": False,
+        }
+        Path(folder, "threads.yaml").write_text(json.dumps(RECIPE | {"train": train}))  # JSON is YAML
         command = [sys.executable, "-m", "llm_lab.cli", "run", "threads.yaml"]
-        subprocess.run(command, cwd=folder, env=clean | environment, check=True, capture_output=True)
+        subprocess.run(command, cwd=folder, env=clean | environment, check=True, stdout=subprocess.DEVNULL)
         lines = Path(folder, "checkpoints", "threads", "metrics.jsonl").read_text().splitlines()
         speeds = [row["tokens_per_second"] for row in map(json.loads, lines) if "tokens_per_second" in row]
     return statistics.median(speeds[len(speeds) // 2 :])
@@ -66,20 +71,28 @@ def main() -> None:
     """Print a table for the idle machine and one with a busy core."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.threads")
     parser.add_argument("--rounds", type=int, default=1)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--steps", type=int, default=80, help="of a run, a multiple of 10; fewer only to try this out")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     found: dict[tuple[str, bool], list[float]] = {}
     for number in range(rounds):
         order = [(name, busy) for name in VARIANTS for busy in (False, True)]
         random.Random(number).shuffle(order)
         for name, busy in order:
             with busy_process(busy):
-                found.setdefault((name, busy), []).append(speed_of(VARIANTS[name]))
-    print(f"{os.cpu_count()} cores, {rounds} rounds; load at the end: {os.getloadavg()[0]:.1f}\n")
+                speed = speed_of(VARIANTS[name], arguments.steps)
+            found.setdefault((name, busy), []).append(speed)
+            print(f"{name}, {'next to a busy process' if busy else 'idle'}: {speed:,.0f}", flush=True)
+    print(f"\n{os.cpu_count()} cores, {rounds} rounds; load at the end: {os.getloadavg()[0]:.1f}\n")
     print("| threads | idle, tokens/s | next to a busy process |\n| --- | --- | --- |")
     for name in VARIANTS:
         speeds = (found[name, busy] for busy in (False, True))
         cells = (f"{statistics.median(some):,.0f} ({min(some):,.0f} to {max(some):,.0f})" for some in speeds)
         print(f"| {name} | {' | '.join(cells)} |")
+    for busy in (False, True):
+        chosen, *fixed = (statistics.median(found[name, busy]) for name in ("chosen by the run", *FIXED))
+        where = "next to a busy process" if busy else "idle"
+        print(f"{where}: the run reaches {100 * chosen / max(fixed):.0f} % of the best fixed choice")
 
 
 if __name__ == "__main__":
