@@ -76,12 +76,18 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
         assert row.question is not None
         place.row = row
         buffer.text = str(row.question().default or "") if typed is None else typed
-        buffer.cursor_position = 0
-        if typed is None and buffer.text:  # the first key typed replaces the value; an arrow key keeps it
+        buffer.cursor_position = len(buffer.text)
+        if typed is None:
+            select()
+        app.layout.focus(field)
+
+    def select() -> None:
+        """Let the first key typed replace the value; an arrow key keeps it."""
+        if buffer.text:
+            buffer.cursor_position = 0
             buffer.start_selection()
             buffer.selection_state.enter_shift_mode()
-        buffer.cursor_position = len(buffer.text)
-        app.layout.focus(field)
+            buffer.cursor_position = len(buffer.text)
 
     def end() -> None:
         place.row = None
@@ -91,6 +97,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
     def take() -> bool:
         row = place.row
         if row is not None and page.change(row, buffer.text.strip() or UNSET):
+            select()
             return False
         end()
         keep(page.kept)

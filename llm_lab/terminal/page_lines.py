@@ -301,7 +301,7 @@ def _choice_lines(question: Question, columns: int) -> Lines:
     for choice in question.choices:
         now = same(choice.value, question.default)
         style = "class:accent" if now else "class:dim" if choice.why_not else ""
-        text = " ".join(choice.text.split())
+        text = re.sub(r"\s{2,}", ": ", choice.text.strip(), count=1)
         text = f"{text} (not possible: {choice.why_not})" if choice.why_not else text
         for number, part in enumerate(_wrap(one_line(text), columns - 2)):
             lines.append([(style, ("» " if now else "- ") if number == 0 else "  "), (style, part)])

@@ -94,14 +94,14 @@ def run_choices(runs: Sequence[RunFolder]) -> list[Choice]:
     ]  # fmt: skip
 
 
-def sweep_choices() -> list[Choice]:
-    """Return a choice for each sweep and duel, with the columns RUN_HEADS."""
+def sweep_choices() -> list[tuple[float, Choice]]:
+    """Return (when it was made, a choice) for each sweep and duel, with the columns RUN_HEADS."""
     found = []
     for one in list_sweeps():
         done = parts_done(one)
         parameters = count(one["parameters"]) if one["parameters"] else ""
         cells = (one["name"], one["kind"], parameters, short_age(time.time() - one["created_at"]), one["status"], done)
-        found.append(Choice(one["path"], f"{one['path']}: {one['kind']}, {done}", cells=cells))
+        found.append((one["created_at"], Choice(one["path"], f"{one['path']}: {one['kind']}, {done}", cells=cells)))
     return found
 
 
@@ -141,14 +141,16 @@ def pick_run(
     *,
     check: Callable[[str], str | None] = why_no_model,
     machine: Machine | None = None,
-    more: Sequence[Choice] = (),
+    more: Sequence[tuple[float, Choice]] = (),
 ) -> Flow[str]:
     """Return the run that was chosen, or the folder or name that was typed.
 
     none: why there is no run to choose. check: of what is typed. machine: also offer the models of the library, with
-    what fits on it. more: choices after the runs.
+    what fits on it. more: (when it was made, a choice), sorted among the runs.
     """
-    choices = [*question.choices, *run_choices(runs), *more]
+    made = [run.facts().get("created_at") or 0.0 for run in runs] if more else [0.0] * len(runs)
+    listed = sorted([*zip(made, run_choices(runs), strict=True), *more], key=lambda one: -one[0])
+    choices = [*question.choices, *(choice for _, choice in listed)]
     if not choices:
         choices.append(Choice("", "one of my runs", none))
     choices += [*([LIBRARY_CHOICE] if machine else []), ANOTHER_CHOICE]

@@ -267,6 +267,11 @@ def test_a_value_is_erased_as_soon_as_its_row_is_open(press):
     assert value["changes"] == {}
 
 
+def test_a_value_that_was_refused_is_typed_over(press):
+    steps = (To("max_steps"), *answer("many"), *answer("7"), Key.FINISH)
+    assert press(page_of("pretrain"), *steps)[0]["changes"] == {"train": {"max_steps": 7}}
+
+
 def test_a_page_shows_its_groups_filters_all_values_and_sets_them_back(press):
     filtered = ("/", "eps", Key.ENTER, *answer("1e-6"), Key.ESCAPE)
     steps = (*filtered, Key.TAB, Key.TAB, Key.TAB, Key.END, Key.RIGHT, Key.ENTER)

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 
@@ -255,6 +256,11 @@ def test_a_sweep_is_among_the_runs_with_how_far_it_is_and_can_be_deleted():
     visit = answers(checkpoints, ["checkpoints/rates", "Delete it", "yes"])
     cells = next(choice.cells for choice in visit.questions[0].choices if choice.value == "checkpoints/rates")
     assert (cells[:2], cells[4:]) == (("rates", "sweep"), ("stopped", "1 of 6 runs done"))
+    assert [choice.value for choice in visit.questions[0].choices][:2] == ["checkpoints/base", "checkpoints/rates"]
+    about["created_at"] = time.time() + 9
+    (folder / "sweep.json").write_text(json.dumps(about))
+    newest = answers(checkpoints, []).question.choices[0]
+    assert newest.value == "checkpoints/rates", "newest first, whatever it is"
     assert [choice.value for choice in visit.questions[1].choices] == ["list", "resume sweep", "rename", "delete"]
     assert visit.effects == [DeleteRun("checkpoints/rates")]
 
