@@ -158,7 +158,7 @@ def start(
 
         code = main(["run", "recipe.json", "name=run", "--debug", *(["--resume"] if resume else [])])
         if count:
-            Path("operations").write_text(str(operations[0]))
+            Path("operations").write_text(json.dumps(operations))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -167,9 +167,10 @@ def start(
         os._exit(code)
 
 
-def watch_files(folder: Path, kill_at: int | None) -> list[int]:
-    """Count the operations that write below a folder, and end this process just before one of them."""
-    seen, inside = [0], str(folder)
+def watch_files(folder: Path, kill_at: int | None) -> list[str]:
+    """List what each operation below a folder writes, and end this process just before one of them."""
+    inside = str(folder)
+    seen: list[str] = []
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -178,11 +179,12 @@ def watch_files(folder: Path, kill_at: int | None) -> list[int]:
                 return
         elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
             return
-        if inside not in os.path.abspath(str(arguments[0])):
+        path = os.path.abspath(str(arguments[0]))
+        if inside not in path:
             return
-        if seen[0] == kill_at:
+        if len(seen) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        seen[0] += 1
+        seen.append(next((what for place, what in WRITING.items() if f"/{place}" in path), ""))
 
     sys.addaudithook(hook)
     return seen
@@ -236,11 +238,16 @@ def run_to_end(recipe: Mapping[str, Any], home: Path, *, resume: bool = False) -
 
 @dataclass(frozen=True)
 class Whole:
-    """The undisturbed run of a scenario."""
+    """The undisturbed run of a scenario. operations: what each of its file operations writes."""
 
     home: Path
     seconds: float
-    operations: int
+    operations: list[str]
+
+    def operation(self, draw: random.Random) -> int:
+        """Draw the number of an operation, as often in the few that write a tokenizer as in the many others."""
+        wanted = draw.choice(sorted(set(self.operations)))
+        return draw.choice([number for number, what in enumerate(self.operations) if what == wanted])
 
 
 def disturb(
@@ -252,7 +259,7 @@ def disturb(
     """
     kind = draw.choice(("moment", "operation", "operation", "place", "evaluation"))
     number = draw.choice(SIGNALS) if kind != "operation" else signal.SIGKILL
-    at = draw.randrange(whole.operations) if kind == "operation" else None
+    at = whole.operation(draw) if kind == "operation" else None
     before = set(_half_done(home))
     child = start(recipe, home, resume=resume, kill_at=at)
     place = kind
@@ -406,8 +413,9 @@ def campaign(trials: int, seed: int, only: set[str] | None = None, *, keep: Path
             code, seconds = run_to_end(recipe, home)
             if code != 0:
                 raise RuntimeError(f"{name} fails undisturbed:\n{(home / 'output.txt').read_text()}")
-            wholes[name] = Whole(home, seconds, int((home / "operations").read_text()))
-            print(f"{name}: {seconds:.1f} s, {wholes[name].operations} file operations", file=sys.stderr, flush=True)
+            wholes[name] = Whole(home, seconds, json.loads((home / "operations").read_text()))
+            count = len(wholes[name].operations)
+            print(f"{name}: {seconds:.1f} s, {count} file operations", file=sys.stderr, flush=True)
         for number in range(trials):
             draw = random.Random(f"{seed}/{number}")
             name = list(recipes)[number % len(recipes)]

@@ -107,8 +107,11 @@ def _is_message(turn: Any) -> bool:
 
 
 def parse_list(text: str) -> Any | None:
-    """Return a list written as JSON, or as pandas writes lists into CSV files; None if it is neither."""
-    for parse in (json.loads, ast.literal_eval):
+    """Return a list written as JSON, or as pandas writes lists into CSV files; None if it is neither.
+
+    What comes back is what JSON can hold: keys are strings, and there are no sets or bytes.
+    """
+    for parse in (json.loads, lambda text: json.loads(json.dumps(ast.literal_eval(text)))):
         try:
             with warnings.catch_warnings(action="ignore"):  # Python's parser warns of backslashes in texts
                 return parse(text)

@@ -532,6 +532,14 @@ def test_messages_written_as_text_are_messages():
     assert "looks like a list of messages, but is not valid JSON" in refusal({"prompt": broken, "completion": "So."})
 
 
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [("[{'content': 'a?', 1: 'user'}]", "only content, 1"), ("[{'role': 'user', 'content': b'a?'}]", "not valid JSON")],
+)
+def test_a_python_list_that_json_can_not_hold_is_refused(written, why):
+    assert why in refusal({"messages": written})
+
+
 def test_all_file_types_are_read():
     Path("rows.json").write_text(json.dumps([GOOD, GOOD]))
     Path("rows.csv").write_text('prompt,completion\nWhy?,So.\n"A, b?",c\n')
