@@ -17,7 +17,6 @@ from llm_lab.terminal.sweep_screen import print_result_table
 from llm_lab.wizard.draft import Draft
 from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.home import line_of
-from llm_lab.wizard.menu import TRY
 from llm_lab.wizard.model_design import design_page, new_design
 from llm_lab.wizard.questions import Choice, Line, Plan, Question, Screen, yes_no
 from llm_lab.wizard.quick_start import size_question
@@ -42,7 +41,11 @@ def sizes() -> Question:
 
 
 def group() -> Question:
-    choices = [line_of(one.flow, one.title, one.about, WIDTH, one.why) for one in TRY]
+    texts = {
+        "Sweep": "compare optimizers, learning rates or other settings, with several seeds",
+        "Duel": "two recipes: is one really better?",
+    }
+    choices = [line_of(name, name, about, WIDTH, "Runs a recipe once for each value.") for name, about in texts.items()]
     return Question("group", "Which one?", choices=tuple(choices), screen=Screen("Experiment"))
 
 
