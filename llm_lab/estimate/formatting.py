@@ -92,6 +92,6 @@ def age(seconds: float) -> str:
 
 
 def short_age(seconds: float) -> str:
-    """Return how long ago something was for a narrow column: 40 s, 5 min, 3 h, 2 d, 6 w."""
+    """Return how long ago something was for a narrow column: 40 s, 5 m, 3 h, 2 d, 6 w."""
     number, unit = age(seconds).split()
-    return f"{number} {unit[0] if unit in ('days', 'weeks') else unit}"
+    return f"{number} {unit[0]}"
