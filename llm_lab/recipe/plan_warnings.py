@@ -15,6 +15,7 @@ from .post_training import fill_steps, learning_rate_scale, rounded, rows_per_ex
 from .registry import STAGES
 from .resolve import Resolved
 from .stage import PartialRecipe
+from .what_fits import ACCUMULATION, ROWS, estimate_with
 
 FEW_STEPS = 30  # of a fine-tune: fewer are enough for a large model only
 FAR_ABOVE = 30.0  # times the usual learning rate
@@ -27,6 +28,7 @@ def plan_warnings(resolved: Resolved) -> Iterator[tuple[str, str]]:
         yield from _few_steps(resolved)
         yield from _long_examples(resolved)
         yield from _never_answered(resolved)
+        yield from _smaller_batches(resolved)
 
 
 def _high_learning_rates(resolved: Resolved) -> Iterator[tuple[str, str]]:
@@ -105,6 +107,20 @@ def _never_answered(resolved: Resolved) -> Iterator[tuple[str, str]]:
     if stage and stage.from_scratch and not parent.get("parent") and not has_seen:
         text = "the model was only pretrained, and never on these prompts: its outputs will hardly ever get a reward"
         yield "model.checkpoint", f"{text}, and then nothing is learned. Fine-tune it on answers first (SFT)"
+
+
+def _smaller_batches(resolved: Resolved) -> Iterator[tuple[str, str]]:
+    """Name the largest batch that fits, with as many rows in a step, where the recipe's own does not."""
+    if resolved.estimate.fits:
+        return
+    train = resolved.values["train"]
+    rows, batches = train["per_device_train_batch_size"], train["gradient_accumulation_steps"]
+    while rows % 2 == 0:
+        rows, batches = rows // 2, batches * 2
+        smaller = estimate_with(resolved, {ROWS: rows, ACCUMULATION: batches})
+        if smaller and smaller.fits:
+            yield ROWS, f"a smaller batch fits, with as many rows in a step: {ROWS}={rows} {ACCUMULATION}={batches}"
+            return
 
 
 def _facts(run: Path) -> dict[str, Any]:

@@ -242,10 +242,10 @@ def _resolve(resolved: Resolved, way: _Way) -> Resolved | None:
     return estimate_again(replace(found, examples=resolved.examples), first_step=resolved.estimate.first_step)
 
 
-def memory_with(resolved: Resolved, changes: Mapping[str, Any]) -> int | None:
-    """Return the bytes that a recipe would need with other values, None where they contradict the rest of it."""
+def estimate_with(resolved: Resolved, changes: Mapping[str, Any]) -> Estimate | None:
+    """Return the estimate of a recipe with other values, None where they contradict the rest of it."""
     found = _resolve(resolved, _Way("", changes, 0, False))
-    return found.estimate.memory_bytes if found else None
+    return found.estimate if found else None
 
 
 def _with_reasons(found: Resolved, before: Resolved, way: _Way, least: Mapping[str, Estimate]) -> Resolved:

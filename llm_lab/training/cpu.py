@@ -41,6 +41,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, MAX_BLOCK_BYTES)
 
 
+def release_freed_memory() -> None:
+    """Give back what `keep_freed_memory` has kept: after a step that was too large, the next ones need less."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class OneDnnLinear(nn.Linear):
     """nn.Linear that uses oneDNN for float32 on a CPU, and the default path otherwise."""
 

@@ -20,10 +20,12 @@ from llm_lab.errors import MachineError, Problem
 from llm_lab.estimate.formatting import size
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.recipe.resolve import Resolved
-from llm_lab.recipe.what_fits import ACCUMULATION, CHECKPOINTING, ROWS, memory_with
+from llm_lab.recipe.what_fits import ACCUMULATION, CHECKPOINTING, ROWS, estimate_with
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import is_first_process, process_count
 from llm_lab.runs.resume import BATCH, batch_of, batch_to_resume, with_batch
+
+from .cpu import release_freed_memory
 
 # The words of PyTorch and of oneDNN, which have no error of their own for this.
 ON_A_CPU = ("can't allocate memory", "could not create a primitive")
@@ -190,6 +192,8 @@ def free_memory(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
+    else:
+        release_freed_memory()
 
 
 def _advice(recipe: Any, resolved: Resolved, error: OutOfMemory) -> Problem:
@@ -216,9 +220,9 @@ def _advice(recipe: Any, resolved: Resolved, error: OutOfMemory) -> Problem:
         tries["optimizer.name=adamw_8bit"] = {"optimizer.name": "adamw_8bit"}
     saved = {}
     for text, changes in tries.items():
-        then = memory_with(resolved, {ROWS: train.per_device_train_batch_size, **changes})
-        if then and then < now:
-            saved[text] = f"{text} (about {size(now - then)} less)"
+        then = estimate_with(resolved, {ROWS: train.per_device_train_batch_size, **changes})
+        if then and 0 < then.memory_bytes < now:
+            saved[text] = f"{text} (about {size(now - then.memory_bytes)} less)"
     known = ", or ".join(saved.values()) or "a smaller model"
     return Problem(ROWS, why, value=train.per_device_train_batch_size, fix=f"Set {known}.")
 

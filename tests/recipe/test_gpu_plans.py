@@ -11,6 +11,7 @@ from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.estimate.model_library import find_in_library
 from llm_lab.job import SHIPPED_RECIPES
 from llm_lab.recipe.files import apply_overrides, read_recipe_file
+from llm_lab.recipe.plan_warnings import plan_warnings
 from llm_lab.recipe.resolve import require_device, resolve
 from llm_lab.recipe.what_fits import make_it_fit
 
@@ -58,6 +59,17 @@ def line_of(resolved) -> str:
 
 def test_the_plans_of_all_shipped_recipes_are_as_they_were_looked_at():
     assert plans() == json.loads(SNAPSHOT.read_text())
+
+
+def test_a_plan_that_does_not_fit_names_the_batch_that_does():
+    """The recipe sets its batch, so the plan does not choose another one."""
+    raw = read_recipe_file(SHIPPED_RECIPES / "gpu-1b.yaml")
+    said = dict(plan_warnings(plan(raw, CARDS["RTX 4090"])))["train.per_device_train_batch_size"]
+    changes = dict(word.split("=") for word in said.split(": ")[1].split())
+    assert changes == {"train.per_device_train_batch_size": "2", "train.gradient_accumulation_steps": "32"}
+    fitting = plan(raw, CARDS["RTX 4090"], **changes)
+    assert fitting.estimate.fits
+    assert not list(plan_warnings(fitting))
 
 
 def rl(stage: str, model: str, **train) -> dict:

@@ -5,6 +5,8 @@ The cap is artificial: a forward pass with gradients fails, as on a full GPU, if
 
 import gc
 import json
+import resource
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 import torch
 from conftest import tiny_recipe, write_text
 from support.post_runs import post_recipe, write_base
+from support.process_runs import in_processes
 from transformers import LlamaModel
 
 from llm_lab.errors import MachineError
@@ -110,6 +113,28 @@ def test_every_trained_stage_continues_from_the_same_step_with_the_same_losses(s
     facts, warnings = compare(raw, cap, rows=rows // 2, after=per_step)
     assert facts["batch"] == {"rows": 2, "batches": 2, "from_step": 1}
     assert any(text.startswith("Out of memory in step 2") for text in warnings)
+
+
+@SLOW
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space of a process")
+def test_a_process_whose_memory_is_really_limited_continues_in_smaller_batches(in_tmp_path):
+    write_text("text.txt")
+    raw = tiny_recipe(**{"model.max_position_embeddings": 256, "model.hidden_size": 64, "train.max_length": 256})
+    raw["train"] |= {"dtype": "float32", "max_steps": 4, "eval_steps": 4, "save_steps": 4, "logging_steps": 1}
+    raw["train"] |= {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1}
+
+    def limited():
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 150 * 2**20,) * 2)  # about half of what the run takes
+        run({**raw, "name": "capped"})
+
+    run({**raw, "name": "imports", "train": {**raw["train"], "per_device_train_batch_size": 2}})
+    in_processes(lambda: run({**raw, "name": "free"}), 1)
+    in_processes(limited, 1)
+    free, capped = (RunFolder(Path("checkpoints") / name) for name in ("free", "capped"))
+    assert capped.facts()["batch"]["rows"] < 64
+    losses = [[row["loss"] for row in folder.metrics() if "loss" in row] for folder in (free, capped)]
+    assert losses[1] == pytest.approx(losses[0], abs=TOLERANCE)
 
 
 class OutOfMemoryInBackward(torch.autograd.Function):
