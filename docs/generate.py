@@ -293,11 +293,11 @@ results agree. The defaults of the schema do not change, so that an old recipe g
 | --- | --- | --- | --- |
 | 2026-11-28 | `model.qk_norm: true` | Better with six of six seeds, by 0.10 nats; the model is a native Qwen3 \
 and converts to GGUF. | Not measured here. Part of modded-nanogpt and nanochat (one pass), of Qwen3, OLMo 2, Gemma 3. |
-| 2026-11-28 | `model.activation: swiglu`, unchanged | Better than ReLU² and than GeGLU with six of six seeds, by 0.06 and \
-0.02 nats. | Not measured here. Published results disagree about ReLU² (one pass, many passes) and show no clear \
+| 2026-11-28 | `model.activation: swiglu`, unchanged | Better than ReLU² and than GeGLU with six of six seeds, by 0.06 \
+and 0.02 nats. | Not measured here. Published results disagree about ReLU² (one pass, many passes) and show no clear \
 difference to GeGLU. |
-| 2026-11-28 | `model.value_embeddings: false`, unchanged | No difference shown (p = 0.062), and such a model needs its own \
-code. | Not measured here. Published gains, in models that are not native either. |
+| 2026-11-28 | `model.value_embeddings: false`, unchanged | No difference shown (p = 0.062), and such a model needs its \
+own code. | Not measured here. Published gains, in models that are not native either. |
 """
 
 
