@@ -52,7 +52,7 @@ _GROUPS = ("rope_parameters", "rope_scaling")
 def _is_sensible(key: str, value: Any) -> bool:
     """Return whether a value has its key's type."""
     if key in _SIZES:
-        return value is None or (_is_whole(value) and 0 < value <= _LARGEST_SIZE)
+        return value is None or (_is_count(value) and value > 0)
     if key in _TEXTS:
         return isinstance(value, str | None)
     if key in _GROUPS:
@@ -63,12 +63,12 @@ def _is_sensible(key: str, value: Any) -> bool:
         return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
     if key == "trainable_token_indices":
         lists = value.values() if isinstance(value, dict) else [value or []]
-        return all(isinstance(ids, list) and all(map(_is_whole, ids)) for ids in lists)
+        return all(isinstance(ids, list) and all(map(_is_count, ids)) for ids in lists)
     return True
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_SIZE
 
 
 def find_base(folder: str | Path) -> str | None:

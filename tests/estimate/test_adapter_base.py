@@ -51,6 +51,15 @@ def moved(tmp_path) -> Path:
     return tmp_path / "there" / "checkpoints"
 
 
+@pytest.mark.parametrize("row", [10**400, -1, True])
+def test_a_token_that_no_vocabulary_holds_is_not_counted_in_the_plan(tmp_path, row):
+    base = write_model(tmp_path / "base")
+    write_adapter(tmp_path / "adapter", base, weights_digest(base))
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"trainable_token_indices": {"lm_head": [257, row]}}))
+    assert shape_at(tmp_path / "adapter").vocab_size == shape_at(base).vocab_size
+
+
 @pytest.mark.parametrize("place", ["sft", "sft/model", "sft/steps/checkpoint-2"])
 def test_an_adapter_and_its_base_may_move_together(moved, place):
     assert find_base(moved / place) == str(moved / "base" / "model")
