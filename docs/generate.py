@@ -296,8 +296,9 @@ and converts to GGUF. | Not measured here. Part of modded-nanogpt and nanochat (
 | 2026-11-28 | `model.activation: swiglu`, unchanged | Better than ReLU² and than GeGLU with six of six seeds, by 0.06 \
 and 0.02 nats. | Not measured here. Published results disagree about ReLU² (one pass, many passes) and show no clear \
 difference to GeGLU. |
-| 2026-11-28 | `optimizer.name: muon`, unchanged | Better than AdamW with six of six seeds. AdamW was tuned with seed 1: \
-0.002, 0.004 and 0.008 end at 1.58, 1.52 and 2.42. | Not measured here. Faster in modded-nanogpt, nanochat and slowrun. |
+| 2026-11-28 | `optimizer.name: muon`, unchanged | Better than AdamW with six of six seeds. AdamW has one rate for all \
+weights, tuned with seed 1 (0.002, 0.004, 0.008 end at 1.58, 1.52, 2.42); Muon has a second one, for embeddings and \
+norms. | Not measured here. Faster in modded-nanogpt, nanochat and slowrun. |
 | 2026-11-28 | `model.value_embeddings: false`, unchanged | No difference shown (p = 0.062), and such a model needs \
 its own code. | Not measured here. Published gains, in models that are not native either. |
 """
