@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +27,7 @@ from .prompt_layout import (
     style,
     text_columns,
     wrap_lines,
+    wrapped,
 )
 from .side_panel import side_of
 
@@ -45,11 +45,11 @@ PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
 
 
-def ask(question: Question, *, above: int = 0, pane: str = "") -> Any:
+def ask(question: Question, *, above: int = 0, pane: str = "", show_help: bool = False) -> Any:
     """Ask a question and return the answer. Raises Back, and Resized.
 
     above: how many lines are above the question on the screen, so that all of it fits the terminal. pane: a text that
-    is scrolled above its choices.
+    is scrolled above its choices. show_help: whether the help is open from the start.
     """
     if question.kind in ("choice", "several") and all(choice.why_not for choice in question.choices):
         if question.kind == "several":
@@ -65,9 +65,11 @@ def ask(question: Question, *, above: int = 0, pane: str = "") -> Any:
         return _ask_plainly(question)
     if question.kind == "text" and question.choices:
         another = Choice(ANOTHER, ANOTHER, effect=question.allowed)
-        picked = _ask_list(replace(question, kind="choice", choices=(*question.choices, another)), above)
+        picked = _ask_list(replace(question, kind="choice", choices=(*question.choices, another)), above, "", show_help)
         return _ask_text(question) if picked == ANOTHER else picked
-    return _ask_list(question, above, pane) if question.kind in ("choice", "several") else _ask_text(question)
+    if question.kind in ("choice", "several"):
+        return _ask_list(question, above, pane, show_help)
+    return _ask_text(question, show_help)
 
 
 def needed_lines(question: Question) -> int:
@@ -75,7 +77,7 @@ def needed_lines(question: Question) -> int:
     return 1 + len(question.choices) + max((len(wrap_lines(choice.effect)) for choice in question.choices), default=0)
 
 
-def _ask_list(question: Question, above: int, pane: str = "") -> Any:
+def _ask_list(question: Question, above: int, pane: str, show_help: bool) -> Any:
     import questionary
 
     several = question.kind == "several"
@@ -110,7 +112,7 @@ def _ask_list(question: Question, above: int, pane: str = "") -> Any:
         side=(lambda box: question.screen.side) if side is None else lambda box: side(box.choice),
         pane=pane,
     )
-    footer.can_finish = question.can_finish
+    footer.can_finish, footer.show_help = question.can_finish, show_help
     prompt.application.erase_when_done = True  # or a long line that was picked would be wrapped
     control = next(w.content for w in prompt.application.layout.find_all_windows() if hasattr(w.content, "pointed_at"))
 
@@ -198,7 +200,7 @@ def reason_of(choice: Choice, columns: int | None = None) -> str | None:
     return fit_words(one_line(choice.why_not), room) if choice.why_not else None
 
 
-def _ask_text(question: Question) -> str:
+def _ask_text(question: Question, show_help: bool = False) -> str:
     """Ask for a text; typing replaces the default."""
     text, default = one_line(question.text), str(question.default or "")
     hint = _hint(question)
@@ -210,7 +212,7 @@ def _ask_text(question: Question) -> str:
     # A check that takes a while is the driver's, after the prompt.
     check = (lambda text: None) if question.wait else question.problem
     footer = lay_out_text(prompt.application, question.why, allowed, check)
-    footer.can_finish = question.can_finish
+    footer.can_finish, footer.show_help = question.can_finish, show_help
     return _run(prompt, footer, lambda: prompt.application.current_buffer.text).strip()
 
 
@@ -244,7 +246,7 @@ def _ask_plainly(question: Question) -> Any:
     for number, choice in enumerate(question.choices, 1):
         not_now = f"  (not available: {one_line(choice.why_not)})" if choice.why_not else ""
         text = f"{choice.cells[0]}: {', '.join(filter(None, choice.cells[1:]))}" if choice.cells else choice.text
-        print(_folded(f"  {number:>2}  {one_line(text)}{not_now}", indent=6))
+        print(_numbered(number, f"{one_line(text)}{not_now}"))
     read = _read_numbers if question.choices else _read_text
     answer, trouble = read(question)
     while trouble:
@@ -253,9 +255,16 @@ def _ask_plainly(question: Question) -> Any:
     return answer
 
 
-def _folded(text: str, indent: int = 0) -> str:
-    more = " " * indent
-    return "\n".join(textwrap.fill(line, text_columns(), subsequent_indent=more) for line in text.splitlines())
+def _folded(text: str) -> str:
+    return "\n".join(wrapped(line, text_columns()) for line in text.splitlines())
+
+
+def _numbered(number: int, text: str) -> str:
+    """Return a choice with its number; further lines begin where the text does, or what the text says of the name."""
+    begin = f"  {number:>2}  "
+    name = re.match(r"\S(?:.*?\S)?\s{2,}(?=\S)", text)
+    hang = len(begin) + (name.end() if name and name.end() < text_columns() // 2 else 0)
+    return wrapped(begin + text, text_columns(), hang)
 
 
 def _help_of(question: Question) -> dict[str, str]:
@@ -340,7 +349,7 @@ def _run(prompt: Any, footer: Any, so_far: Callable[[], Any] | None = None) -> A
 
         def look(_: Any) -> None:
             if app.output.get_size() != size and not app.is_done:
-                app.exit(exception=Resized(so_far(), footer.trouble))
+                app.exit(exception=Resized(so_far(), footer.trouble, footer.show_help))
 
         app.after_render += look
     app.ttimeoutlen = app.timeoutlen = prompt_layout.ESCAPE_SECONDS

@@ -64,7 +64,9 @@ class Loading:
         """Return how far it is, for the line below the prompt."""
         seconds = int(time.monotonic() - self._begun) if self._begun else 0
         since = f" ({seconds} s)" if seconds > 2 else ""
-        return f"Loading {one_line(self.name)} ...{since} You can type already."
+        text = f"Loading {one_line(self.name)} ...{since}"
+        whole = f"{text} You can type already."
+        return whole if len(whole) < columns() else text
 
     def _run(self) -> None:
         try:

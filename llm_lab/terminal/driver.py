@@ -163,10 +163,12 @@ class Wizard:
             except (KeyboardInterrupt, EOFError):
                 return LEAVE
 
-    def ask(self, question: Question, keep: Callable[[Question], None] = lambda page: None) -> Any:
+    def ask(
+        self, question: Question, keep: Callable[[Question], None] = lambda page: None, *, show_help: bool = False
+    ) -> Any:
         """Draw the screen of a question and ask until the answer is accepted. Raises Back.
 
-        keep: gets a page after each change.
+        keep: gets a page after each change. show_help: whether the help of the question is open.
         """
         if self._has_ignored:
             notice = "\n".join(filter(None, (question.notice, IGNORED)))
@@ -181,10 +183,10 @@ class Wizard:
             return ask_form(question, ask_one=self.ask, keep=keep, numbers=numbers_of)
         above, pane = self._draw(question)
         try:
-            answer = ask(question, above=above, pane=pane)
+            answer = ask(question, above=above, pane=pane, show_help=show_help)
         except Resized as resized:
             again = replace(question, default=resized.answer, notice=resized.trouble or question.notice)
-            return self.ask(again, keep)
+            return self.ask(again, keep, show_help=resized.show_help)
         with self._waiting(question.wait) if question.wait else contextlib.nullcontext():
             trouble = question.problem(answer)
         return self.ask(replace(question, default=answer, notice=trouble)) if trouble else answer

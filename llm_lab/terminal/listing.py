@@ -187,7 +187,8 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
     elif (broken := run_of(path)) is not None:
         rows += [("run", f"{broken.path}: {broken.status()}"), *(("warning", text) for text in warnings_of(broken))]
     rows += [("evaluation", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
-    console.print(_facts(one_line(name), [(key, one_line(str(value))) for key, value in rows], console.width))
+    title = "" if in_wizard() else one_line(name)  # the wizard has it above
+    console.print(_facts(title, [(key, one_line(str(value))) for key, value in rows], console.width))
     if run is not None or node.links:
         console.print()
         print_line(console, node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .console import make_console, one_line
+from .prompt_layout import wrapped
 
 if TYPE_CHECKING:
     from llm_lab.looking.look import Looked
@@ -20,7 +21,8 @@ def print_look(looked: Looked) -> None:
     wrap = not console.is_terminal
     console.print(Text(f"Inside {one_line(looked.inside.name)}", style="title"))
     for line in summary_of(looked):
-        console.print(Text(f"- {one_line(line)}"), soft_wrap=wrap)
+        text = f"- {one_line(line)}"
+        console.print(Text(text if wrap else wrapped(text, console.width, len("- "))), soft_wrap=wrap)
     models = [looked.inside] + ([looked.difference.other] if looked.difference else [])
     checks = [check for model in models for check in model.checks]
     failed = [check for check in checks if not check.holds]

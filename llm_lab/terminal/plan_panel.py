@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_COLUMNS = 110  # longer lines are hard to read
-BESIDE_TEXT = 16  # columns of the frame and of the names
+BESIDE_TEXT = 6  # columns of the frame, and of the space after the names
 VALUE_COLUMNS = 20
 
 
@@ -39,8 +39,10 @@ def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text, style in plan_lines(resolved, home, is_new=is_new):
-        table.add_row(name, Text(wrapped(one_line(text), max(20, width - BESIDE_TEXT)), style=style))
+    lines = list(plan_lines(resolved, home, is_new=is_new))
+    room = max(20, width - BESIDE_TEXT - max(len(name) for name, _, _ in lines))
+    for name, text, style in lines:
+        table.add_row(name, Text(wrapped(one_line(text), room), style=style))
     banner = [Text(BANNER, style="warn")] if values.get("device") == "cpu" else []
     name, stage = one_line(str(values.get("name"))), values["stage"]
     if is_new and home == ROOT:

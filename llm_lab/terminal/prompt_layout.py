@@ -32,11 +32,11 @@ class Back(Exception):
 class Resized(Exception):
     """The terminal has another size: what is above the question has to be drawn again.
 
-    answer: as it is so far. trouble: why it was refused, or "".
+    answer: as it is so far. trouble: why it was refused, or "". show_help: whether the help is open.
     """
 
-    def __init__(self, answer: Any, trouble: str):
-        self.answer, self.trouble = answer, trouble
+    def __init__(self, answer: Any, trouble: str, show_help: bool):
+        self.answer, self.trouble, self.show_help = answer, trouble, show_help
 
 
 class Finish(Exception):
@@ -144,9 +144,9 @@ def wrapped(text: str, width: int, hang: int = 0) -> str:
 
 
 def in_pieces(text: str, width: int) -> str:
-    """Wrap text after slashes and spaces, so that names in a path are cut only if they alone are too long."""
+    """Wrap text after slashes, commas and spaces: what is between them is cut only if it alone is too long."""
     lines, line = [], ""
-    for piece in re.findall(r"[^/ ]*[/ ]+|[^/ ]+", text):
+    for piece in re.findall(r"[^/, ]*[/, ]+|[^/, ]+", text):
         if line and len(line + piece.rstrip()) > width:
             lines.append(line.rstrip())
             line = ""

@@ -12,6 +12,7 @@ from llm_lab.studies.study import REPORT_PAGE, shown
 
 from .console import in_wizard, make_console, one_line
 from .listing import table
+from .prompt_layout import wrapped
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -47,12 +48,14 @@ def print_experiment(experiment: Experiment, options: Mapping[str, Any]) -> None
     console = make_console()
     console.print(Text(one_line(experiment.title), style="title"))
     console.print(Text(one_line(experiment.summary)), soft_wrap=not console.is_terminal)
-    rows = [
-        (key.path, Text(one_line(written(options[key.path]))), Text(f"{key.help} ({key.allowed()})", style="dim"))
-        for key in experiment.option_keys()
-    ]
+    keys = experiment.option_keys()
+    room = max(20, console.width - max((len(key.path) for key in keys), default=0) - 2)
+    rows = []
+    for key in keys:
+        value, about = one_line(written(options[key.path])), f"{key.help} ({key.allowed()})"
+        rows.append((key.path, Text(wrapped(value, room)).append(f"\n{wrapped(about, room)}", style="dim")))
     console.print()
-    console.print(table("options", rows or [("none", "", "")]))
+    console.print(table("options", rows or [("none", "")]))
     if not experiment.is_shipped:
         console.print(Text(f"\nThis runs the code in {one_line(str(experiment.file))}.", style="dim"))
     console.print()
@@ -91,7 +94,8 @@ def print_study(folder: RunFolder) -> None:
         child = RunFolder(folder.path / name)
         results = headline_results(child.facts().get("results") or {})
         children.append((name, ", ".join([child.status(), *results])))
-    for title, lines in ((folder.path.name, rows), ("runs", children)):
+    heading = "" if in_wizard() else folder.path.name  # the wizard has it above
+    for title, lines in ((heading, rows), ("runs", children)):
         if lines:
             console.print(table(one_line(title), [(one_line(key), Text(one_line(text))) for key, text in lines]))
             console.print()

@@ -15,12 +15,15 @@ from llm_lab.studies.sweep import Sweep, open_sweep
 from llm_lab.studies.sweep_report import describe_sweep, how_to_read, plan_rows, result_table, what_is_missing
 
 from .console import in_wizard, is_plain, make_console, one_line
+from .prompt_layout import fit_words
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SEED = "seed "  # how the head of such a column begins
 PLAIN_COLUMNS = 160  # of a table in a file or a pipe
+LEAST_NAME = 12
+LEAST_DETAILS = 32  # columns of a result and its time, with the space before them
 STYLES = {"done": "good", "failed": "bad", "stopped": "warn", "interrupted": "warn", "waiting": "dim"}
 
 
@@ -95,10 +98,11 @@ class SweepScreen:
         details = self._details(state)
         self.console.print(one_line(f"{text}{', ' + details if details else ''}"), soft_wrap=True)
 
-    def _details(self, state: CellState) -> str:
-        parts = []
+    def _details(self, state: CellState, room: int | None = None) -> str:
+        """Return what is known of a cell. room: of what does not fit on its line, that which says least is left out."""
         if state.status == "failed":
-            return state.error
+            return one_line(state.error) if room is None else fit_words(one_line(state.error), room)
+        parts = []
         if state.value is not None:
             parts.append(f"{name_of(self.sweep.measure)} {write(self.sweep.measure, state.value)}")
         elif state.loss is not None:
@@ -107,7 +111,11 @@ class SweepScreen:
             parts.append(f"step {state.step:,}" + (f" of {state.max_steps:,}" if state.max_steps else ""))
         if state.seconds:
             parts.append(clock(state.seconds))
-        return ", ".join(parts)
+        shown: list[str] = []
+        for part in parts:
+            if room is None or len(", ".join([*shown, part])) <= room:
+                shown.append(part)
+        return ", ".join(shown)
 
     def _frame(self, states: Sequence[CellState], seconds_left: float | None) -> Any:
         """Return the lines of all cells; where they don't fit, those around the ones in progress."""
@@ -117,19 +125,33 @@ class SweepScreen:
 
         done = sum(state.status == "done" for state in states)
         left = f"time left {clock(seconds_left)}" if seconds_left else ""
-        head = Text(f"{self.sweep.folder.name}  {done} of {len(states)} done  {left}", style="title")
+        width = self.console.width
+        so_far = f"  {done} of {len(states)} done  {left}".rstrip()
+        head = Text(fit_words(one_line(self.sweep.folder.name), max(8, width - len(so_far))) + so_far, style="title")
         room = max(3, self.console.height - 4)
         start = 0
         if len(states) > room:
             at = next((n for n, state in enumerate(states) if state.status == "running"), 0)
             start = min(max(0, at - room // 2), len(states) - room)
         table = Table.grid(padding=(0, 2))
-        for state in states[start : start + room]:
-            style = STYLES.get(state.status, "")
-            table.add_row(one_line(state.cell.label), Text(state.status, style=style), one_line(self._details(state)))
+        shown = states[start : start + room]
+        statuses = max((len(state.status) for state in shown), default=0)
+        labels = [one_line(state.cell.label) for state in shown]
+        if max(map(len, labels), default=0) + statuses + LEAST_DETAILS > width:
+            labels = [_without_keys(label) for label in labels]
+        names = min(max(map(len, labels), default=0), max(LEAST_NAME, width - statuses - LEAST_DETAILS))
+        for state, label in zip(shown, labels, strict=True):
+            style, left_over = STYLES.get(state.status, ""), width - names - statuses - 2 * len("  ")
+            table.add_row(fit_words(label, names), Text(state.status, style=style), self._details(state, left_over))
         hidden = len(states) - min(room, len(states))
         foot = [Text(f"and {plural(hidden, 'more run')}", style="dim")] if hidden else []
         return Group(head, table, *foot, Text(self._foot, style="dim"))
+
+
+def _without_keys(label: str) -> str:
+    """Return the label of a cell without the names of its keys, which are the same for all cells."""
+    parts = label.split(", ")
+    return ", ".join(part if part.startswith("seed=") else part.partition("=")[2] or part for part in parts)
 
 
 def print_sweep(folder: Path) -> None:

@@ -141,7 +141,7 @@ def ask_data(draft: Draft, kind: str, *, mixed: bool = True) -> Flow[Draft]:
             f"data.{number + 1}",
             f"Add another dataset of {NOUNS[kind]}?",
             default=len(sets) < len(earlier),
-            no="no, continue",
+            no="No, continue",
             help=f"{source['path']}: {found.text()}",
             why=MIX_WHY.format(NOUNS[kind]) if mixed else SETS_WHY,
             screen=draft.screen,
@@ -267,7 +267,7 @@ def _ask_streaming(draft: Draft, source: Source, found: Source) -> Flow[Source]:
         "data.streaming",
         "Stream it?",
         default=before,
-        no="no, download it",
+        no="No, download it",
         help=f"{source['path']} on the Hub",
         why=STREAM_WHY,
         screen=draft.screen,
@@ -364,9 +364,9 @@ def ask_score(draft: Draft) -> Flow[Draft]:
     now = draft.value("score")
     why_not = None if STAGES[draft.raw["stage"]].has_prompts else "the data has no prompts to score on"
     choices = (
-        Choice("held-out", "yes, prompts held out from this data", why_not),
-        Choice("named", "yes, other prompts"),
-        Choice("none", "no"),
+        Choice("held-out", "Yes, prompts held out from this data", why_not),
+        Choice("named", "Yes, other prompts"),
+        Choice("none", "No"),
     )
     picked = yield draft.ask(
         "score",

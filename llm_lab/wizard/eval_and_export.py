@@ -84,7 +84,7 @@ def questions_of(stage: str) -> dict[str, Callable[[Draft], Question]]:
 def ask_measured(draft: Draft, group: str) -> Flow[Draft]:
     """Ask what the model is measured on: texts, prompts or tasks. Without any: the validation data of its run."""
     named = _named(draft, group)
-    change = Choice("change", "change it"), Choice("remove", "remove it")
+    change = Choice("change", "Change it"), Choice("remove", "Remove it")
     draft = draft.with_notice("")
     if named and group != "tasks":
         question = draft.ask(f"measured.{group}", f"Change or remove {named}?", choices=change, why=DATA_WHY)

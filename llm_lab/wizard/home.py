@@ -270,7 +270,7 @@ def draft_question() -> Question:
     return Question(
         "draft",
         "Continue your draft?",
-        choices=(Choice(True, "continue where I stopped"), Choice(False, "start over")),
+        choices=(Choice(True, "Continue where I stopped"), Choice(False, "Start over")),
         why="Your answers so far were kept; Esc goes back through them.",
         screen=Screen("a saved draft"),
     )

@@ -181,12 +181,12 @@ def _ask_compared() -> Flow[list[str]]:
         question = Question(f"compare.{len(names)}", text, why=WHY, screen=screen)
         names.append((yield from pick_run(question, left, "no other yet; train one with Pretrain")))
         if len(names) > 1 or is_adapter(names[0]):
-            end = "no, compare with its base" if len(names) == 1 else "no, compare these"
+            end = "No, compare with its base" if len(names) == 1 else "No, compare these"
             full = None if len(names) < MOST_COMPARED else f"at most {MOST_COMPARED}"
             more = yield Question(
                 f"compare.{len(names)}.more",
                 "Add another model?",
-                choices=(Choice(False, end), Choice(True, "yes", full)),
+                choices=(Choice(False, end), Choice(True, "Yes", full)),
                 why=WHY,
                 screen=Screen(EVALUATE, f"compare: {', '.join(names)}"),
             )

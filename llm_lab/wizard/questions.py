@@ -28,7 +28,7 @@ def accept(answer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer to choose.
+    """One answer to choose. An order begins with a capital (Yes, start); the name of a thing does not.
 
     why_not: the reason it can't be chosen now. effect: what it means or leads to. why: its longer explanation, shown
     instead of the question's. cells: its columns under the question's heads, instead of the text. next_to: what a wide
@@ -252,7 +252,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-def yes_no(key: str, text: str, *, default: bool, yes: str = "yes", no: str = "no", **more: Any) -> Question:
+def yes_no(key: str, text: str, *, default: bool, yes: str = "Yes", no: str = "No", **more: Any) -> Question:
     """Return a yes-or-no question; the answer is a bool."""
     return Question(key, text, choices=(Choice(True, yes), Choice(False, no)), default=default, **more)
 

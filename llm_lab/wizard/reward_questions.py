@@ -177,7 +177,7 @@ def _ask_python(draft: Draft, path: str) -> Flow[str]:
         f"{path}.python.trusted",
         f"Run this file with your permissions, to use its function {name}?",
         default=False,
-        yes="yes, I wrote it or have read it",
+        yes="Yes, I wrote it or have read it",
         help=str(Path(file).expanduser().resolve()),
         why=PYTHON_WHY,
         screen=draft.screen,

@@ -3,6 +3,7 @@
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -12,8 +13,9 @@ from support.wizard_keys import drawn
 
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.registry import STAGES
+from llm_lab.studies.cells import CellState
 from llm_lab.terminal.console import PALETTE
-from llm_lab.terminal.sweep_screen import print_result_table
+from llm_lab.terminal.sweep_screen import SweepScreen, print_result_table
 from llm_lab.wizard.draft import Draft
 from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.home import line_of
@@ -131,3 +133,15 @@ def test_a_table_of_results_leaves_out_the_seeds_before_it_wraps_a_number(column
     assert ("seed 1337" in lines[0]) == (columns > 60)
     shown = [cell for name, cell in zip(head, rows[0], strict=True) if name in lines[0]]
     assert lines[1].split() == " ".join(shown).split()
+
+
+def test_a_running_sweep_has_one_line_for_each_run_in_a_narrow_terminal(tmp_path):
+    labels = [f"position_embedding={name}, seed={seed}" for seed in (1337, 1338) for name in ("rope", "learned")]
+    states = [CellState(SimpleNamespace(label=label), "running", 30, 30, loss=4.9531, seconds=27.0) for label in labels]
+    sweep = SimpleNamespace(folder=tmp_path / "stories-duel-position_embedding", measure="eval_loss")
+    console = Console(file=io.StringIO(), width=60, height=20, force_terminal=True, theme=Theme(PALETTE))
+    screen = SweepScreen(sweep, console)
+    console.print(screen._frame(states, 603.0))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue()).splitlines()
+    assert len(lines) == 1 + len(states) + 1
+    assert lines[2].split() == ["learned,", "seed=1337", "running", "training", "loss", "4.9531,", "0:27"]

@@ -55,7 +55,7 @@ def test_a_design_is_pretrained_with_its_tokenizer():
     designed = answers(
         design, [Fill({"name": "mine"}, "tokenizer"), "a BPE", "300", ENTER, "Pretrain it"], execute=write
     )
-    visit = follow(designed.result, ["text.txt", "no, continue", Fill({"train.max_steps": "3"}), "Yes"])
+    visit = follow(designed.result, ["text.txt", "No, continue", Fill({"train.max_steps": "3"}), "Yes"])
     (start,) = visit.effects
     assert start.recipe["model"] == {"config": "configs/models/mine"}
     assert start.recipe["tokenizer"] == {"bpe": 300}
@@ -79,9 +79,9 @@ def test_every_part_of_a_model_is_on_the_page():
 def test_a_design_is_replaced_only_after_a_yes():
     keys = [Fill({"name": "mine"})]
     answers(design, keys, execute=write)
-    visit = answers(design, [*keys, "no"], execute=write)
+    visit = answers(design, [*keys, "No"], execute=write)
     assert visit.question.form.changes == {"name": "mine"}
-    assert answers(design, [*keys, "yes"]).question.key == "design.next"
+    assert answers(design, [*keys, "Yes"]).question.key == "design.next"
 
 
 def test_wrong_names_and_tokenizers_are_refused():

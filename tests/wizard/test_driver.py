@@ -37,7 +37,7 @@ LEAVE = pick("Quit")
 PRETRAIN = (*pick("Design and train"), *pick("Pretrain "))
 EVALUATE = (*pick("Use a model"), *pick("Evaluate "))
 TO_TEXTS = (*PRETRAIN, *pick("a preset size"), *pick("nano"))
-TEXT = (*answer("text.txt"), *pick("no, continue"))
+TEXT = (*answer("text.txt"), *pick("No, continue"))
 TO_PAGE = (*TO_TEXTS, *TEXT)
 FILLED = (To("name "), *answer("first"), To("max_steps"), *answer("4"))
 CHOICE = Question("a", "Which?", choices=(Choice(1, "one"), Choice(2, "two"), Choice(3, "three", "not now")),
@@ -164,6 +164,17 @@ def test_a_terminal_of_another_size_is_drawn_again_with_the_answer_so_far(press,
     assert ["many words " * 5 in screen for screen in screens] == [True, False]
 
 
+def test_the_help_stays_open_when_the_terminal_gets_another_size(press, monkeypatch):
+    class Narrower:
+        def __str__(self):
+            monkeypatch.setattr("support.wizard_keys.COLUMNS", 50)
+            monkeypatch.setenv("COLUMNS", "50")
+            return Key.DOWN
+
+    _, screens = press(dataclasses.replace(CHOICE, why="This is the help."), "?", Narrower(), Key.ENTER)
+    assert ["This is the help." in screen for screen in screens] == [False, True, True]
+
+
 def test_typing_filters_a_long_list(press):
     choices = tuple(Choice(n, f"number {n}", "odd" if n % 2 else None) for n in range(30))
     long = Question("n", "Which number?", choices=choices)
@@ -217,7 +228,7 @@ def test_settings_of_the_quick_start_are_kept_and_the_menu_offers_them(visit):
 
 
 def test_ctrl_c_keeps_what_was_changed_on_a_page(visit):
-    screens = visit(*TO_PAGE, *FILLED, Key.CTRL_C, *PRETRAIN, *pick("continue where I"), Key.CTRL_C, *LEAVE)
+    screens = visit(*TO_PAGE, *FILLED, Key.CTRL_C, *PRETRAIN, *pick("Continue where I"), Key.CTRL_C, *LEAVE)
     assert "What would you like to do?" in screens[-1]
     kept = screens[max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen) + 1]
     assert "first" in line_of(kept, "name")
@@ -225,7 +236,7 @@ def test_ctrl_c_keeps_what_was_changed_on_a_page(visit):
 
 
 def test_a_draft_can_be_started_over_and_one_without_an_answer_is_not_kept(visit):
-    screens = visit(*TO_TEXTS, Key.CTRL_C, *PRETRAIN, *pick("start over"), Key.ESCAPE, Key.ESCAPE, *LEAVE)
+    screens = visit(*TO_TEXTS, Key.CTRL_C, *PRETRAIN, *pick("Start over"), Key.ESCAPE, Key.ESCAPE, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
     assert "Which model?" in screens[asked + 1]
     assert not seen(visit(*PRETRAIN, Key.ESCAPE, *pick("Pretrain "), Key.CTRL_C, *LEAVE), "Continue your draft")
@@ -233,14 +244,14 @@ def test_a_draft_can_be_started_over_and_one_without_an_answer_is_not_kept(visit
 
 def test_a_draft_survives_the_end_of_the_wizard(visit):
     visit(*TO_TEXTS, Key.CTRL_C, *LEAVE)
-    screens = visit(*PRETRAIN, *pick("continue"), Key.CTRL_C, *LEAVE)
+    screens = visit(*PRETRAIN, *pick("Continue"), Key.CTRL_C, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
     assert "Which dataset of texts?" in screens[asked + 1]
 
 
 def test_the_draft_is_kept_from_the_page(visit):
     to_menu = (Key.LEFT, Key.RIGHT, Key.RIGHT, Key.RIGHT, Key.ENTER)
-    screens = visit(*TO_PAGE, *to_menu, *PRETRAIN, *pick("continue"), Key.CTRL_C, *LEAVE)
+    screens = visit(*TO_PAGE, *to_menu, *PRETRAIN, *pick("Continue"), Key.CTRL_C, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
     assert "[Continue to the plan]" in screens[asked + 1]
 
@@ -329,7 +340,7 @@ def test_a_run_that_can_not_start_leads_back_to_the_page(visit):
 def test_a_page_that_comes_again_points_at_what_was_changed_last(visit):
     from_row = (*TO_PAGE, *FILLED, Key.FINISH)
     from_bar = (*TO_PAGE, To("name "), *answer("first"), Key.HOME, Key.ENTER)
-    from_data = (*TO_PAGE, To("name "), *answer("first"), Key.ESCAPE, *pick("no, continue"))
+    from_data = (*TO_PAGE, To("name "), *answer("first"), Key.ESCAPE, *pick("No, continue"))
     for keys, label in ((from_row, "max_steps"), (from_bar, "name")):
         screens = visit(*keys, Key.ESCAPE, Key.CTRL_C, *pick("Continue your draft"), Key.CTRL_C, *LEAVE)
         plan = next(number for number, screen in enumerate(screens) if "Start now?" in screen)
@@ -381,7 +392,7 @@ def test_a_run_is_renamed_and_deleted_from_its_page(visit, finished_run):
     taken = (*pick("Rename it"), *answer("tiny"), Key.ERASE_LINE)
     renamed = (*answer("small"), Key.ENTER, *pick("small "))
     kept = (*pick("Delete it"), Key.ENTER)
-    screens = visit(*of_run, *taken, *renamed, *kept, *pick("Delete it"), *pick("yes"), Key.ENTER, Key.CTRL_C, *LEAVE)
+    screens = visit(*of_run, *taken, *renamed, *kept, *pick("Delete it"), *pick("Yes"), Key.ENTER, Key.CTRL_C, *LEAVE)
     refused = next(screen for screen in screens if "this name is taken" in screen)
     assert "New name?" in refused
     assert seen(screens, "checkpoints/tiny/ is now checkpoints/small/")

@@ -113,8 +113,8 @@ def test_a_run_is_measured_on_what_it_held_out():
 def test_texts_and_prompts_are_named_changed_and_removed():
     Path("own.txt").write_text("Some words to predict, and then some more of them.\n" * 20)
     visit = answers(MEASURE, [
-        MODEL, "data", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, continue",
-        "score", ENTER, "Done", "score", "remove it", Fill({"name": "own"}), START,
+        MODEL, "data", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "No, continue",
+        "score", ENTER, "Done", "score", "Remove it", Fill({"name": "own"}), START,
     ], execute=run_it)  # fmt: skip
     assert "exact_number × 1" in visit.texts()
     recipe = read_recipe_file(Path("checkpoints/own/recipe.yaml"))
@@ -139,7 +139,7 @@ def test_measuring_a_model_is_reached_from_evaluate():
 def test_models_are_chosen_and_compared():
     visit = answers(evaluate, [
         "Compare models", MODEL, "another folder", Refused("./no/such", "does not exist"), BACK,
-        "another folder", "checkpoints/base/model", "yes", BACK, "compare these", "What is 2 + 2?",
+        "another folder", "checkpoints/base/model", "Yes", BACK, "compare these", "What is 2 + 2?",
     ])  # fmt: skip
     assert visit.effects == [Compare(("checkpoints/base", "checkpoints/base/model"), ("What is 2 + 2?",))]
 
@@ -253,7 +253,7 @@ def test_a_sweep_is_among_the_runs_with_how_far_it_is_and_can_be_deleted():
     about = {"kind": "sweep", "created_at": 1e9, "configurations": [{}, {}], "seeds": [1, 2, 3]}
     (folder / "sweep.json").write_text(json.dumps(about))
     shutil.copytree("checkpoints/base", folder / "cell")
-    visit = answers(checkpoints, ["checkpoints/rates", "Delete it", "yes"])
+    visit = answers(checkpoints, ["checkpoints/rates", "Delete it", "Yes"])
     cells = next(choice.cells for choice in visit.questions[0].choices if choice.value == "checkpoints/rates")
     assert (cells[:2], cells[4:]) == (("rates", "sweep"), ("stopped", "1 of 6 runs done"))
     assert [choice.value for choice in visit.questions[0].choices][:2] == ["checkpoints/base", "checkpoints/rates"]

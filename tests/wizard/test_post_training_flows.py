@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("lab")
 
 MODEL = "checkpoints/base:"
 POST_TRAINING = [stage for stage in STAGES if stage != "pretrain"]
-DATA = [ENTER, "no, continue"]
+DATA = [ENTER, "No, continue"]
 START = "Yes, start"
 TWO = {"name": "first", "optimizer.name": "adamw", "train.max_steps": "2", "train.per_device_train_batch_size": "2"}
 SHORT = {"lora": "all weights", **TWO}
@@ -45,7 +45,7 @@ def rollouts(stage):
 
 def without_scores(*steps):
     """On the page: no held-out score, then further steps."""
-    return ["score", "no", *steps]
+    return ["score", "No", *steps]
 
 
 def recipe_of(visit):
@@ -62,7 +62,7 @@ def test_sft_runs_and_leads_to_the_chat():
 
 
 def test_a_plan_with_few_steps_offers_the_epochs_that_give_enough():
-    to_plan = (MODEL, "builtin:instruct", "no, continue", *without_scores(ENTER))
+    to_plan = (MODEL, "builtin:instruct", "No, continue", *without_scores(ENTER))
     visit = answers(flow("sft"), [*to_plan, "Use", "No", ENTER, START])
     plans = [question.screen.panel.resolved for question in visit.questions if question.key == "start"]
     assert [bool(enough_epochs(plan)) for plan in plans] == [True, False, False], "the page keeps them"
@@ -134,7 +134,7 @@ def test_columns_that_are_not_recognized_are_chosen():
     columns = [Refused("nosuch/it.jsonl", "no folder"), "mine.jsonl", "good", BACK, "q", Refused("q", "the prompt")]
     Path("small.jsonl").write_text('{"q": "Hi?"}\n')  # a column too few to choose from
     columns.insert(1, Refused("small.jsonl", "are not recognized: q"))
-    data = [*columns, "good", "bad", "no, continue"]
+    data = [*columns, "good", "bad", "No, continue"]
     visit = answers(flow("dpo"), [MODEL, *data, *without_scores(ENTER), START])
     assert "q, good, bad" in visit.texts()
     assert "chosen: yes 0" in visit.texts()
@@ -150,7 +150,7 @@ def test_rows_that_are_dropped_are_counted_by_reason():
 
 def test_several_sets_are_weighed_and_none_is_taken_twice():
     Path("mine.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
-    data = [ENTER, "yes", Refused("builtin:word-problems", "data.1.path"), "mine.jsonl", "no, continue", "3", "1"]
+    data = [ENTER, "Yes", Refused("builtin:word-problems", "data.1.path"), "mine.jsonl", "No, continue", "3", "1"]
     visit = answers(flow("sft"), [MODEL, *data, ENTER, START])
     assert [source["weight"] for source in recipe_of(visit)["data"]] == [3.0, 1.0]
 
@@ -191,9 +191,9 @@ def test_a_python_function_is_run_only_after_a_yes_to_its_path():
         "Add your own Python function",
         Refused("mine.py:rude", "rude"),
         "mine.py:polite",
-        "no",
+        "No",
         ENTER,
-        "yes, I wrote",
+        "Yes, I wrote",
     ]
     weight = [Refused("0", "not a number other than 0"), "-2", "Done"]
     visit = answers(flow("grpo"), [MODEL, *DATA, "rewards", *function, *weight, ENTER, START])
@@ -213,7 +213,7 @@ def test_rewards_are_changed_and_removed_and_at_least_one_stays():
 
 
 def test_held_out_prompts_can_be_named_and_switched_off():
-    named = ["yes, other prompts", Refused("nosuch.jsonl", "nosuch.jsonl"), "builtin:sums"]
+    named = ["Yes, other prompts", Refused("nosuch.jsonl", "nosuch.jsonl"), "builtin:sums"]
     dpo = answers(flow("dpo"), [MODEL, *DATA, "score", *named, ENTER, START])
     assert "(the data has no prompts to score on)" in dpo.texts()
     assert recipe_of(dpo)["score"] == {"path": "builtin:sums"}
@@ -245,7 +245,7 @@ def test_the_page_leads_to_every_question_that_is_more_than_a_key():
     visit = answers(flow("grpo"), [
         MODEL, *DATA,
         Fill(rows, "rewards"), "exact_number", "Change its weight", "2", "Done",
-        "score", "yes, prompts held out",
+        "score", "Yes, prompts held out",
         Fill({"lora": "LoRA: an", "train.num_train_epochs": "2", "grpo.num_generations": "3"}, "score.rewards.0.name"),
         "exact_number", "Change its weight", "3", "Done",
         "model", MODEL,
@@ -260,7 +260,7 @@ def test_the_page_leads_to_every_question_that_is_more_than_a_key():
 
 
 def test_going_back_leads_from_the_page_to_the_questions_before_it():
-    visit = answers(flow("sft"), [MODEL, *DATA, "score", "no", *[BACK] * 3])
+    visit = answers(flow("sft"), [MODEL, *DATA, "score", "No", *[BACK] * 3])
     assert visit.keys[-4:] == ["settings", "data.1", "data.0.path", "model.checkpoint"]
 
 

@@ -24,7 +24,7 @@ from llm_lab.wizard.training_runs import new_draft, run_of_stage, run_page
 
 PRETRAIN = partial(run_of_stage, "pretrain")
 TO_TEXTS = ["a preset size", "nano"]
-TEXT = ["text.txt", "no, continue"]
+TEXT = ["text.txt", "No, continue"]
 SHORT = {"optimizer.name": "adamw", "train.max_length": "32", "train.per_device_train_batch_size": "2"}
 SHORT |= {"train.max_steps": "4", "name": "first"}
 TO_PAGE = [*TO_TEXTS, *TEXT]
@@ -88,7 +88,7 @@ def test_the_page_shows_where_every_value_comes_from_and_changes_any():
     }
     visit = answers(PRETRAIN, [
         *TO_PAGE, Fill(changes, "tokenizer"), "a BPE", "300", Fill({"model.sliding_window": ""}, "data"),
-        "builtin:stories", "no, continue", ENTER, "No, go back", *START,
+        "builtin:stories", "No, continue", ENTER, "No, go back", *START,
     ])  # fmt: skip
     (recipe,) = started(visit)
     resolved = resolve(recipe, machine=find_machine())
@@ -219,7 +219,7 @@ def test_a_text_that_does_not_exist_is_refused():
 def test_several_texts_are_weighed_and_none_is_taken_twice():
     write_text("more.txt", seed=1)
     visit = answers(PRETRAIN, [
-        *TO_TEXTS, "text.txt", "yes", Refused("text.txt", "data.1.path"), "more.txt", "no, continue",
+        *TO_TEXTS, "text.txt", "Yes", Refused("text.txt", "data.1.path"), "more.txt", "No, continue",
         Refused("0", "not a number above 0"), "2", ENTER, *START,
     ])  # fmt: skip
     sources = [(source["path"], source["weight"]) for source in started(visit)[0]["data"]]
@@ -228,7 +228,7 @@ def test_several_texts_are_weighed_and_none_is_taken_twice():
 
 def test_a_set_on_the_hub_can_be_streamed():
     visit = answers(PRETRAIN, [
-        *TO_TEXTS, "owner/name", "sample", "text", "yes", "no, continue", *START,
+        *TO_TEXTS, "owner/name", "sample", "text", "Yes", "No, continue", *START,
     ])  # fmt: skip
     assert started(visit)[0]["data"] == [
         {"path": "owner/name", "subset": "sample", "text_column": "text", "streaming": True}

@@ -27,7 +27,7 @@ def flow():
 
 
 def test_a_flow_returns_what_was_answered():
-    assert answers(flow, ["large", "mine", "no"]).result.arguments == {"size": "large", "name": "mine", "done": False}
+    assert answers(flow, ["large", "mine", "No"]).result.arguments == {"size": "large", "name": "mine", "done": False}
 
 
 def test_enter_takes_the_first_possible_choice_or_the_default():
