@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_lab.errors import FULL_DISK, LabError, MachineError, Problem, UserError
 from llm_lab.estimate.machine import find_machine
+from llm_lab.estimate.measurements import Measurement, keep_measurement
 from llm_lab.events import Event, Listener, Notice, RunWarning, ScoresReported, ignore
 from llm_lab.job import Job, as_started, check, different_keys, error_within_stage, move
 from llm_lab.recipe.export import ExportRecipe
@@ -270,7 +271,8 @@ def what_is_left(job: Job, resume_from: int | None = None) -> Job:
         if step and resolved.stage.trains:
             batch, _ = batch_to_resume(own, batch_of(resolved.recipe))
             shared = replace(resolved, recipe=with_batch(resolved.recipe, batch)) if batch else resolved
-            resolved = replace(resolved, estimate=estimate_again(shared, first_step=step).estimate)
+            again = estimate_again(shared, first_step=step, own=_measured_before(shared, own))
+            resolved = replace(resolved, estimate=again.estimate)
         elif step:
             resolved = estimate_again(resolved, first_step=step)
         stages.append(resolved)
@@ -564,22 +566,33 @@ def _predicted(resolved: Resolved) -> dict[str, Any]:
 
 def _keep_speed(resolved: Resolved, folder: RunFolder, results: Mapping[str, Any]) -> None:
     """Keep the speed of this run for estimates with the same settings."""
-    from llm_lab.estimate.measurements import Measurement, keep_measurement
-
-    # The first step is slower than the others: a model compiles in it.
-    rows = folder.metrics()
-    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second") and row["step"] > 1]
-    if not resolved.estimate.seconds_by_part or not speeds or results["step"] < MIN_STEPS_TO_MEASURE:
+    seconds = _step_seconds(resolved, folder)
+    if not resolved.estimate.seconds_by_part or seconds is None or results["step"] < MIN_STEPS_TO_MEASURE:
         return
-    seconds = resolved.estimate.tokens_per_step / statistics.harmonic_mean(speeds)
-    if resolved.stage.examples != "text":  # rows of different lengths, and steps without new outputs
-        trained = [(one, row) for one, row in pairwise(rows) if "loss" in one and "loss" in row]
-        steps = sum(row["step"] - one["step"] for one, row in trained)
-        if not steps:
-            return
-        seconds = sum(row["wall_seconds"] - one["wall_seconds"] for one, row in trained) / steps
     measurement = Measurement("run", seconds, memory_bytes=results["memory_bytes"])
     keep_measurement(measurement, resolved.recipe.model_dump(by_alias=True), resolved.shape, resolved.machine)
+
+
+def _measured_before(resolved: Resolved, folder: RunFolder) -> Measurement | None:
+    """Return what a run that is resumed on the same machine measured before, or None."""
+    facts, machine = folder.facts(), resolved.machine
+    here = (resolved.values["device"], machine.describe(), machine.processes)
+    if (facts.get("device"), facts.get("machine"), facts.get("processes")) != here:
+        return None
+    seconds = _step_seconds(resolved, folder)
+    return None if seconds is None else Measurement("this run", seconds)
+
+
+def _step_seconds(resolved: Resolved, folder: RunFolder) -> float | None:
+    """Return how long a step of a run took, without the first: a model compiles in it. None where it has no other."""
+    rows = folder.metrics()
+    if resolved.stage.examples == "text":
+        speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second", 0) > 0 and row["step"] > 1]
+        return resolved.estimate.tokens_per_step / statistics.harmonic_mean(speeds) if speeds else None
+    # Rows of different lengths, and steps without new outputs.
+    trained = [(one, row) for one, row in pairwise(rows) if "loss" in one and "loss" in row and "wall_seconds" in row]
+    steps = sum(row["step"] - one["step"] for one, row in trained)
+    return sum(row["wall_seconds"] - one["wall_seconds"] for one, row in trained) / steps if steps else None
 
 
 def _describe_model(model: Any) -> str:

@@ -137,7 +137,7 @@ def _dry_run(job: Any, start: Any) -> int:
 
     job = _what_is_planned(job, start)
     for resolved in job.stages:
-        print_plan(resolved, job.home)
+        print_plan(resolved, job.home, is_new=not (start.resumes or start.overwrite))
     for resolved in job.stages:
         require_device(resolved)
     return DONE

@@ -33,6 +33,7 @@ BASES = {
     None: "based on typical values",
     "trial": "measured on this machine",
     "run": "measured in the last similar run on this machine",
+    "this run": "measured in this run so far",
 }
 
 
@@ -168,11 +169,16 @@ def _logits_bytes(shape: ModelShape, tokens: int, half: bool, in_pieces: bool) -
 
 
 def estimate_pretraining(
-    recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine, *, first_step: int = 0
+    recipe: Mapping[str, Any],
+    shape: ModelShape | None,
+    machine: Machine,
+    *,
+    first_step: int = 0,
+    own: Measurement | None = None,
 ) -> Estimate:
     """Estimate the cost of a resolved pretraining recipe, from measurements on this machine where there are any.
 
-    first_step: the step that a resumed run starts from; only what is left is counted.
+    first_step: the step that a resumed run starts from; only what is left is counted. own: what that run measured.
     """
     train, device = recipe["train"], recipe["device"]
     rows, length = train["per_device_train_batch_size"], train["max_length"]
@@ -182,7 +188,7 @@ def estimate_pretraining(
     available = available_bytes(device, machine)
     if shape is None:
         return Estimate(None, {}, tokens, per_step, None, {}, 0, available, {}, 0, first_step)
-    measured = find_measurement(recipe, shape, machine)
+    measured = find_measurement(recipe, shape, machine, own=own)
     memory = memory_by_part(
         shape,
         rows=rows,

@@ -37,7 +37,8 @@ _TRAIN_KEYS = (
 class Measurement:
     """How long things take on this machine, with one recipe's model and settings.
 
-    source: "trial" (a few steps on random tokens) or "run" (a whole run). memory_bytes: the peak on the device; on a
+    source: "trial" (a few steps on random tokens), "run" (a whole run), or "this run" (the one that is resumed, which
+    is not stored). memory_bytes: the peak on the device; on a
     CPU, of the whole process. None: not measured.
     """
 
@@ -49,15 +50,23 @@ class Measurement:
     compile_seconds: float | None = None
 
 
-def find_measurement(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine) -> Measurement | None:
-    """Return the measurement with these settings, or None."""
+def find_measurement(
+    recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine, *, own: Measurement | None = None
+) -> Measurement | None:
+    """Return the measurement with these settings, or None. own: of the run itself, which goes before a stored one."""
     if shape is None:
-        return None
+        return own
     try:
         found = json.loads(_file(recipe, shape, machine).read_text(encoding="utf-8"))
-        return Measurement(**found["measurement"])
+        stored = Measurement(**found["measurement"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return own
+    return _completed(own, stored) if own else stored
+
+
+def _completed(measurement: Measurement, other: Measurement) -> Measurement:
+    """Return a measurement, with the values of another where it has none."""
+    return replace(other, **{key: value for key, value in asdict(measurement).items() if value is not None})
 
 
 def keep_measurement(
@@ -68,8 +77,7 @@ def keep_measurement(
         return
     before = find_measurement(recipe, shape, machine)
     if before is not None:
-        new = {key: value for key, value in asdict(measurement).items() if value is not None}
-        measurement = replace(before, **new)
+        measurement = _completed(measurement, before)
     file = _file(recipe, shape, machine)
     text = json.dumps({"measurement": asdict(measurement), "settings": _settings(recipe, shape, machine)}, indent=2)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")

@@ -22,7 +22,7 @@ from .cost import (
     occasions,
 )
 from .machine import Machine
-from .measurements import find_measurement
+from .measurements import Measurement, find_measurement
 from .parameters import ModelShape
 
 SCORED_ROWS = 32  # held-out prompts answered at once
@@ -104,10 +104,12 @@ def estimate_tuning(
     work: Work,
     examples: ExampleSizes | None,
     first_step: int = 0,
+    own: Measurement | None = None,
 ) -> Estimate:
     """Estimate a trained stage after pretraining. Without a look at its data, every example has the maximum length.
 
-    recipe: with train.max_steps where it is known; without it, there is no time.
+    recipe: with train.max_steps where it is known; without it, there is no time. first_step, own: of a resumed run, the
+    step that it starts from, and what it measured before.
     """
     train, device = recipe["train"], recipe["device"]
     rows, length = train["per_device_train_batch_size"], train["max_length"]
@@ -126,7 +128,7 @@ def estimate_tuning(
     share = model / (4 * shape.parameters)
     memory = memory_of_each(memory, shape, train, machine.processes, trained=share)
     disk = disk_by_part(model, checkpoint, train)
-    measured = find_measurement(recipe, shape, machine)
+    measured = find_measurement(recipe, shape, machine, own=own)
     seconds: dict[str, float] = {}
     if steps:
         seconds = _seconds(recipe, shape, machine, work, examples, width, first_step, checkpoint)

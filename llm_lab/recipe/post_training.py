@@ -431,6 +431,7 @@ def estimate(stage: Stage, work: ToEstimate) -> Estimate:
         ),
         work.examples,
         work.first_step,
+        work.own,
     )
 
 

@@ -420,7 +420,7 @@ def _derive_compile(recipe: PartialRecipe, machine: Machine, shape: ModelShape |
 
 def estimate(stage: Stage, work: ToEstimate) -> Estimate:
     """Estimate memory, time and disk."""
-    return estimate_pretraining(work.values, work.shape, work.machine, first_step=work.first_step)
+    return estimate_pretraining(work.values, work.shape, work.machine, first_step=work.first_step, own=work.own)
 
 
 # --- rules

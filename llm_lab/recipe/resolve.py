@@ -12,6 +12,7 @@ from llm_lab.errors import MachineError, Problem, UserError, did_you_mean
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.gguf_header import SUFFIX, file_on_the_hub, how_to_download
 from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.estimate.measurements import Measurement
 from llm_lab.estimate.parameters import ModelShape
 from llm_lab.estimate.tuning_cost import ExampleSizes
 
@@ -125,10 +126,13 @@ def derive(
     return partial.values, partial.reasons, shape
 
 
-def estimate_again(resolved: Resolved, *, first_step: int = 0) -> Resolved:
-    """Return the same with a new estimate, from new measurements, or of only what is left after `first_step`."""
+def estimate_again(resolved: Resolved, *, first_step: int = 0, own: Measurement | None = None) -> Resolved:
+    """Return the same with a new estimate, from new measurements, or of only what is left after `first_step`.
+
+    own: what the run measured before that step.
+    """
     stage, values = resolved.stage, resolved.recipe.model_dump(by_alias=True)
-    work = ToEstimate(values, resolved.shape, resolved.machine, first_step, resolved.examples)
+    work = ToEstimate(values, resolved.shape, resolved.machine, first_step, resolved.examples, own)
     return replace(resolved, estimate=stage.estimate(stage, work))
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from llm_lab.errors import Problem
 from llm_lab.estimate.cost import Estimate, estimate_model
 from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.measurements import Measurement
 from llm_lab.estimate.parameters import ModelShape, shape_at
 from llm_lab.estimate.tuning_cost import ExampleSizes
 
@@ -86,7 +87,7 @@ class ToEstimate:
     """What the estimate of a stage follows from: its values, the model's shape where it is known, and the machine.
 
     first_step: of a resumed run, the step that it starts from; only what is left is counted. examples: what a look at
-    the data found.
+    the data found. own: what a resumed run measured before.
     """
 
     values: Values
@@ -94,6 +95,7 @@ class ToEstimate:
     machine: Machine
     first_step: int = 0
     examples: ExampleSizes | None = None
+    own: Measurement | None = None
 
 
 def estimate_model_only(stage: Stage, work: ToEstimate) -> Estimate:

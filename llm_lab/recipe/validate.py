@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of, with_article
 
 from .fields import Group, Key, flatten, groups_of, value_at
 from .files import format_value
@@ -255,7 +255,7 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     keys = {(i.alias or n): i.description or "" for g in groups[:1] for n, i in g.model_fields.items()}
     names = list(keys)
     last = str(steps[-1])
-    where = parent_path if parent_path else f"a {raw['stage']} recipe" if "stage" in raw else "a pipeline"
+    where = parent_path if parent_path else with_article(f"{raw['stage']} recipe") if "stage" in raw else "a pipeline"
     if isinstance(node, dict) and "name" in node and parent is not None and len(groups_of(parent.info)) > 1:
         where = f"{parent_path} {node['name']}"
     fix = _of_another(last, parent_path, groups_of(parent.info)) if parent else None

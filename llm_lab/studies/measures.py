@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of, with_article
 from llm_lab.job import Job
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.glossary import OF_THE_MACHINE, QUANTITIES, quantity
@@ -42,7 +42,7 @@ def choose_measure(wanted: str | None, jobs: Mapping[str, Job], keys: Sequence[s
     if stage.makes is None:
         return "eval_loss" if values.get("data") else "exact_match"
     if not stage.trains:
-        why = f"a {stage.name} recipe has no result to compare by"
+        why = f"{with_article(stage.name)} recipe has no result to compare by"
         raise UserError(Problem("stage", why, value=stage.name, fix="Name one with --measure."))
     if any((one.values.get("validation") or {}).get("fraction") == 0 for one in last):
         why = "without validation data there is nothing to compare"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +26,7 @@ RECENT = 4  # sets of data that are offered again
 # Folders with many files that are nobody's texts, next to hidden ones.
 SKIPPED = frozenset(("checkpoints", "node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"))
 PLAIN_TEXT = (".txt", ".text", ".md", ".markdown")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 ABOUT_THE_DATA = ("readme", "license", "licence", "notice", "changelog", "requirements")
 
 
@@ -209,6 +211,7 @@ def recent_data(kind: str) -> tuple[Choice, ...]:
         for source in facts.get("data") or ():
             path = str(source.get("path") or "")
             there = Path(path).expanduser().exists() or is_hub_name(path)
+            there = there and not source.get("own")  # a run's validation data, with a description instead of a path
             if path and there and not path.startswith("builtin:"):
                 found.setdefault(path, f"used by {run.path.name}")
     return tuple(Choice(path, about) for path, about in islice(found.items(), RECENT))
@@ -223,4 +226,4 @@ def is_hub_name(path: str) -> bool:
     """Whether a path names a dataset on the Hub."""
     from llm_lab.data.paths import is_on_hub
 
-    return path.count("/") == 1 and is_on_hub(path)
+    return HUB_NAME.fullmatch(path) is not None and is_on_hub(path)

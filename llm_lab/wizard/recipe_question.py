@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 from llm_lab.errors import UserError
 from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.folder import RunFolder, list_runs
 
 from .home import kind_of_run, short_name, when_last_active
 from .model_questions import ANOTHER
 from .questions import Choice, FileHead, Flow, Question, Screen
 
-OFFERED_RUNS = 3
 
+def ask_recipe(
+    title: str, why: str, *, key: str = "recipe", text: str = "Which recipe?", compares: bool = False
+) -> Flow[str]:
+    """Ask for a recipe: returns the path of its file, or the folder of a run.
 
-def ask_recipe(title: str, why: str, *, key: str = "recipe", text: str = "Which recipe?") -> Flow[str]:
-    """Ask for a recipe: returns the path of its file, or the folder of a run."""
+    compares: only runs that train are offered, because others have no results to compare.
+    """
     from llm_lab.job import list_recipes
 
     files = list_recipes()
     with_recipe = (run for run in list_runs() if (run.path / "recipe.yaml").is_file() and not run.facts().get("study"))
-    runs = list(islice(with_recipe, OFFERED_RUNS))
+    runs = [run for run in with_recipe if not compares or _trains(run)]
     names = [*(file.stem for file in files), *(short_name(run.path.name) for run in runs)]
     width = max(map(len, names), default=0) + 2
     choices = [_run_choice(run, width) for run in runs] + [_recipe_choice(file, width) for file in files]
@@ -43,6 +46,12 @@ def ask_recipe(title: str, why: str, *, key: str = "recipe", text: str = "Which 
         )  # fmt: skip
         path = path.strip()
     return path
+
+
+def _trains(run: RunFolder) -> bool:
+    """Whether a run trains a model; a pipeline does."""
+    stage = stage_of(run.facts())
+    return stage is None or stage.trains
 
 
 def _run_choice(run: RunFolder, width: int) -> Choice:

@@ -61,7 +61,7 @@ def sweep() -> Flow[None]:
     """Choose a recipe and what to compare, and start the sweep."""
     from llm_lab.studies.presets import PRESETS
 
-    recipe = yield from ask_recipe(TITLE, SWEEP_WHY)
+    recipe = yield from ask_recipe(TITLE, SWEEP_WHY, compares=True)
     where = recipe_name(recipe)
     choices = [Choice(name, f"{name:<20}{about}", _why_not_preset(recipe, name)) for name, about in PRESETS.items()]
     picked = yield Question("sweep.what", "What should be compared?", why=SWEEP_WHY, screen=Screen(TITLE, where),
@@ -165,7 +165,7 @@ def _why_not_steps(text: str) -> str | None:
 
 def duel() -> Flow[None]:
     """Choose two recipes, or one and a key with two values, and start the duel."""
-    recipe = yield from ask_recipe(DUEL, DUEL_WHY)
+    recipe = yield from ask_recipe(DUEL, DUEL_WHY, compares=True)
     where, other = recipe_name(recipe), None
     choices = (
         Choice(VALUES, "itself with one key changed", effect="For example optimizer.name=adamw,muon."),
@@ -174,7 +174,8 @@ def duel() -> Flow[None]:
     against = yield Question("duel.against", f"Compare {where} with what?", choices=choices, why=DUEL_WHY,
                              screen=Screen(DUEL, where))  # fmt: skip
     if against == RECIPE:
-        other = yield from ask_recipe(DUEL, DUEL_WHY, key="duel.other", text=f"Compare {where} with which recipe?")
+        text = f"Compare {where} with which recipe?"
+        other = yield from ask_recipe(DUEL, DUEL_WHY, key="duel.other", text=text, compares=True)
         where = f"{where} against {recipe_name(other)}"
     words = yield Question(
         "duel.words",

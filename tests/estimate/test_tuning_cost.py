@@ -12,6 +12,8 @@ from llm_lab.estimate.tuning_cost import ExampleSizes, Work, estimate_tuning
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.job import check
 from llm_lab.recipe.resolve import resolve
+from llm_lab.runner import what_is_left
+from llm_lab.runs.folder import RunFolder
 
 LAPTOP = Machine((), "a CPU", 2, 16 * 2**30, True, False)
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 1000}
@@ -60,6 +62,26 @@ def test_a_model_of_an_architecture_that_is_not_ours_is_planned_too(base):
     assert cost.parameters == pytest.approx(sum(weight.numel() for weight in model.parameters()), rel=0.15)
     assert cost.wall_seconds > 0
     assert guess_shape({"model_type": "anything"}) is None
+
+
+def test_the_time_left_of_a_resumed_run_follows_from_its_own_steps(base):
+    raw = {"stage": "grpo", "device": "cpu", "model": {"checkpoint": "base"}, "name": "slow"}
+    raw |= {"data": [{"path": "builtin:word-problems"}], "train": {"max_steps": 20, "max_length": 128}}
+    raw |= {"rewards": [{"name": "exact_number"}], "grpo": {"max_completion_length": 32}}
+    job = check(raw, machine=LAPTOP)
+    run = RunFolder(Path("checkpoints/slow"))
+    (run.steps_path / "checkpoint-3").mkdir(parents=True)
+    (run.steps_path / "checkpoint-3/trainer_state.json").write_text("{}")
+    run.write_recipe("stage: grpo\n")
+    here = {"device": "cpu", "machine": LAPTOP.describe(), "processes": 1}
+    run.update(status="stopped", recipe=dict(job.stages[0].values), **here)
+    for step, seconds in ((1, 100.0), (2, 130.0), (3, 160.0)):  # the first step takes longer
+        run.append_metrics({"step": step, "loss": 0.0, "wall_seconds": seconds})
+    left = what_is_left(job).stages[0].estimate
+    assert left.seconds_by_part["training"] == 17 * 30.0
+    assert left.basis == "measured in this run so far"
+    run.update(machine="another")
+    assert what_is_left(job).stages[0].estimate.basis == "based on typical values"
 
 
 def test_a_batch_is_as_wide_as_its_longest_example():

@@ -269,8 +269,10 @@ def test_the_plan_of_a_resumed_run_shows_its_first_step(in_tmp_path, capsys):
     assert main(words) == 0
     real = " ".join(capsys.readouterr().out.split())
     for said in (dry, real):
+        assert "Plan: tiny · " in said
         assert "resumes after step 10;" in said
-        assert "10 steps × 64 tokens" in said
+        assert "10 steps × 4 sequences of 16 tokens" in said
+        assert "(measured in this run so far)" in said
 
 
 def test_the_peak_memory_is_reset_between_stages():

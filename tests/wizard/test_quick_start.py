@@ -185,12 +185,14 @@ def test_offered_data_and_an_answer_from_elsewhere_are_in_the_list(monkeypatch):
 def test_data_of_recent_runs_that_is_still_there_is_offered_again(tmp_path_factory):
     kept = tmp_path_factory.mktemp("elsewhere") / "kept.txt"
     kept.write_text(SENTENCE)
-    paths = (str(kept), "/no/longer/there.txt", "builtin:stories", "me/corpus")
+    paths = (str(kept), "/no/longer/there.txt", "builtin:stories", "me/corpus", "no name/of a dataset")
     data = [{"path": path, "fingerprint": "0"} for path in paths]
     RunFolder(Path("checkpoints/first")).update(stage="pretrain", created_at=1, data=data)
     RunFolder(Path("checkpoints/tuned")).update(
         stage="sft", created_at=2, data=[{"path": "me/talks", "fingerprint": "0"}]
     )
+    own = {"path": "validation of checkpoints/first", "fingerprint": "0", "own": True}
+    RunFolder(Path("checkpoints/first-eval")).update(stage="eval", created_at=3, data=[own])
     forget_looks()
     choices = {choice.value: choice.text for choice in text_question().choices}
     assert list(choices) == [str(kept), "me/corpus", "builtin:stories"]
@@ -231,6 +233,25 @@ def test_recipes_are_listed_in_two_columns_and_cut_after_whole_words():
         assert recipe_summary(Path(choice.value)).startswith(line[column:].removesuffix(" …"))
 
 
+def test_a_sweep_offers_the_recipes_of_all_runs_that_train_the_newest_first():
+    for number, stage in enumerate(("pretrain", "sft", "eval", "export", "merge", "dpo")):
+        run = Path(f"checkpoints/plays-{stage}")
+        run.mkdir(parents=True)
+        RunFolder(run).update(stage=stage, status="done", created_at=number)
+        (run / "recipe.yaml").write_text(f"stage: {stage}\n")
+    pipeline = Path("checkpoints/plays-all")
+    pipeline.mkdir()
+    RunFolder(pipeline).update(status="done", created_at=9, stages=["sft"])
+    (pipeline / "recipe.yaml").write_text("stages: []\n")
+
+    def offered(**options):
+        choices = answers(partial(ask_recipe, "Sweep", "", **options), []).question.choices
+        return [choice.value.removeprefix("checkpoints/plays-") for choice in choices if "plays" in choice.value]
+
+    assert offered(compares=True) == ["all", "dpo", "sft", "pretrain"]
+    assert offered() == ["all", "dpo", "merge", "export", "eval", "sft", "pretrain"]
+
+
 def test_the_recipes_of_the_newest_runs_are_offered_first():
     for number in range(5):
         run = Path(f"checkpoints/plays-{number}")
@@ -239,9 +260,9 @@ def test_the_recipes_of_the_newest_runs_are_offered_first():
         (run / "recipe.yaml").write_text("stage: pretrain\n")
     (Path("checkpoints/plays-4") / "recipe.yaml").unlink()
     choices = answers(partial(ask_recipe, "Sweep", ""), []).question.choices
-    assert [choice.value for choice in choices[:3]] == [f"checkpoints/plays-{number}" for number in (3, 2, 1)]
+    assert [choice.value for choice in choices[:4]] == [f"checkpoints/plays-{number}" for number in (3, 2, 1, 0)]
     assert "the recipe of your run, pretrain" in choices[0].text
-    assert Path(choices[3].value).name == "demo.yaml"
+    assert Path(choices[4].value).name == "demo.yaml"
 
 
 def test_a_shipped_recipe_is_named_on_the_screen_without_its_folder():
