@@ -24,6 +24,7 @@ from .prompt_layout import (
     lay_out_list,
     lay_out_text,
     list_columns,
+    numbered,
     style,
     text_columns,
     wrap_lines,
@@ -246,7 +247,7 @@ def _ask_plainly(question: Question) -> Any:
     for number, choice in enumerate(question.choices, 1):
         not_now = f"  (not available: {one_line(choice.why_not)})" if choice.why_not else ""
         text = f"{choice.cells[0]}: {', '.join(filter(None, choice.cells[1:]))}" if choice.cells else choice.text
-        print(_numbered(number, f"{one_line(text)}{not_now}"))
+        print(numbered(number, text, not_now))
     read = _read_numbers if question.choices else _read_text
     answer, trouble = read(question)
     while trouble:
@@ -257,14 +258,6 @@ def _ask_plainly(question: Question) -> Any:
 
 def _folded(text: str) -> str:
     return "\n".join(wrapped(line, text_columns()) for line in text.splitlines())
-
-
-def _numbered(number: int, text: str) -> str:
-    """Return a choice with its number; further lines begin where the text does, or what the text says of the name."""
-    begin = f"  {number:>2}  "
-    name = re.match(r"\S(?:.*?\S)?\s{2,}(?=\S)", text)
-    hang = len(begin) + (name.end() if name and name.end() < text_columns() // 2 else 0)
-    return wrapped(begin + text, text_columns(), hang)
 
 
 def _help_of(question: Question) -> dict[str, str]:

@@ -26,7 +26,7 @@ from llm_lab.runs.folder import RunFolder, is_reward_model, run_of
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
 from llm_lab.wizard.recipe_question import recipe_summary
 
-from .console import in_wizard, make_console, one_line, supports_unicode
+from .console import in_wizard, is_plain, make_console, one_line, supports_unicode
 from .prompt_layout import wrapped
 from .run_list import print_runs
 
@@ -288,6 +288,7 @@ def print_line(console: Console, node: Node) -> None:
     from rich.text import Text
 
     main, branch, below = RAILS[supports_unicode(console)]
+    plain = is_plain()  # a table is then lines of text, in which rails say nothing
     trunk = {one.place for one in main_line(node)}
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True)
@@ -310,13 +311,17 @@ def print_line(console: Console, node: Node) -> None:
         for key, value, style in _node_rows(one, before if on_trunk else None):
             rows.append((bar, Text(f" {key}", style="dim"), Text(one_line(value), style=style)))
         before = one if on_trunk else before
+    console.print(Text("lineage", style="title"))
     room = max(20, console.width - max(len(rail) for rail, *_ in rows) - max(len(key) for _, key, _ in rows) - 2)
     for rail, key, text in rows:
+        if plain:
+            console.print(Text(f"{key.plain.strip()}: {text.plain}"), soft_wrap=not console.is_terminal)
+            continue
         if len(text) > room and len(text.spans) == 0:
             text = Text(wrapped(text.plain, room), style=text.style)
         grid.add_row(rail, key, text)
-    console.print(Text("lineage", style="title"))
-    console.print(grid)
+    if not plain:
+        console.print(grid)
 
 
 def _heading(node: Node) -> str:

@@ -12,7 +12,7 @@ from llm_lab.wizard.places import places_in
 from llm_lab.wizard.questions import Line, Question, same
 
 from .console import columns, one_line, printable
-from .prompt_layout import BESIDE_TITLE, fit_words, is_wide, lay_out_list, list_columns, text_columns
+from .prompt_layout import BESIDE_TITLE, fit_words, is_wide, lay_out_list, list_columns, numbered, text_columns
 
 HINTS = (  # the longest that fits
     "(type to filter, or a path · Esc back · ? help)",
@@ -325,9 +325,7 @@ def pick_plainly(question: Question, read_line: Callable[[Question, str, str], s
         for number, row in enumerate(rows, 1):
             not_now = f"  (not available: {row.why_not})" if row.why_not else ""
             title = row.title.removeprefix(UNMARKED).strip()
-            print(
-                textwrap.fill(f"  {number:>2}  {printable(title)}{not_now}", columns() - 1, subsequent_indent=" " * 6)
-            )
+            print(numbered(number, title, not_now))
         text = read_line(question, "Numbers or a path" if several else "Number or path", default)
         words = text.replace(",", " ").split()
         numbers = [int(word) for word in words if word.isdecimal() and 1 <= int(word) <= len(rows)]

@@ -10,7 +10,7 @@ from llm_lab.wizard.questions import UNSET, Question, Row
 
 from .console import columns, one_line, printable
 from .page_state import filtered
-from .prompt_layout import Back
+from .prompt_layout import Back, text_columns, wrapped
 
 HINT = (
     "A number changes a line; key=value sets it, key= sets it back. Enter: {}. a all settings · y yours · /text filter "
@@ -94,8 +94,9 @@ def _print_rows(question: Question, rows: list[Row]) -> None:
             section = row.section
             print(printable(section))
         origin = f"{row.origin}: {row.reason}" if row.reason else row.origin
-        print(printable(one_line(f"{number:>3}  {row.label}: {row.value} ({origin})")))
-    print(printable(f"$ {one_line(form.command)}"))
+        line = one_line(f"{number:>3}  {row.label}: {row.value} ({origin})")
+        print(wrapped(line, text_columns(), len("  1  ")))
+    print(wrapped(f"$ {one_line(form.command)}", text_columns(), len("$ ")))
     print(_folded(HINT.format(form.actions[0].text)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from llm_lab.safe_text import printable
 from llm_lab.wizard.questions import Line
 
-from .console import columns, prompt_styles
+from .console import columns, one_line, prompt_styles
 
 MOST_COLUMNS = 119  # longer lines are hard to read
 WIDE_COLUMNS = 118
@@ -141,6 +141,13 @@ def wrapped(text: str, width: int, hang: int = 0) -> str:
     joined = re.sub(r"(?<=\d) (?=[a-zA-Z%×])|(?<=×) (?=\d)| (?=\.\.\.$)", "\u00a0", text)
     lines = textwrap.wrap(joined, width, break_on_hyphens=False, subsequent_indent=" " * hang)
     return "\n".join(lines).replace("\u00a0", " ")
+
+
+def numbered(number: int, text: str, after: str = "") -> str:
+    """Return a choice with its number, its columns as a name and what follows: spaces between them say nothing here."""
+    name, *about = re.split(r"\s{2,}", one_line(text).strip())
+    whole = f"{name}: {', '.join(about)}" if about else name
+    return wrapped(f"  {number:>2}  {whole}{after}", text_columns(), len("   1  "))
 
 
 def in_pieces(text: str, width: int) -> str:

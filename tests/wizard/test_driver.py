@@ -212,6 +212,17 @@ def test_a_dumb_terminal_gets_numbered_lists(monkeypatch, capsys):
         assert text in printed
 
 
+def test_a_dumb_list_says_its_columns_as_words_and_parts_no_number_from_its_unit(monkeypatch, capsys):
+    monkeypatch.setenv("LLM_LAB_PLAIN", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("builtins.input", lambda prompt="": "1")
+    cells = ("demo/grpo", "grpo", "271 k", "18 h", "done", "exact match 98.4 %")
+    choices = (Choice(1, "Qwen/Qwen3-0.6B          596 M  base"), Choice(2, "demo", cells=cells))
+    prompts.ask(Question("a", "Which?", choices=choices))
+    lines = ["   1  Qwen/Qwen3-0.6B: 596 M, base", "   2  demo/grpo: grpo, 271 k, 18 h, done, exact match"]
+    assert capsys.readouterr().out.splitlines() == ["Which?", *lines, "      98.4 %"]
+
+
 def test_ctrl_c_leaves_the_menu_and_escape_does_when_it_is_pressed_again(visit):
     visit(Key.CTRL_C)
     screens = visit(Key.ESCAPE, Key.ESCAPE)
