@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger as get_logger
+from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
@@ -74,6 +75,32 @@ def look_at_hub(path: str, *, subset: str | None, split: str, key: str) -> str |
     except Exception:  # network errors depend on the HTTP client, which changes between releases
         return f"{key}: {path} was not checked: the Hub can't be reached"
     return None
+
+
+def require_on_hub(path: str, *, key: str, subset: str | None = None, split: str = "train") -> str | None:
+    """Check that a dataset could be loaded now, from the Hub or from its cache; return a warning as look_at_hub does.
+
+    Raises UserError also if it is not in the cache and the Hub does not say whether it exists.
+    """
+    remark = look_at_hub(path, subset=subset, split=split, key=key)
+    if remark is None or _is_cached(path):
+        return remark
+    reason = remark.rpartition("was not checked: ")[2]
+    hint = suggest_path(path) or "Check the path, or use a local file or a built-in dataset."
+    why = f"There is no such file or folder, no such dataset in the Hub's cache, and {reason}"
+    raise UserError(Problem(f"{key}.path", why, value=path, fix=f"{hint} Hub datasets are named owner/name."))
+
+
+def _is_cached(path: str) -> bool:
+    """Return whether the datasets library could load a dataset of the Hub without the Hub."""
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, slash, name = path.rpartition("/")
+    folder = (
+        Path(config.HF_DATASETS_CACHE).expanduser() / f"{owner}{'___' if slash else ''}{camelcase_to_snakecase(name)}"
+    )
+    return any(one.is_dir() for one in folder.glob("*/*/*"))
 
 
 def hub_texts(rows: Any, column: str) -> Iterator[str]:

@@ -183,6 +183,11 @@ class Key:
         inner = next((t for t in _plain_types(self.info.annotation) if get_origin(t) is tuple), None)
         return len(get_args(inner)) if inner is not None and Ellipsis not in get_args(inner) else None
 
+    @property
+    def shown_help(self) -> str:
+        """The help for a form, which shows null as none, and where a key that is left out has a value, too."""
+        return self.help.partition("; left out:")[0].replace("; null:", "; none:")
+
     def allowed(self) -> str:
         """Return the allowed values in words."""
         if self.kind == "bool":

@@ -126,14 +126,17 @@ def _library_ways(machine: Machine) -> tuple[tuple[_Way, Mapping[str, Any]], ...
 
 
 def fits_in(resolved: Resolved) -> dict[str, Fit]:
-    """Return {method: whether it fits} of a recipe, whatever it says about LoRA; {} for one with problems."""
+    """Return {method: whether it fits} of a recipe, with the adapter that it says; {} for one with problems."""
     given = {key: value for key, value in resolved.given.items() if key != "lora"}
     opened, _ = diagnose(given, machine=resolved.machine, name=resolved.values["name"])  # not yet made to fit
     if opened is None:
         return {}
     open_recipe = replace(opened, examples=resolved.examples)
+    adapter = resolved.given.get("lora") or ({} if resolved.values["lora"] is None else INSTEAD_OF_ALL)
     costs = []
     for way in _ways(open_recipe, four_bits=True):
+        if way.method != FULL:
+            way = replace(way, changes={**way.changes, "lora": {**adapter, "load_in_4bit": way.method == QLORA}})
         found = _resolve(open_recipe, way)
         costs += [(way, found.estimate)] if found else []
     if not costs or not costs[0][1].memory_bytes:

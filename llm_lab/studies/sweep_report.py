@@ -24,6 +24,8 @@ LOGGED_OFTEN = {
     "eval_accuracy": "accuracy",
 }
 SMOOTH_ABOVE, SMOOTH_SHARE = 60, 40  # curves of more points are averaged over a 40th of them
+MONTH_SECONDS = 30 * 86_400
+TOO_LONG = "this takes more than a month: use fewer steps, values or seeds"
 
 
 def write_sweep_report(sweep: Sweep) -> None:
@@ -89,12 +91,14 @@ def plan_rows(
     kept = f" ({', '.join(filter(None, before))})" if any(before) else ""
     how = "one after the other" if jobs == 1 else f"{jobs} at a time"
     first = next(iter(sweep.jobs.values())).stages[0]
+    too_long = [("note", TOO_LONG)] if seconds > MONTH_SECONDS else []
     return [
         ("compares", describe_sweep(sweep)),
         ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
         ("time", f"{about(seconds)}, and the start of each run" if seconds else "not known"),
         ("disk", f"{size(sum(cost.disk_bytes for cost in costs))} in {sweep.folder}/"),
         *([("then", then)] if then else []),
+        *too_long,
         *(("note", remark) for remark in sweep.remarks),
         ("device", f"{first.values.get('device')}: {first.machine.describe()}"),
     ]

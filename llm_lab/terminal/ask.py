@@ -35,6 +35,7 @@ from .side_panel import side_of
 HINT = "(Esc back · ? help)"
 SHORT_HINT = "(? help)"
 HINT_TO_FINISH = "(Esc back · ? help · Ctrl-F finish)"
+FILTERS = "type to filter"
 SELECTS = "Space selects"
 ROOM_TO_TYPE = 16
 BESIDE_REASON = 8  # columns of the mark and the brackets of a reason
@@ -97,12 +98,13 @@ def _ask_list(question: Question, above: int, pane: str, show_help: bool) -> Any
     ]  # fmt: skip
     shown = [*([questionary.Separator(head)] if head else []), *shown]
     hints = [_hint(question), HINT, SHORT_HINT]
+    hints = [*(hint.replace("(", f"({FILTERS} · ") for hint in hints if len(shown) > 1), *hints]
     hints = [*(hint.replace("(", f"({SELECTS} · ") for hint in hints), f"({SELECTS})"] if several else hints
     left = room - len(f"? {one_line(question.text)} ")
     hint = next((hint for hint in hints if len(hint) <= left), " ")  # questionary has its own for an empty one
     options: dict[str, Any] = {"instruction": hint, "style": style()}
     if several:
-        prompt = questionary.checkbox(question.text, shown, **options)
+        prompt = questionary.checkbox(question.text, shown, use_jk_keys=False, **options)
     else:
         prompt = questionary.select(question.text, shown, default=chosen[0], use_jk_keys=False, **options)
     footer = lay_out_list(
@@ -118,12 +120,12 @@ def _ask_list(question: Question, above: int, pane: str, show_help: bool) -> Any
     control = next(w.content for w in prompt.application.layout.find_all_windows() if hasattr(w.content, "pointed_at"))
 
     def so_far() -> Any:
-        if several:
-            return [box.choice.value for box in control.selected_options]
+        if several:  # those that a filter hides, too
+            return [box.choice.value for box in boxes if box in control.selected_options]
         return control.get_pointed_at().value.choice.value
 
     picked = _run(prompt, footer, so_far)
-    return [box.choice.value for box in picked] if several else picked.choice.value
+    return so_far() if several else picked.choice.value
 
 
 class _Boxed:

@@ -123,22 +123,26 @@ class Wizard:
     kept: str = ""  # the flow that was left last, if its draft was kept
     _has_printed: bool = False  # an effect's output is on the screen
     _has_ignored: bool = False  # keys were pressed while no page was there to take them
+    _is_leaving: bool = False  # for the menu, from wherever it is
     _faults: tuple[str, ...] = ()  # keys of a recipe that the last error was about
 
     def open(self, start: Next) -> None:
         """Walk through a flow and those that follow it, until the user is back at the menu."""
-        self.kept, self._faults = "", ()
+        self.kept, self._faults, self._is_leaving = "", (), False
         walks: list[tuple[Next, Walk]] = []  # the last one is walked through; Esc returns to the one before it
         upcoming: Next | None = start
         while upcoming or walks:
             try:
                 if upcoming:
                     begun = self._begin(upcoming)
-                    walks = [*walks, begun] if upcoming.can_return else [begun]
+                    walks = [*(walks if upcoming.can_return else walks[:-1]), begun]
                     upcoming = None
                 upcoming = self._finish(*walks[-1])
                 if upcoming is None:
-                    return
+                    walks.pop()
+                    if self._is_leaving or not walks:
+                        return
+                    walks[-1][1].back()
             except Back:
                 if upcoming is None:
                     walks.pop()
@@ -252,6 +256,7 @@ class Wizard:
             try:
                 if isinstance(walk.item, Leave):
                     self._keep(start, walk, without_last=True)
+                    self._is_leaving = True
                     return None
                 self._step(walk)
             except LabError as error:
@@ -267,6 +272,7 @@ class Wizard:
                 text = f"Internal error: {type(error).__name__}: {error}\nllm-lab --debug shows the traceback."
                 make_console(stderr=True).print(text, style="bad")
                 wait_for_enter("The draft is kept; Enter goes back to the menu")
+                self._is_leaving = True
                 return None
         self._forget(start.flow)
         return walk.result

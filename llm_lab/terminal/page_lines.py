@@ -39,7 +39,10 @@ def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
     """Return the lines of the screen; note where the value that is being typed is."""
     columns -= 1  # nothing is written into the last column, where some terminals wrap
     top = _top(page, columns, rows)
-    bottom = _bottom(page, columns, wide=columns + 1 >= WIDE, edits=place.row is not None)
+    is_wide = columns + 1 >= WIDE
+    listed = None if is_wide else _list(page, columns, rows - len(top) - MOST_BOTTOM_LINES)
+    free = rows - len(top) - MOST_BOTTOM_LINES - len(listed[0]) if listed else 0
+    bottom = _bottom(page, columns, MOST_ABOUT + max(0, free), wide=is_wide, edits=place.row is not None)
     room = max(LEAST_ROWS, rows - len(top) - len(bottom))
     if page.is_read:
         text = _recipe(page, columns) if page.show_recipe else _side(page, columns)
@@ -47,8 +50,8 @@ def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
         page.scrolled = min(page.scrolled, max(0, len(text) - room))
         shown = text[page.scrolled : page.scrolled + room]
         return [*top, *shown, *([[("", "")]] * (room - len(shown))), *bottom]
-    if columns + 1 < WIDE:
-        body, at = _scrolled(*_list(page, columns, rows - len(top) - MOST_BOTTOM_LINES), room)
+    if listed:
+        body, at = _scrolled(*listed, room)
         place.line, place.column, place.end = len(top) + at, _value_column(page, columns), columns
         return [*top, *body, *bottom]
     left = columns - SIDE_COLUMNS - 3
@@ -202,19 +205,22 @@ def _scrolled(lines: Lines, at: int, room: int) -> tuple[Lines, int]:
     return shown + [[("", "")]] * (room - len(shown)), at - first
 
 
-def _bottom(page: FormPage, columns: int, *, wide: bool, edits: bool) -> Lines:
-    """Return the help of the row (next to the page where it is wide), the equal command and the keys."""
+def _bottom(page: FormPage, columns: int, most: int, *, wide: bool, edits: bool) -> Lines:
+    """Return the help of the row (next to the page where it is wide), the equal command and the keys.
+
+    most: lines of the help: the usual ones, and those that the rows leave empty.
+    """
     lines: Lines = [[("class:dim", "─" * columns)]]
     if page.trouble:
-        trouble = _wrap(page.trouble, columns)[:MOST_ABOUT]
+        trouble = _wrap(page.trouble, columns)[:most]
         lines += [[("class:bad", line)] for line in trouble]
         if page.is_refused and (row := page.row) is not None and row.question is not None:
-            allowed = _first_lines(row.question().allowed, columns, MOST_ABOUT - len(trouble))
+            allowed = _first_lines(row.question().allowed, columns, most - len(trouble))
             lines += [[("class:dim", line)] for line in allowed]
     elif not wide and not page.is_read:
         general = "" if page.row else " ".join(page.question.why.splitlines())
-        about = _shortened(_about(page), columns)
-        about = about or [("class:dim", line) for line in _first_lines(general, columns, LEAST_ABOUT)]
+        about = _shortened(_about(page), columns, most)
+        about = about or [("class:dim", line) for line in _first_lines(general, columns, most - 1)]
         lines += [[fragment] for fragment in about] + [[("", "")]] * (LEAST_ABOUT - len(about))
     lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - BESIDE_COMMAND))])
     keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "/ filter", "Tab yours/all"]
@@ -228,12 +234,12 @@ def _bottom(page: FormPage, columns: int, *, wide: bool, edits: bool) -> Lines:
     return [*lines, *([("class:dim" if not edits else "class:accent", line)] for line in said)]
 
 
-def _shortened(texts: list[Fragment], columns: int) -> list[Fragment]:
+def _shortened(texts: list[Fragment], columns: int, most: int) -> list[Fragment]:
     """Return the first lines of texts; each text gets at least one, and " …" says that there is more of it."""
     found: list[Fragment] = []
-    texts = [(style, text) for style, text in texts if text][:MOST_ABOUT]
+    texts = [(style, text) for style, text in texts if text][:most]
     for number, (style, text) in enumerate(texts):
-        room = MOST_ABOUT - len(found) - (len(texts) - number - 1)
+        room = most - len(found) - (len(texts) - number - 1)
         found += [(style, line) for line in _first_lines(text, columns, room)]
     return found
 

@@ -56,6 +56,7 @@ class Place:
     typed: str = ""
     marked: list[str] = field(default_factory=list)
     was_refused: bool = False  # what is typed: the next letter replaces it, as in a text
+    forgets: bool = False  # the default was refused: it is listed only as what was typed
 
     @property
     def several(self) -> bool:
@@ -67,11 +68,8 @@ class Place:
         default = self.question.default or []
         return list(default) if self.several else [str(default)] if default else []
 
-    def rows(self, *, known: bool = False) -> list[Row]:
-        """Return what is listed: fitting files, what is offered, folders, the folder above, and what was typed.
-
-        known: without a default that is not among them.
-        """
+    def rows(self) -> list[Row]:
+        """Return what is listed: fitting files, what is offered, folders, the folder above, and what was typed."""
         head, slash, wanted = self.typed.rpartition("/")
         folder = (head or "/") if slash else self.folder
         there = places_in(folder, self.question.look_for) if Path(folder or ".").expanduser().is_dir() else []
@@ -80,7 +78,7 @@ class Place:
         offers = [] if slash or self.folder else [one for one in self.question.choices if one.value not in listed]
         offered = [choice for choice in offers if _matches(wanted, choice.text) or _matches(wanted, str(choice.value))]
         names = [place.path for place in places] + [str(choice.value) for choice in offered]
-        names += self.defaults if not (self.typed or self.folder) else []
+        names += self.defaults if not (self.typed or self.folder or self.forgets) else []
         width = min(max(map(len, names), default=0), WIDEST_NAME, max(12, self.columns - ABOUT_COLUMNS - 6))
         rows = [
             Row(self._title(place.path, place.about, width, place.why_not), place.path, why_not=place.why_not)
@@ -94,7 +92,7 @@ class Place:
             )
             for one in offered
         ]
-        if not (self.typed or self.folder or known):  # an answer that is not in this folder
+        if not (self.typed or self.folder or self.forgets):  # an answer that is not in this folder
             unlisted = [one for one in self.defaults if not any(row.answer == one for row in rows)]
             rows = [*(Row(self._title(one, "", width, None), one) for one in unlisted), *rows]
         inner = [place for place in places if place.enters]
@@ -285,7 +283,8 @@ def pick_path(question: Question, above: int, *, run: Callable[..., Any], style:
         filters=False,
     )
     footer.is_untouched = lambda: not place.typed  # type: ignore[method-assign]
-    if question.notice and len(default) == 1 and not any(row.answer == default[0] for row in place.rows(known=True)):
+    place.forgets = bool(question.notice) and len(default) == 1
+    if place.forgets and not any(row.answer == default[0] for row in place.rows()):
         place.typed, place.was_refused = default[0], True
     offers_none = any(choice.value == "" for choice in question.choices)
     show(default[0] if default else "" if offers_none else None)

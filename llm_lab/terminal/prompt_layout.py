@@ -18,7 +18,6 @@ BESIDE_TITLE = 5  # columns of the pointer
 SIDE_COLUMNS = 46  # of the panel next to a list
 LEAST_LINES = 3
 LEAST_PANE = 8  # lines of a text above a list that are shown, where the list needs the others
-LONG_LIST = 8  # choices from which typing filters them
 PAGE = 8  # lines that Page Up and Page Down move
 NO_HELP = "There is no more help for this question."
 MOST_ABOUT = 3  # lines
@@ -81,6 +80,7 @@ class Footer:
         self.least = 0
         self.has_room: Callable[[int], bool] = lambda lines: False
         self.filter = ""
+        self.has_none = False  # nothing contains the filter: Enter does nothing then
         self.set_filter: Callable[[str], None] = lambda text: None
         self.keys = KeyBindings()
 
@@ -179,7 +179,7 @@ def lay_out_list(
     """Keep a list within the lines of the terminal, filtered by what is typed, with what a line means below it.
 
     explain: the help of a value; describe: what it means. side: what of a value is shown next to the list where there
-    is room. filters: whether typing filters a long list. pane: a text that is scrolled above it.
+    is room. filters: whether typing filters the list. pane: a text that is scrolled above it.
     """
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.keys import Keys
@@ -231,13 +231,18 @@ def lay_out_list(
         words = text.lower().split()
         found = [one for one in every if isinstance(one, Separator) or all(word in one.title.lower() for word in words)]
         possible = [number for number, choice in enumerate(found) if not choice.disabled]
+        pointed, is_shorter = control.get_pointed_at(), len(text) < len(footer.filter)
+        footer.filter, footer.has_none = text, not possible
         footer.trouble = "" if possible else f"Nothing contains {text}."
         if possible:
-            footer.filter, control.choices, control.pointed_at = text, found, possible[0]
+            kept = [number for number in possible if is_shorter and found[number] is pointed]
+            control.choices, control.pointed_at = found, (kept or possible)[0]
 
-    if filters and len(every) >= LONG_LIST and not any(choice.checked for choice in every):
+    if filters and len(every) > 1:
         footer.set_filter = set_filter
 
+        @footer.keys.add("a", eager=True)  # these two would select
+        @footer.keys.add("i", eager=True)
         @footer.keys.add(Keys.Any)
         def _(event: Any) -> None:
             if event.data.isprintable():
@@ -246,6 +251,18 @@ def lay_out_list(
         @footer.keys.add("backspace", eager=True)
         def _(event: Any) -> None:
             set_filter(footer.filter[:-1])
+
+        has_none = Condition(lambda: footer.has_none)
+
+        @footer.keys.add("up", filter=has_none, eager=True)
+        @footer.keys.add("down", filter=has_none, eager=True)
+        def _(event: Any) -> None:
+            set_filter("")
+
+        @footer.keys.add("enter", filter=has_none, eager=True)
+        @footer.keys.add("c-j", filter=has_none, eager=True)
+        def _(event: Any) -> None:
+            """Do nothing: none of the lines is what was typed."""
 
     footer.attach()
     if any(side(choice.value) for choice in control.choices if not choice.disabled):

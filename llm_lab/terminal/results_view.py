@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Row = Mapping[str, Any]
-PATH_LENGTH = 30  # what 80 columns leave next to the numbers
+PATH_LENGTH = 70  # about two lines next to the numbers
 # The columns and rows of each table: the key in the evaluation, and the key in the glossary.
 LOSSES = {"loss": "text_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
 SCORES = (

@@ -102,7 +102,9 @@ def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = 
         return
     parameters = f"{count(cost.parameters)} parameters, " if cost.parameters else ""
     seconds = f", {about_time(cost.wall_seconds)}" if cost.wall_seconds else ""
-    memory = f", {size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
+    # Until their lengths are measured, for the plan, all sequences count as the longest that are allowed.
+    most = "at most " if resolved.examples is None and resolved.stage.examples != "text" else ""
+    memory = f", {most}{size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
     console.print(Text(f"{parameters}{_length(values, cost)}{memory}{seconds}"))
     if not cost.fits:
         console.print(Text("This does not fit in memory.", style="bad"))

@@ -209,13 +209,15 @@ def _print_end(console: Console, sweep: Sweep, outcome: Outcome) -> None:
     console.print(f"Report: {report}", soft_wrap=True)
     console.print("Next to it: report.md, results.csv, results.json")
     if outcome.stopped:
-        console.print(f"Stopped; the work is saved. {_how('Resume', sweep.command)}", soft_wrap=True)
+        console.print(f"Stopped; the work is saved. {_how('Resume', sweep.command)}", soft_wrap=not console.is_terminal)
     elif outcome.count("running"):
         console.print("The runs in progress belong to another command; the one that ends last writes the report.")
     elif outcome.count("failed"):
-        console.print(_how("Try the failed runs again", f"{sweep.command} --retry-failed"), soft_wrap=True)
+        console.print(
+            _how("Try the failed runs again", f"{sweep.command} --retry-failed"), soft_wrap=not console.is_terminal
+        )
     elif outcome.count("done") < len(outcome.states):
-        console.print(_how("Run what is left", sweep.command), soft_wrap=True)
+        console.print(_how("Run what is left", sweep.command), soft_wrap=not console.is_terminal)
 
 
 def _how(what: str, command: str) -> str:

@@ -85,6 +85,14 @@ class Found:
 
 
 @remember
+def look_at_name(path: str) -> str:
+    """Look whether a dataset exists on the Hub or in its cache; return what was not checked. UserError where not."""
+    from llm_lab.data.hub_datasets import require_on_hub
+
+    return require_on_hub(path, key="data.0") or ""
+
+
+@remember
 def look_at_texts(source: Mapping[str, Any]) -> Found:
     """Look at a set of texts; of one on the Hub only at its page. UserError where it can't be read."""
     from llm_lab.data.paths import is_on_hub
@@ -93,9 +101,9 @@ def look_at_texts(source: Mapping[str, Any]) -> Found:
 
     keys = {key: source[key] for key in ("subset", "split", "text_column") if source.get(key)}
     streaming = bool(source.get("streaming"))
-    remark = look_at_source(source["path"], streaming=streaming, **keys)
-    if remark and is_on_hub(source["path"]):
+    if is_on_hub(source["path"]) and (remark := look_at_name(source["path"])):
         return Found(remark)
+    look_at_source(source["path"], streaming=streaming, **keys)
     return Found((open_stream if streaming else open_source)(source["path"], **keys).describe())
 
 
@@ -106,9 +114,9 @@ def look_at_examples(source: Mapping[str, Any], kind: str) -> Found:
     from llm_lab.data.paths import is_on_hub
 
     keys = {key: source[key] for key in ("subset", "split", "columns") if source.get(key)}
-    remark = examples.look_at_examples(source["path"], kind=kind, **keys)
-    if remark and is_on_hub(source["path"]):
+    if is_on_hub(source["path"]) and (remark := look_at_name(source["path"])):
         return Found(remark)
+    examples.look_at_examples(source["path"], kind=kind, **keys)
     found = examples.open_examples(source["path"], kind=kind, **keys)
     return Found(found.description, found.examples[0].describe())
 
@@ -168,7 +176,7 @@ def _ask_set(
             return "A path or a name is required."
         problems = draft.with_answer("data", [*before, source_of(path)]).look()[1]
         wrong = [p for p in problems if isinstance(p, Problem) and p.key.startswith(f"data.{number}.")]
-        return str(wrong[0]) if wrong else None if is_hub_name(path) else _why_not(source_of(path), kind)
+        return str(wrong[0]) if wrong else _why_not_named(source_of(path), kind)
 
     path = (
         yield draft.ask(
@@ -212,6 +220,17 @@ def _why_not(source: Source, kind: str) -> str | None:
         _look(source, kind)
     except LabError as error:
         return None if can_ask_columns(source, kind, error) else str(error)
+    return None
+
+
+def _why_not_named(source: Source, kind: str) -> str | None:
+    """Return why a path or a name can't be used, or None; of a name on the Hub, what else it needs is asked next."""
+    if not is_hub_name(source["path"]):
+        return _why_not(source, kind)
+    try:
+        look_at_name(source["path"])
+    except LabError as error:
+        return str(error)
     return None
 
 
@@ -390,7 +409,7 @@ def ask_forgetting(draft: Draft) -> Flow[Draft]:
 
     def check(text: str) -> str | None:
         path = text.strip()
-        return None if not path or is_hub_name(path) else _why_not({"path": path}, "text")
+        return _why_not_named({"path": path}, "text") if path else None
 
     path = (
         yield replace(
@@ -425,7 +444,7 @@ def ask_score_path(draft: Draft) -> Flow[Draft]:
         path = text.strip()
         if not path:
             return "A path or a name is required."
-        return None if is_hub_name(path) else _why_not(source_of(path), "prompt")
+        return _why_not_named(source_of(path), "prompt")
 
     path = (
         yield replace(

@@ -184,7 +184,7 @@ class Draft:
     def help(self, path: str) -> str:
         """Return `path: help`, the line above its question."""
         key = self.key(path)
-        return f"{path}: {key.help}" if key else path
+        return f"{path}: {key.shown_help}" if key else path
 
     def applies(self, path: str) -> bool:
         """Whether a key has an effect, given the other answers."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_lab.errors import UserError
+from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.fields import flatten, groups_of
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.scoring import describe_term
@@ -20,6 +21,7 @@ from .key_questions import answer_key, key_question
 from .questions import Choice, Flow, Form, Line, Question, Row
 
 COLUMNS = 79
+OWN_DATA = "the validation data of its run"
 RUN = "run"  # the section of the keys that are in no group
 WHY = (
     "yours: you chose it. default: the built-in default. derived: computed from the other values, for the reason "
@@ -119,6 +121,9 @@ def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
     key = draft.key(path)
     group, _, rest = path.partition(".")
     origin, reason = draft.origin(path)
+    is_own = path == "data" and measures_own_data(draft)
+    if is_own:
+        origin, reason = "derived", "nothing else is named"
     label = rest or path if section == group else path
     if section not in (group, RUN):
         label = group if path.endswith(".name") else path.rpartition(".")[2]
@@ -131,13 +136,23 @@ def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
     return Row(
         path,
         label,
-        " ".join(named[0].split()) if named and asked and asked.kind == "choice" else summary(draft, path),
+        OWN_DATA
+        if is_own
+        else " ".join(named[0].split())
+        if named and asked and asked.kind == "choice"
+        else summary(draft, path),
         section,
         origin,
         reason,
-        f"{path}: {key.help}" if key else path,
+        f"{path}: {key.shown_help}" if key else path,
         None if page.asker_of(path) else question,
     )
+
+
+def measures_own_data(draft: Draft) -> bool:
+    """Whether a model is measured on what its own run held out: nothing else is named."""
+    groups = ("data", "score", "tasks")
+    return draft.raw.get("stage") == EVAL.name and not any(draft.value(group) for group in groups)
 
 
 def summary(draft: Draft, path: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from llm_lab.errors import UserError
 from llm_lab.estimate.formatting import count, size
-from llm_lab.recipe.fields import Key
+from llm_lab.recipe.fields import LARGEST_INT, Key
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.resolve import Resolved
 
@@ -30,8 +30,8 @@ def key_question(draft: Draft, path: str) -> Question:
     key = draft.key(path)
     assert key is not None, path
     now = draft.run_name if path == "name" else draft.value(path)
-    why = "\n".join(part for part in (key.help[:1].upper() + key.help[1:] + ".", key.why or "") if part)
-    question = draft.ask(path, key.question or f"{path}?", help=f"{path}: {key.help}", why=why)
+    why = "\n".join(part for part in (key.shown_help[:1].upper() + key.shown_help[1:] + ".", key.why or "") if part)
+    question = draft.ask(path, key.question or f"{path}?", help=f"{path}: {key.shown_help}", why=why)
     if key.kind == "bool" or key.choices:
         choices = [*_left_open(key, now), *_choices(draft, path, key), *_derive_again(draft, path, key)]
         return replace(question, choices=tuple(choices), default=UNSET if now is None else now)
@@ -197,6 +197,8 @@ def _type_problem(key: Key, value: Any) -> str | None:
         shown = f'"{value}"' if isinstance(value, str) else format_value(value)
         if key.kind == "int" and not isinstance(value, int):
             return f"{shown} is not a whole number."
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            return f"{shown} is too large: at most {LARGEST_INT:,}."
         return (
             f"{shown} is not a number."
             if key.kind == "float" and isinstance(value, str)

@@ -83,8 +83,10 @@ def quick_start() -> Flow[Next | None]:
         times *= LONGER
     if wanted == "settings":
         return (yield from settings_and_start(draft, run_page(PRETRAIN.name)))
-    if wanted == "back" or not (yield StartRun(raw)):
+    if wanted == "back":
         yield BackTo("quick.size")
+    if not (yield StartRun(raw)):
+        yield BackTo("quick.text" if _why_not_texts(paths) else "quick.size")
     return Next(AFTER, {"name": raw["name"]})
 
 

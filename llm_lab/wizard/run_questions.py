@@ -34,6 +34,7 @@ from .questions import (
     Compare,
     DeleteRun,
     Flow,
+    Leave,
     Line,
     Next,
     OpenChat,
@@ -212,7 +213,7 @@ def next_steps(path: str) -> Flow[Next | None]:
         below_output=True,
     )
     if picked == MENU:
-        return None
+        yield Leave()
     if picked == "chat":
         yield OpenChat(path)
         yield BackTo("next")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, Problem
+from llm_lab.recipe.fields import LARGEST_INT
 from llm_lab.studies.verdict import MIN_SEEDS
 
 from .questions import (
@@ -15,6 +16,7 @@ from .questions import (
     Choice,
     Flow,
     Line,
+    Next,
     Pause,
     Question,
     ResumeSweep,
@@ -57,7 +59,7 @@ DUEL_SEEDS_WHY = (
 DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
 
 
-def sweep() -> Flow[None]:
+def sweep() -> Flow[Next | None]:
     """Choose a recipe and what to compare, and start the sweep."""
     from llm_lab.studies.presets import PRESETS
 
@@ -96,11 +98,12 @@ def sweep() -> Flow[None]:
     )
     words = f"{known} {words}"
     planned = _planned_sweep(recipe, preset, words, seeds)
-    start = yield yes_no("sweep.start", "Start the sweep?", default=True, yes="Yes, start", no="No, change it",
-                         why=SWEEP_WHY, screen=Screen(TITLE, where, lines=_plan(planned)))  # fmt: skip
+    lines = _plan(planned)
+    start = yield yes_no("sweep.start", "Start the sweep?", default=_is_short(lines), yes="Yes, start",
+                         no="No, change it", why=SWEEP_WHY, screen=Screen(TITLE, where, lines=lines))  # fmt: skip
     if not start or not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):
         yield BackTo("sweep.words")
-    yield Pause()
+    return (yield from _end(planned))
 
 
 def _ask_values(recipe: str, preset: str, where: str) -> Flow[list[str]]:
@@ -160,10 +163,12 @@ def _ask_steps(recipe: str, where: str) -> Flow[tuple[list[str], str]]:
 
 def _why_not_steps(text: str) -> str | None:
     is_number = text.strip().isdecimal() and int(text) > 0
+    if is_number and int(text) > LARGEST_INT:
+        return f"{text.strip()} is too large. Allowed: at most {LARGEST_INT:,}."
     return None if not text.strip() or is_number else f'"{text}" is not a whole number above 0.'
 
 
-def duel() -> Flow[None]:
+def duel() -> Flow[Next | None]:
     """Choose two recipes, or one and a key with two values, and start the duel."""
     recipe = yield from ask_recipe(DUEL, DUEL_WHY, compares=True)
     where, other = recipe_name(recipe), None
@@ -193,25 +198,42 @@ def duel() -> Flow[None]:
                            why=DUEL_SEEDS_WHY, screen=Screen(DUEL, where))  # fmt: skip
     planned = _planned_duel(recipe, other, words, seeds=seeds)
     then = f"up to {seeds} shorter runs of the slower one, at equal time"
-    start = yield yes_no("duel.start", "Start the duel?", default=True, yes="Yes, start", no="No, change it",
-                         why=DUEL_WHY, screen=Screen(DUEL, where, lines=_plan(planned, then=then)))  # fmt: skip
+    lines = _plan(planned, then=then)
+    start = yield yes_no("duel.start", "Start the duel?", default=_is_short(lines), yes="Yes, start",
+                         no="No, change it", why=DUEL_WHY, screen=Screen(DUEL, where, lines=lines))  # fmt: skip
     if not start or not (yield StartDuel(recipe, tuple(shlex.split(words)), seeds, other)):
         yield BackTo("duel.words")
+    return (yield from _end(planned))
+
+
+def _end(planned: Sweep) -> Flow[Next | None]:
+    """Lead on from a sweep or a duel that has run: to what is left of it, where it was stopped or a run failed."""
+    from llm_lab.studies.cells import state_of
+
+    if any(state_of(cell, planned.measure).status != "done" for cell in planned.cells_to_run()):
+        return Next("resume sweep", {"path": str(planned.folder), "is_stopped": True})
     yield Pause()
+    return None
 
 
-def resume_sweep(path: str) -> Flow[None]:
-    """Show what is left of a sweep or a duel, and run it after a yes."""
+def resume_sweep(path: str, is_stopped: bool = False) -> Flow[Next | None]:
+    """Show what is left of a sweep or a duel, and run it after a yes. is_stopped: what was printed stays above."""
     from llm_lab.studies.sweep import open_to_resume
 
     yield Wait(CHECKING)
     planned = open_to_resume(path)
     title, why = (DUEL, DUEL_WHY) if planned.kind == "duel" else (TITLE, SWEEP_WHY)
     start = yield yes_no("sweep.resume", f"Resume the {planned.kind}?", default=True, yes="Yes, resume",
-                         no="No, go back", why=why,
+                         no="No, go back", why=why, below_output=is_stopped,
                          screen=Screen(title, path, lines=_plan(planned, retry_failed=True)))  # fmt: skip
-    if start and (yield ResumeSweep(path)):
-        yield Pause()
+    return (yield from _end(planned)) if start and (yield ResumeSweep(path)) else None
+
+
+def _is_short(plan: Iterable[Line]) -> bool:
+    """Return whether a plan takes so little time that it is started unless one says no."""
+    from llm_lab.studies.sweep_report import TOO_LONG
+
+    return all(line.text.split(maxsplit=1)[-1] != TOO_LONG for line in plan)
 
 
 def _planned_sweep(recipe: str, preset: str | None, words: str, seeds: int | None = None) -> Sweep:

@@ -9,7 +9,7 @@ from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.estimate.model_library import find_in_library
 from llm_lab.estimate.tuning_cost import FOUR_BIT_BYTES
 from llm_lab.job import check
-from llm_lab.recipe.what_fits import fits_of, library
+from llm_lab.recipe.what_fits import fits_in, fits_of, library
 
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -156,3 +156,9 @@ def test_the_library_fits_by_the_plan_of_a_run(base):
     entry = fits_of(find_in_library("meta-llama/Llama-3.1-8B"), machine(24))
     assert entry.best.memory_bytes == pytest.approx(plan.estimate.memory_bytes, rel=0.02)
     assert entry.best.rows == plan.values["train"]["per_device_train_batch_size"]
+
+
+def test_what_an_adapter_needs_is_the_same_figure_wherever_it_is_shown(base):
+    for lora in ({}, {"preset": "attention_only"}, {"preset": "all", "r": 32}):
+        plan = planned(machine(80), lora=lora)
+        assert fits_in(plan)["lora"].memory_bytes == plan.estimate.memory_bytes

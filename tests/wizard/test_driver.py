@@ -178,12 +178,25 @@ def test_the_help_stays_open_when_the_terminal_gets_another_size(press, monkeypa
 def test_typing_filters_a_long_list(press):
     choices = tuple(Choice(n, f"number {n}", "odd" if n % 2 else None) for n in range(30))
     long = Question("n", "Which number?", choices=choices)
-    value, screens = press(long, "2", "4", "x", Key.ENTER)
+    value, screens = press(long, "2", "4", "x", Key.ENTER, Key.BACKSPACE, Key.ENTER)
     assert value == 24
     assert "Filter: 2" in screens[1]
     assert "number 3" not in screens[1]
     assert "Nothing contains 24x." in screens[3]
     assert press(long, "8", Key.BACKSPACE, Key.HOME, Key.ENTER)[0] == 0
+    assert press(long, "8", Key.DOWN, Key.ESCAPE, Key.ENTER)[0] == 18  # the line that was pointed at
+    assert press(long, "z", Key.DOWN, Key.ENTER)[0] == 0
+
+
+def test_typing_filters_a_short_list_and_one_of_several_and_the_line_above_says_so(press):
+    short = Question("o", "What?", choices=(Choice("size", "model size"), Choice("optimizer", "optimizer")))
+    value, screens = press(short, "opti", Key.ENTER)
+    assert value == "optimizer"
+    assert "(type to filter · Esc back" in screens[0]
+    several = dataclasses.replace(short, kind="several", default=["size"])
+    value, screens = press(several, *"opti", " ", Key.ENTER)
+    assert value == ["size", "optimizer"]
+    assert "model size" not in screens[-1]
 
 
 def test_no_text_of_a_question_steers_the_terminal(press):

@@ -134,6 +134,7 @@ def test_columns_that_are_not_recognized_are_chosen():
     columns = [Refused("nosuch/it.jsonl", "no folder"), "mine.jsonl", "good", BACK, "q", Refused("q", "the prompt")]
     Path("small.jsonl").write_text('{"q": "Hi?"}\n')  # a column too few to choose from
     columns.insert(1, Refused("small.jsonl", "are not recognized: q"))
+    columns.insert(1, Refused("zzz", "no such dataset in the Hub's cache"))
     data = [*columns, "good", "bad", "No, continue"]
     visit = answers(flow("dpo"), [MODEL, *data, *without_scores(ENTER), START])
     assert "q, good, bad" in visit.texts()
@@ -213,7 +214,8 @@ def test_rewards_are_changed_and_removed_and_at_least_one_stays():
 
 
 def test_held_out_prompts_can_be_named_and_switched_off():
-    named = ["Yes, other prompts", Refused("nosuch.jsonl", "nosuch.jsonl"), "builtin:sums"]
+    named = ["Yes, other prompts", Refused("nosuch.jsonl", "nosuch.jsonl")]
+    named += [Refused("zzz", "no such file"), "builtin:sums"]
     dpo = answers(flow("dpo"), [MODEL, *DATA, "score", *named, ENTER, START])
     assert "(the data has no prompts to score on)" in dpo.texts()
     assert recipe_of(dpo)["score"] == {"path": "builtin:sums"}
@@ -226,7 +228,8 @@ def test_held_out_prompts_can_be_named_and_switched_off():
 
 def test_a_text_to_measure_forgetting_on_is_named_changed_and_removed():
     Path("general.txt").write_text("Some words that the model knows.\n" * 20)
-    asked = ["forgetting", Refused("nowhere.txt", "no such file"), "general.txt"]
+    asked = ["forgetting", Refused("nowhere.txt", "no such file"), Refused("me/none", "no such dataset")]
+    asked.append("general.txt")
     changed = [Fill({"forgetting.threshold": "0.3"}, "forgetting.path"), "builtin:stories"]
     visit = answers(flow("sft"), [MODEL, *DATA, *asked, *changed, ENTER, START])
     assert recipe_of(visit)["forgetting"] == {"path": "builtin:stories", "threshold": 0.3}

@@ -226,9 +226,12 @@ def test_several_texts_are_weighed_and_none_is_taken_twice():
     assert sources == [("text.txt", 2.0), ("more.txt", 1.0)]
 
 
-def test_a_set_on_the_hub_can_be_streamed():
+def test_a_set_on_the_hub_can_be_streamed(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    (tmp_path / "owner___name" / "sample" / "0.0.0" / "0a1b").mkdir(parents=True)
     visit = answers(PRETRAIN, [
-        *TO_TEXTS, "owner/name", "sample", "text", "Yes", "No, continue", *START,
+        *TO_TEXTS, Refused("owner/nothing", "no such dataset"), "owner/name", "sample", "text", "Yes",
+        "No, continue", *START,
     ])  # fmt: skip
     assert started(visit)[0]["data"] == [
         {"path": "owner/name", "subset": "sample", "text_column": "text", "streaming": True}

@@ -18,7 +18,7 @@ from llm_lab.terminal.driver import Wizard, run_wizard
 from llm_lab.terminal.results_view import print_closing
 from llm_lab.wizard.model_questions import why_no_model
 from llm_lab.wizard.places import best_text, places_in
-from llm_lab.wizard.questions import Choice, Next, Question, StartRun
+from llm_lab.wizard.questions import BackTo, Choice, Next, Question, StartRun
 from llm_lab.wizard.quick_start import quick_start, recipe_of, size_question, text_question, tokens_in
 from llm_lab.wizard.recipe_question import ask_recipe, recipe_summary
 from llm_lab.wizard.walk import forget_looks
@@ -150,6 +150,31 @@ def test_a_path_that_was_refused_is_there_to_be_corrected(monkeypatch):
     assert press(refused, monkeypatch, "no", Key.ENTER)[0] == "note.md"  # a letter replaces it
     assert 'use "/nope" as typed' in screens[0]
     assert text_question().problem(["/nope"]).startswith("/nope: ")
+
+
+def test_a_name_that_was_refused_does_not_stay_in_the_list(monkeypatch):
+    refused = dataclasses.replace(PATH, default="/nope", notice="/nope: No such file.")
+    picked, screens = press(refused, monkeypatch, Key.ERASE_LINE, Key.ENTER)
+    assert picked == "book.txt"
+    assert "/nope" not in screens[-1]
+
+
+def test_a_text_that_is_neither_here_nor_on_the_hub_is_refused_where_it_is_named():
+    refusal = text_question().problem(["zzz"])
+    assert refusal.startswith("zzz: There is no such file or folder")
+    assert "Hub datasets are named owner/name" in refusal
+    assert "There is no such file or folder" in text_question().problem(["owner/name"])
+
+
+def test_a_text_that_disappears_before_the_start_leads_back_to_the_question_for_it():
+    flow = quick_start()
+    question = next(flow)
+    while question.key != "quick.start" if isinstance(question, Question) else True:
+        question = flow.send(question.suggested if isinstance(question, Question) else None)
+    assert isinstance(flow.send("start"), StartRun)
+    Path("book.txt").unlink()
+    forget_looks()
+    assert flow.send(False) == BackTo("quick.text")
 
 
 def test_the_expected_epochs_are_those_that_the_vocabulary_gives():

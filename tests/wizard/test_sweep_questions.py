@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_recipe, write_text
-from support.wizard_answers import ENTER, Refused, answers
+from support.wizard_answers import ENTER, Refused, answers, follow
 
 from llm_lab.commands.arguments import parse
 from llm_lab.runs.folder import RunFolder
@@ -14,7 +14,7 @@ from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
 from llm_lab.studies.sweep import plan_sweep
 from llm_lab.wizard.home import GROUPS
 from llm_lab.wizard.menu import entries_of
-from llm_lab.wizard.questions import Pause, ResumeSweep, StartDuel, StartSweep
+from llm_lab.wizard.questions import Next, Pause, ResumeSweep, StartDuel, StartSweep
 from llm_lab.wizard.sweep_questions import duel, resume_sweep, sweep
 
 
@@ -31,7 +31,6 @@ def test_values_of_ones_own_are_checked_before_the_sweep_starts():
     assert any("6 of 6, one after the other" in line.text for line in visit.questions[-1].screen.lines)
     assert visit.effects == [
         StartSweep("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 3),
-        Pause(),
     ]
 
 
@@ -65,7 +64,7 @@ def test_a_duel_is_between_two_values_of_a_key():
     plan = "\n".join(line.text for line in visit.questions[-1].screen.lines)
     assert "12 of 12, one after the other" in plan
     assert "up to 6 shorter runs of the slower one, at equal time" in plan
-    assert visit.effects == [StartDuel("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 6), Pause()]
+    assert visit.effects == [StartDuel("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 6)]
 
 
 def test_a_duel_is_between_two_recipes():
@@ -85,7 +84,22 @@ def test_a_stopped_sweep_is_resumed_from_its_folder_with_the_runs_that_failed():
     Path("configs/mine.yaml").unlink()  # the folder holds all that is needed
     visit = answers(partial(resume_sweep, str(planned.folder)), ["Yes"])
     assert any("3 of 4 (1 done, 1 failed before)" in line.text for line in visit.questions[0].screen.lines)
-    assert visit.effects == [ResumeSweep(str(planned.folder)), Pause()]
+    assert visit.effects == [ResumeSweep(str(planned.folder))]  # and nothing has run
+    again = visit.result
+    assert again == Next("resume sweep", {"path": str(planned.folder), "is_stopped": True})
+    question = follow(again, []).question
+    assert (question.text, question.below_output) == ("Resume the sweep?", True)
+    for cell in planned.cells():
+        cell.folder.mkdir(exist_ok=True)
+        RunFolder(cell.folder).update(status="done")
+    assert follow(again, ["Yes"]).effects[-1] == Pause()
+
+
+def test_a_sweep_that_takes_months_says_so_and_is_started_only_after_a_yes():
+    steps = [Refused("9" * 20, "at most 9,007,199,254,740,992"), "9000000000"]
+    visit = answers(sweep, ["mine", "learning-rate", ENTER, *steps, ENTER, "1"])
+    assert any("more than a month" in line.text for line in visit.question.screen.lines)
+    assert visit.question.suggested is False
 
 
 def test_a_sweep_whose_name_is_taken_by_another_gets_a_number():
