@@ -59,6 +59,13 @@ class MetricsLogged:
 
 
 @dataclass(frozen=True)
+class Evaluating:
+    """An evaluation begins, or is over; its row and its samples come in between."""
+
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
 class SampleWritten:
     """A text that the model generated."""
 
@@ -93,6 +100,7 @@ Event = (
     | Progress
     | TrainingStarted
     | MetricsLogged
+    | Evaluating
     | SampleWritten
     | CheckpointSaved
     | ScoresReported

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .web_search import Hit, hits_from
 
 __all__ = ["ChatSession", "ChatSettings", "ReplyStats"]
 
+REPLIES = 4  # that fit into the context of a small model at first
 DECODED_BEFORE = 16  # tokens in front of a continuation that are decoded with it
 
 
@@ -72,6 +73,12 @@ class ChatSession:
         if len(tokenizer) > embeddings:
             why = f"it has {len(tokenizer):,} tokens, but the model has {embeddings:,}: it belongs to another model"
             raise UserError(Problem("tokenizer", why))
+
+    def leave_room(self) -> None:
+        """Shorten the replies of a model that continues a text, where one alone would fill its context."""
+        if self.mode == "completion" and self.context_length:
+            least = max(1, self.context_length // REPLIES)
+            self.settings = replace(self.settings, max_new_tokens=min(self.settings.max_new_tokens, least))
 
     def reply(self, text: str, hits: Sequence[Hit] = ()) -> Generator[str, None, None]:
         """Yield the pieces of a reply as they are generated; then add both turns to `messages`.

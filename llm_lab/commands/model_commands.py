@@ -113,7 +113,10 @@ def start_chat(
         # The user's yes is for the model that they named, not for those that the chat opens later.
         trusted = trust_remote_code and name == checkpoint
         model, tokenizer = load(name, device=device, trust_remote_code=trusted)
-        return ChatSession(model, tokenizer, name=name, settings=chosen)
+        session = ChatSession(model, tokenizer, name=name, settings=chosen)
+        if prompt is None and "max_new_tokens" not in (settings or {}):
+            session.leave_room()
+        return session
 
     def open_first() -> Any:
         session = open_session(checkpoint)

@@ -132,7 +132,9 @@ def fits_in(resolved: Resolved) -> dict[str, Fit]:
     if opened is None:
         return {}
     open_recipe = replace(opened, examples=resolved.examples)
-    adapter = resolved.given.get("lora") or ({} if resolved.values["lora"] is None else INSTEAD_OF_ALL)
+    adapter = resolved.given.get("lora")
+    if adapter is None:  # left out, it is one of every matrix where memory requires it, else that of the defaults
+        adapter = {} if resolved.values["lora"] is None else INSTEAD_OF_ALL
     costs = []
     for way in _ways(open_recipe, four_bits=True):
         if way.method != FULL:

@@ -268,10 +268,16 @@ def unstarted_runs(name: str, *, root: Path = ROOT) -> list[RunFolder]:
 
 
 def list_runs(root: Path = ROOT) -> list[RunFolder]:
-    """Return every run under a folder, newest first."""
+    """Return every run under a folder, the one that was active last first."""
     settle(root)
     runs = [RunFolder(path) for path in root.iterdir() if (path / "run.json").is_file()] if root.is_dir() else []
-    return sorted(runs, key=lambda run: -run.facts().get("created_at", 0))
+    return sorted(runs, key=lambda run: -last_active(run.facts()))
+
+
+def last_active(facts: Mapping[str, Any]) -> float:
+    """Return when a run ended or, before that, was created, in seconds; 0.0 where that is not known."""
+    times = (facts.get(key) for key in ("ended_at", "created_at"))
+    return next((time for time in times if isinstance(time, int | float)), 0.0)
 
 
 def find_run(name: str, *, root: Path = ROOT) -> Path | None:

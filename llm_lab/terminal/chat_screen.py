@@ -64,12 +64,13 @@ HELP = """\
   Esc stops a reply. Tab completes. ↑ earlier messages."""
 MODES = {
     "chat": "chat mode: you write a message, the model replies",
-    "completion": "completion mode: a base model continues your text; Enter alone continues it further",
+    "completion": "completion mode: a base model continues your text, and your next text is added to it. "
+    "Enter alone continues it further; /reset starts a new one.",
 }
 # The line below the prompt: what does not fit is left out, part by part.
 STATUS = {
     "chat": "chat mode; Esc stops a reply; Tab completes",
-    "completion": "completion mode; Enter alone continues the text; Esc stops it; Tab completes",
+    "completion": "completion mode; Enter alone continues the text; /reset starts a new one; Esc stops it",
 }
 STOPS = {
     "end": "end of turn",

@@ -135,7 +135,7 @@ class Wizard:
             try:
                 if upcoming:
                     begun = self._begin(upcoming)
-                    walks = [*(walks if upcoming.can_return else walks[:-1]), begun]
+                    walks = [*walks, begun] if upcoming.can_return else [begun]
                     upcoming = None
                 upcoming = self._finish(*walks[-1])
                 if upcoming is None:
@@ -165,6 +165,8 @@ class Wizard:
                     return LEAVE
                 notice, is_sure = "Enter b again to quit." if is_plain() else "Press Esc again to quit.", True
             except (KeyboardInterrupt, EOFError):
+                if is_plain():
+                    print("\nStopped.")  # the shell's line is below it
                 return LEAVE
 
     def ask(

@@ -13,7 +13,7 @@ from llm_lab.estimate.formatting import clock
 from llm_lab.runs.glossary import name_of, quantity, write
 
 from .console import one_line, printable
-from .track import EMPTY, Track, describe_progress, describe_sample, mix_of, shown_values
+from .track import EMPTY, MEASURED, Track, describe_progress, describe_sample, mix_of, shown_values
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -27,7 +27,6 @@ CURVE_LINES, WIDE_CURVE_LINES = 8, 18
 BLANK_LINES = 4  # between the parts of a wide frame
 SAMPLE_LINES = 3
 ATTENTION = " !"  # the mark of a number that does not look healthy
-MEASURED = ("eval_", "exact_match")  # at evaluations only: how their keys begin
 HELD_OUT = "o"  # the mark of the second curve where there are no colors
 CURVE_STYLES = {None: "dim", 0: "cyan", 1: "bold"}
 # What each key shows, in the order in which a narrow footer keeps them.
@@ -131,7 +130,11 @@ def _footer(view: View, track: Track, columns: int, lines: int, unicode: bool) -
     if view.key:
         count = len(_pages(view.key, track, columns, _room(lines)))
         is_last = view.page + 1 >= count
-        shown = [(view.key, "back")] if is_last else [(view.key, f"page {view.page + 2} of {count}"), ("Esc", "back")]
+        shown = (
+            [(view.key, "back")]
+            if is_last
+            else [(view.key, f"next page ({view.page + 2} of {count})"), ("Esc", "back")]
+        )
     else:
         known = {"c": len(track.panels()) > 1, "s": bool(track.samples)}
         stop = "save and stop" if columns >= 70 else "stop"
@@ -186,9 +189,13 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
 
 
 def _progress(track: Track, columns: int, unicode: bool) -> list[Text]:
+    from rich.text import Text
+
     if track.progress is None:
         return []
     label, done, total = track.progress
+    if not (done or total):
+        return [Text(f"{one_line(label)} ...", "help")]
     return [_bar(f"{one_line(label)} ", done, total, " " + describe_progress(done, total), columns, unicode)]
 
 
@@ -205,7 +212,7 @@ def _steps(track: Track, columns: int, unicode: bool) -> Text:
     share = 100 * track.step // max(1, track.max_steps)
     times = f"{clock(track.elapsed())} elapsed"
     left = track.seconds_left()
-    if not track.ended and left is not None:
+    if not track.ended and left is not None and track.step < track.max_steps:
         times += f", {clock(left)} left"
     if not track.latest and not track.ended:
         dots = "." * (1 + int(track.now()) % 3)
@@ -222,8 +229,12 @@ def _pairs(track: Track) -> list[tuple[str, str, str]]:
         is_bad = health is not None and health.is_good is False
         number = write(key, value) + (ATTENTION if is_bad else "")
         pairs.append((one_line(name_of(key)), number, "warn" if is_bad else "bold"))
-    if track.saved_step is not None:
-        pairs.append(("saved at step", f"{track.saved_step:,}", "bold"))
+    steps = {"saved at step": track.saved_step}
+    if track.evaluated_step is not None and track.evaluated_step < track.step:  # what was measured then is still shown
+        steps = {"evaluated at step": track.evaluated_step, **steps}
+        if track.saved_step == track.evaluated_step:
+            steps = {"saved, evaluated at step": track.saved_step}
+    pairs += [(name, f"{step:,}", "bold") for name, step in steps.items() if step is not None]
     return pairs or [("", "", "")]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.events import (
     CheckpointSaved,
+    Evaluating,
     Event,
     Listener,
     MetricsLogged,
@@ -198,6 +199,9 @@ class TerminalDisplay:
                 case MetricsLogged(row):
                     self._track.log(row)
                     self._track.lines.append(describe_row(self._track, row))
+                case Evaluating(is_over):
+                    self._track.progress = None if is_over else ("evaluating", 0, 0)
+                    self._draw()
                 case SampleWritten(step, prompt, text):
                     self._track.write(step, prompt, text)
                 case CheckpointSaved(step, path):

@@ -145,6 +145,8 @@ class SweepScreen:
             table.add_row(fit_words(label, names), Text(state.status, style=style), self._details(state, left_over))
         hidden = len(states) - min(room, len(states))
         foot = [Text(f"and {plural(hidden, 'more run')}", style="dim")] if hidden else []
+        if done < len(states) and all(state.status != "running" for state in states):
+            foot.append(Text("The next run is starting ...", style="dim"))
         return Group(head, table, *foot, Text(self._foot, style="dim"))
 
 

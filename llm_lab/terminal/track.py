@@ -21,6 +21,7 @@ LOG_LINES = 1_000
 EMPTY = "(empty: the model ended the text at once)"  # a sample
 # Keys that are not measurements, or that the frame shows elsewhere.
 NOT_SHOWN = {*AXES, "epoch", "mix", "epochs"}
+MEASURED = ("eval_", "exact_match")  # at evaluations only: how their keys begin
 # Numbers that the frame leaves to metrics.jsonl, the log lines and the report.
 DETAILS = {"policy_loss", "critic_grad_norm", "reward_chosen", "reward_rejected", "logps_rejected"}
 # Scores that come first in a stage that is trained on rewards.
@@ -51,6 +52,7 @@ class Track:
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
     warning: str = ""
     saved_step: int | None = None
+    evaluated_step: int | None = None
     progress: tuple[str, int, int] | None = None
     curve: int = 0
     _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW))
@@ -84,6 +86,7 @@ class Track:
         for row in earlier:
             add_row(self.history, row)
             self.latest.update({key: value for key, value in row.items() if key not in AXES})
+            self._note_evaluation(row)
         self._clock_zero = self.now() - max((row.get("wall_seconds", 0.0) for row in earlier), default=0.0)
         self._marks.append((self.now(), first_step))
 
@@ -91,6 +94,7 @@ class Track:
         """Add one row of metrics.jsonl."""
         step = int(row.get("step", self.step))
         self.latest.update(row)
+        self._note_evaluation({"step": step, **row})
         add_row(self.history, {"step": step, **row})
         if "loss" in row:
             if self._includes_start and len(self._marks) == 2:
@@ -100,6 +104,10 @@ class Track:
         if isinstance(row.get("wall_seconds"), int | float):
             self._clock_zero = self.now() - row["wall_seconds"]
         self.step = max(self.step, step)
+
+    def _note_evaluation(self, row: Mapping[str, Any]) -> None:
+        if any(key.startswith(MEASURED) for key in row):
+            self.evaluated_step = int(row["step"])
 
     def write(self, step: int, prompt: str, text: str) -> None:
         """Add a sample; those of an earlier step are dropped."""

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from llm_lab.events import CheckpointSaved, Listener, MetricsLogged, Notice, RunWarning
+from llm_lab.events import CheckpointSaved, Evaluating, Listener, MetricsLogged, Notice, RunWarning
 from llm_lab.hf.load import hide_router_logits
 from llm_lab.hf.save import restore_weights
 from llm_lab.optim.decay import fade_decay
@@ -356,6 +356,7 @@ class LabTrainerMixin(_Base):
 
     def evaluate_now(self) -> None:
         """Evaluate at the current step and record the row."""
+        self.listener(Evaluating())
         with self._clock.paused():
             self.model.eval()
             row = self._evaluate_step(self.state.global_step)
@@ -363,6 +364,7 @@ class LabTrainerMixin(_Base):
             reshard(self.model)
             if row:
                 self.record(row)
+        self.listener(Evaluating(is_over=True))
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
         return False

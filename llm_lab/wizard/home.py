@@ -13,7 +13,7 @@ from llm_lab.estimate.formatting import age, count, size
 from llm_lab.estimate.machine import find_machine
 from llm_lab.runs.disk import bytes_under
 from llm_lab.runs.entries import describe_count, list_sweeps
-from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs
+from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, last_active, list_runs
 from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
 
 from .questions import Choice, Line, Next, Question, Screen
@@ -235,7 +235,7 @@ def _recent(runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]) -> I
     if not runs and not sweeps:
         return
     yield Line(f"{'Recent runs':<{SIDE_NAME}} {'stage':<9}{'size':>6}{'loss':>12}{'age':>9}", "title")
-    cells = [(run.facts().get("created_at") or 0, _cells_of(run)) for run in runs[:RECENT_RUNS]]
+    cells = [(last_active(run.facts()), _cells_of(run)) for run in runs[:RECENT_RUNS]]
     for one in sweeps:
         done = f"{one['parts_done']} of {one['parts_planned']}" if one["status"] == "done" else one["status"]
         when = age(time.time() - one["created_at"])

@@ -17,7 +17,7 @@ from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.resolve import LOCAL_PREFIXES, similar_path
 from llm_lab.recipe.what_fits import METHODS, LibraryEntry, library
 from llm_lab.runs.entries import list_sweeps
-from llm_lab.runs.folder import ROOT, RunFolder, list_runs
+from llm_lab.runs.folder import ROOT, RunFolder, last_active, list_runs
 from llm_lab.runs.housekeeping import short_result
 
 from .draft import Draft, first_name
@@ -148,7 +148,7 @@ def pick_run(
     none: why there is no run to choose. check: of what is typed. machine: also offer the models of the library, with
     what fits on it. more: (when it was made, a choice), sorted among the runs.
     """
-    made = [run.facts().get("created_at") or 0.0 for run in runs] if more else [0.0] * len(runs)
+    made = [last_active(run.facts()) for run in runs] if more else [0.0] * len(runs)
     listed = sorted([*zip(made, run_choices(runs), strict=True), *more], key=lambda one: -one[0])
     choices = [*question.choices, *(choice for _, choice in listed)]
     if not choices:

@@ -26,9 +26,12 @@ def ask_recipe(
     files = list_recipes()
     with_recipe = (run for run in list_runs() if (run.path / "recipe.yaml").is_file() and not run.facts().get("study"))
     runs = [run for run in with_recipe if not compares or _trains(run)]
-    names = [*(file.stem for file in files), *(short_name(run.path.name) for run in runs)]
-    width = max(map(len, names), default=0) + 2
-    choices = [_run_choice(run, width) for run in runs] + [_recipe_choice(file, width) for file in files]
+    stems = [file.stem for file in files]
+    # A run that is called as a recipe is shown with its folder.
+    names = [str(run.path) if run.path.name in stems else short_name(run.path.name) for run in runs]
+    width = max(map(len, [*stems, *names]), default=0) + 2
+    choices = [_run_choice(run, name, width) for run, name in zip(runs, names, strict=True)]
+    choices += [_recipe_choice(file, width) for file in files]
     path = yield Question(key, text, choices=(*choices, Choice(ANOTHER, "another file")),
                           why=why, screen=Screen(title))  # fmt: skip
     if path == ANOTHER:
@@ -54,9 +57,9 @@ def _trains(run: RunFolder) -> bool:
     return stage is None or stage.trains
 
 
-def _run_choice(run: RunFolder, width: int) -> Choice:
+def _run_choice(run: RunFolder, name: str, width: int) -> Choice:
     about = ", ".join(filter(None, ("the recipe of your run", kind_of_run(run.facts()), when_last_active(run))))
-    return Choice(str(run.path), f"{short_name(run.path.name):<{width}}{about}", effect=str(run.path / "recipe.yaml"),
+    return Choice(str(run.path), f"{name:<{width}}{about}", effect=str(run.path / "recipe.yaml"),
                   next_to=FileHead(str(run.path / "recipe.yaml")))  # fmt: skip
 
 

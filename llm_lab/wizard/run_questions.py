@@ -157,6 +157,8 @@ def _delete_question(path: str) -> Question:
 
 def _why_no_rename(path: str, name: str) -> str | None:
     """Return why a run can't get a name, or None."""
+    if not name.strip():
+        return "A name is required."
     try:
         check_rename(path, name.strip())
     except LabError as error:

@@ -178,5 +178,7 @@ class Walk:
                 self._undone[self.item.key] = Answer(self.item.key, again)
         if isinstance(self.item, BackTo):
             at = max(number for number, answer in enumerate(self.answers) if answer.key == self.item.key)
-            self._undone[self.item.key] = self.answers[at]
+            known = [answer for answer in self.answers[at:] if not answer.is_effect]
+            # The last one led back here, and is asked again; those before it are offered.
+            self._undone |= {answer.key: answer for answer in known[1:-1]} | {self.item.key: known[0]}
             self._run(self.answers[:at])

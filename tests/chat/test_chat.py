@@ -488,3 +488,11 @@ def test_trust_in_the_code_of_a_model_is_not_trust_in_the_models_opened_later(in
 
 def test_bytes_that_are_no_character_are_replaced():
     assert valid_text("caf\udce9 and \ud83d\ude00, na\u00efve") == "caf\ufffd and \U0001f600, na\u00efve"
+
+
+def test_a_small_base_model_leaves_room_for_further_texts_and_a_chat_model_keeps_its_setting():
+    small, chat = open_session(settings=ChatSettings()), open_session(chat=True, settings=ChatSettings())
+    for session in (small, chat):
+        session.context_length = 256
+        session.leave_room()
+    assert (small.settings.max_new_tokens, chat.settings.max_new_tokens) == (64, 256)

@@ -13,6 +13,7 @@ from support.screens import assert_matches_snapshot
 
 from llm_lab.events import (
     CheckpointSaved,
+    Evaluating,
     MetricsLogged,
     Notice,
     Progress,
@@ -281,6 +282,21 @@ def test_the_time_left_of_a_stage_does_not_count_the_stage_before():
 def test_a_key_that_is_not_in_the_glossary_is_shown_by_its_name():
     pairs = dict(numbers_of({"step": 1, "loss": 1.0, "my_metric": 0.25, "reward/length": 0.125}, {}))
     assert pairs == {"training loss": "1.0000", "my metric": "0.2500", "reward: length": "0.125"}
+
+
+def test_an_evaluation_is_shown_while_it_lasts_and_its_numbers_with_their_step():
+    display = TerminalDisplay(fake_console(terminal=True))
+    with display:
+        display(TrainingStarted(3, 0, {"name": "mine"}))
+        display(MetricsLogged({"step": 0, "eval_loss": 0.6931}))
+        display(MetricsLogged(metrics_row(3)))
+        display(Evaluating())
+        text = "\n".join(shown_lines(display._track))
+        assert "evaluating ..." in text
+        assert "evaluated at step 0" in text
+        assert "left" not in text
+        display(Evaluating(is_over=True))
+        assert "evaluating" not in "\n".join(shown_lines(display._track))
 
 
 def test_the_mix_of_the_data_is_shown_compactly():

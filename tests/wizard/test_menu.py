@@ -199,7 +199,7 @@ def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
 def test_the_page_of_a_run_stays_its_page_when_another_run_begins_meanwhile():
     walk = answers(checkpoints, [ENTER, "delete"]).walk
     shutil.copytree("checkpoints/base", "checkpoints/newer")
-    RunFolder(Path("checkpoints/newer")).update(created_at=RunFolder(Path("checkpoints/base")).facts()["ended_at"] + 9)
+    RunFolder(Path("checkpoints/newer")).update(ended_at=RunFolder(Path("checkpoints/base")).facts()["ended_at"] + 9)
     walk.answer(False)
     assert (walk.question.screen.where, walk.question.suggested) == ("checkpoints/base", "delete")
     walk.back()
