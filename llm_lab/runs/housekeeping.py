@@ -243,7 +243,7 @@ def check_rename(name: str, new_name: str, *, root: Path = ROOT) -> tuple[Path, 
     new = root / Path(new_name).name
     if Path(new_name) not in (Path(new.name), new) or not NAME.fullmatch(new.name):
         why = "this is not a name for a run"
-        allowed = f"letters, digits and ._=-; the run stays in {root}/"
+        allowed = f"letters, digits, '.', '_', '=' and '-', starting with a letter or digit; the run stays in {root}/"
         raise UserError(Problem("the new name", why, value=new_name, allowed=allowed))
     if old.parent != root:
         outer = next(folder for folder in old.parents if folder.parent == root)

@@ -107,8 +107,9 @@ class Place:
     def _title(self, path: str, about: str, width: int, why_not: str | None) -> str:
         # One that can't be chosen has a mark of its own.
         mark = "" if not self.several or why_not else MARKED if path in self.marked else UNMARKED
+        most = width
         width -= len(MARKED) if why_not and not self.several and not self.in_lines else 0
-        return one_line(f"{mark}{_fit(path, width):<{width}}  {about}".rstrip() if path else f"{mark}{about}")
+        return one_line(f"{mark}{_fit(path, most):<{width}}  {about}".rstrip() if path else f"{mark}{about}")
 
     def go(self, folder: str) -> None:
         self.folder, self.typed = folder, ""
@@ -207,6 +208,7 @@ def pick_path(question: Question, above: int, *, run: Callable[..., Any], style:
     def _(event: Any) -> None:
         row = pointed()
         if row.why_not:
+            footer.trouble = f"{row.answer}: {row.why_not}."
             return
         if row.goes_to is not None and not place.marked:
             before = place.folder

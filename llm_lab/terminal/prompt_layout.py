@@ -21,6 +21,7 @@ LEAST_PANE = 8  # lines of a text above a list that are shown, where the list ne
 PAGE = 8  # lines that Page Up and Page Down move
 NO_HELP = "There is no more help for this question."
 MOST_ABOUT = 3  # lines
+AGE = re.compile(r"\d+ (s|m|min|h|d|days?|w|weeks?)( ago\b|$)")  # how long ago something was, in a list
 ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
 
 
@@ -229,10 +230,11 @@ def lay_out_list(
 
     def set_filter(text: str) -> None:
         words = text.lower().split()
-        found = [one for one in every if isinstance(one, Separator) or all(word in one.title.lower() for word in words)]
+        found = [one for one in every if isinstance(one, Separator) or all(word in _searched(one) for word in words)]
         possible = [number for number, choice in enumerate(found) if not choice.disabled]
         pointed, is_shorter = control.get_pointed_at(), len(text) < len(footer.filter)
         footer.filter, footer.has_none = text, not possible
+        possible.sort(key=lambda number: _rank(_searched(found[number]), text.lower()))
         footer.trouble = "" if possible else f"Nothing contains {text}."
         if possible:
             kept = [number for number in possible if is_shorter and found[number] is pointed]
@@ -271,6 +273,17 @@ def lay_out_list(
     if pane:
         _attach_pane(app, footer, pane, lambda: max(LEAST_LINES, free() - room() - 1))
     return footer
+
+
+def _searched(choice: Any) -> str:
+    """Return what a filter looks at of a choice: its line without how long ago something was."""
+    return AGE.sub("", str(choice.title)).lower()
+
+
+def _rank(line: str, text: str) -> int:
+    """Return how well a line fits a filter, 0 first: it begins with it, has it in its name, or in what follows it."""
+    name = re.split(r"\s{2,}", line.strip())[0]
+    return 0 if line.startswith(text) else 1 if all(word in name for word in text.split()) else 2
 
 
 def _scrollbar() -> Any:

@@ -177,7 +177,8 @@ def _expected(key: Key) -> str:
     pattern = next((item.pattern for item in key.info.metadata if getattr(item, "pattern", None)), None)
     if pattern is None:
         return key.allowed().removesuffix(", or null")
-    return f"{'owner/name with ' if '/' in pattern else ''}letters, digits, '.', '_' and '-'"
+    signs = "'.', '_', '=' and '-'" if "=" in pattern else "'.', '_' and '-'"
+    return f"{'owner/name with ' if '/' in pattern else ''}letters, digits, {signs}"
 
 
 def _is_optional(key: Key) -> bool:

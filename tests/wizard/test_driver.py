@@ -199,6 +199,23 @@ def test_typing_filters_a_short_list_and_one_of_several_and_the_line_above_says_
     assert "model size" not in screens[-1]
 
 
+def test_a_filter_takes_the_line_that_begins_with_it_then_names_before_what_follows_and_never_ages(press):
+    lines = (
+        "Resume short train  stopped 3 min ago",
+        "Chat  what is short",
+        "Train on my text  in minutes",
+        "Runs  a list",
+    )
+    lines += tuple(f"more {n}  9 h ago" for n in range(8))
+    menu = Question("m", "What?", choices=tuple(Choice(number, line) for number, line in enumerate(lines)))
+    assert press(menu, *"train", Key.ENTER)[0] == 2
+    assert press(menu, *"short", Key.ENTER)[0] == 0
+    assert press(menu, *"my", Key.ENTER)[0] == 2
+    value, screens = press(menu, *"ago", *(Key.BACKSPACE,) * 3, *"runs", Key.ENTER)
+    assert value == 3
+    assert any("Nothing contains" in screen for screen in screens)
+
+
 def test_no_text_of_a_question_steers_the_terminal(press):
     strange = Question("e", "Which?", choices=(Choice(1, "a\x1b[2Jb\nc", effect="\x1b]0;title\x07"),), notice="\x1b[2J",
                        help="[bold]no markup[/bold]")  # fmt: skip

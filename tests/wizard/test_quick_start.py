@@ -193,6 +193,13 @@ def test_typing_filters_the_files_and_is_an_answer_itself_where_none_fits(monkey
     assert press(strict, monkeypatch, "zzz", Key.ENTER, Key.ERASE_LINE, Key.ENTER)[0] == "book.txt"
 
 
+def test_a_file_that_is_typed_and_can_not_be_taken_says_why(monkeypatch):
+    Path("empty.txt").touch()
+    _, screens = press(PATH, monkeypatch, "empty.txt", Key.ENTER, Key.ERASE_LINE, Key.ENTER)
+    assert "empty.txt: empty." in " ".join(screens[-1].split()) or any("empty.txt: empty." in one for one in screens)
+    assert any("- empty.txt " in one for one in screens), "in full, although its mark takes room"
+
+
 def test_folders_are_entered_and_left_again_and_can_be_an_answer_as_a_whole(monkeypatch):
     picked, screens = press(PATH, monkeypatch, *pick("more/  "), Key.ENTER)
     assert picked == "more"
