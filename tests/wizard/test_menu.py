@@ -280,3 +280,8 @@ def test_home_counts_sweeps_offers_to_resume_them_and_says_what_is_running():
         home = menu_question()
         assert home.screen.lines[2].text == "running now: rates"
         assert not any(choice.text.startswith("Resume") for choice in home.choices)
+
+
+def test_an_evaluation_of_nothing_named_says_what_it_measures_on():
+    page = answers(MEASURE, [MODEL]).question.form
+    assert page.row("data").value == "the validation data of its run"

@@ -118,3 +118,8 @@ def test_one_sentence_says_what_a_sweep_and_a_duel_are_for_wherever_they_are_off
     for text in (SWEEP_ABOUT, DUEL_ABOUT):
         assert text in printed
         assert text in next(group.why for group in GROUPS if group.name == "try")
+
+
+def test_the_number_of_seeds_stays_when_the_plan_is_changed():
+    visit = answers(sweep, ["mine", "learning-rate", ENTER, ENTER, ENTER, "1", "No, change it", ENTER])
+    assert (visit.question.key, visit.question.suggested) == ("sweep.seeds", 1)
