@@ -177,7 +177,7 @@ def test_the_list_and_a_dry_run_show_titles_options_and_errors(capsys):
     assert re.search(r"broken +can't run: syntax error in line 1", printed)
     assert main(["study", "sums", "numbers=5", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"numbers +5 +numbers to add", printed)
+    assert re.search(r"numbers +5 *\n +numbers to add", printed)
     assert not Path("checkpoints").exists()
 
 

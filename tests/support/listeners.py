@@ -10,6 +10,7 @@ METHODS = {
     events.Progress: "progress",
     events.TrainingStarted: "begin",
     events.MetricsLogged: "log",
+    events.Evaluating: "evaluating",
     events.SampleWritten: "sample",
     events.CheckpointSaved: "saved",
     events.ScoresReported: "scores",

@@ -68,7 +68,7 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.at("Done: checkpoints/first/")
     here.at("What next with first?", ENTER)
     here.at("Loading checkpoints/first")
-    here.at("Tab completes", "the small", ENTER)
+    here.at("/reset starts a new one", "the small", ENTER)
     here.child.expect(r"tokens?(, [\d,]+ tokens\/s)?;")  # a text that ends at once has no speed
     here.at(TAKES_KEYS, END_OF_INPUT)  # before, the terminal itself would take a Ctrl-D
     here.at("What next with first?", ESCAPE)
