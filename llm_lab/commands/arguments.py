@@ -36,12 +36,16 @@ def command_groups() -> dict[str, list[str]]:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of a command; `command` is the place of its function. UserError where they are invalid."""
-    return parse_with(make_parser(), words)
+    return parse_with(_known_parser(), words)
 
 
 @functools.cache
+def _known_parser() -> Parser:
+    return make_parser()
+
+
 def make_parser() -> Parser:
-    """Return the parser of all commands."""
+    """Return a new parser of all commands, which the caller may change."""
     parser = Parser(prog="llm-lab", add_help=False, usage="llm-lab [command] [options]")
     parser.add_argument("-h", "--help", action=_ShowHelp, nargs=0, help="show this help and exit")
     parser.add_argument("--version", action="version", version=f"llm-lab {__version__}", help="show the version")
