@@ -77,6 +77,11 @@ class MachineError(LabError):
     exit_code = 3
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error message that has text, or the name of the exception."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """Return 'Did you mean X?' with the closest known name, or None."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)

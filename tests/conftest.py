@@ -57,7 +57,10 @@ def own_code():
 @pytest.fixture(autouse=True)
 def no_hub_is_remembered(monkeypatch):
     """What one test found out about a Hub is not known to the next one."""
-    monkeypatch.setattr("llm_lab.hf.hub._SILENT", set())
+    from llm_lab.hf import hub
+
+    monkeypatch.setattr(hub, "_SILENT", set())
+    hub._answers.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import LabError, MachineError, Problem, UserError
+from llm_lab.errors import LabError, MachineError, Problem, UserError, first_line
 from llm_lab.estimate.adapter_base import weights_digest
 from llm_lab.estimate.formatting import size as format_size
 from llm_lab.events import Listener, Notice, Progress
@@ -152,8 +152,7 @@ def _explain(error: BaseException, endpoint: str) -> tuple[type[LabError], str, 
         return UserError, f"invalid repository name: {str(error).splitlines()[0]}", ""
     if _is_network_error(error):
         return MachineError, f"the connection to {endpoint} failed ({type(error).__name__})", "Check the network."
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return MachineError, f"the push failed: {first[:300]}", ""
+    return MachineError, f"the push failed: {first_line(error)}", ""
 
 
 def _is_network_error(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
-from llm_lab.errors import LabError, Problem, UserError, did_you_mean
+from llm_lab.errors import LabError, Problem, UserError, did_you_mean, first_line
 from llm_lab.estimate.cached_models import cached_files, is_model_file
 from llm_lab.estimate.gguf_header import SUFFIX, how_to_download
 from llm_lab.estimate.machine import HUB_SECONDS
@@ -68,8 +68,9 @@ def look_at_model(name: str, *, key: str) -> str | None:
         info = HfApi().model_info(name, timeout=10)
     except RepositoryNotFoundError as error:
         raise UserError(hub_problem(error, key, name, "model")) from None
-    except Exception:  # network errors depend on the HTTP client, which changes between releases
-        why = "the Hub can't be reached" if silent else "the Hub did not answer, or is disabled"
+    except Exception as error:  # network errors depend on the HTTP client, which changes between releases
+        said = f"{type(error).__name__}: {first_line(error)}"
+        why = "the Hub can't be reached" if silent else f"the Hub did not answer, or is disabled ({said})"
         return f"{key}: {name} is not a local folder and was not checked: {why}. {near_folder(name) or ''}".strip()
     if problem := _gguf_only(name, [file.rfilename for file in info.siblings or ()], key):
         raise UserError(problem)
@@ -184,8 +185,7 @@ def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem
         why = f"it does not support this attention kernel: {text.splitlines()[0][:120]}"
         fix = "Set train.attn_implementation=eager."
     else:
-        first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-        why, fix = f"the {what} can't be loaded: {first[:200]}", None
+        why, fix = f"the {what} can't be loaded: {first_line(error)}", None
     if fix and (near := near_folder(name)):
         fix = f"{near} {fix}"
     return Problem(key, why, value=name, fix=fix)

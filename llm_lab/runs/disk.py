@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from llm_lab.errors import first_line
+
 # Unfinished work of a killed process. The names without .tmp are the trainer's and those of earlier versions.
 TEMPORARY = re.compile(r"\..+\.tmp|\.saving|\.model|\..+\.(merging|exporting)")
 # torch writes checkpoints in C++ and safetensors in Rust. Neither raises OSError, so the text decides. torch's zip
@@ -132,8 +134,3 @@ def describe_disk_error(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     known = any(word in text.lower() for word in ("space", "full", "quota", "too large", "permission", "read-only"))
     return text if known else f"the disk is probably full ({text})"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error message, or the name of the exception."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -12,10 +12,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from llm_lab.errors import MachineError, Problem
+from llm_lab.errors import MachineError, Problem, first_line
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.runs.disk import first_line
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import is_first_process
 

@@ -18,14 +18,14 @@ from llm_lab.runs.folder import find_model
 @pytest.fixture
 def silent_hub(monkeypatch):
     """An endpoint at which nobody listens, for libraries that are not set to stay offline."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", False)
-    return endpoint
+    with socket.socket() as kept:  # bound, so nobody else gets this port, but it does not listen
+        kept.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{kept.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", False)
+        yield endpoint
 
 
 def test_an_unknown_name_is_refused_in_seconds_if_the_hub_does_not_answer(silent_hub, in_tmp_path):
@@ -71,7 +71,7 @@ def test_a_model_on_the_hub_that_has_gguf_files_only_is_refused_with_their_names
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         for ask in (look_at_model, read_config):
             with pytest.raises(UserError) as caught:
-                ask("ann/tiny-GGUF", key="model.checkpoint")
+                pytest.fail(f"it was not refused: {ask('ann/tiny-GGUF', key='model.checkpoint')}")
             text = str(caught.value)
             assert "it has GGUF files only: tiny-Q4_K_M.gguf, tiny-f16.gguf" in text
             assert "hf download ann/tiny-GGUF tiny-Q4_K_M.gguf --local-dir ." in text
