@@ -439,6 +439,23 @@ def test_everything_is_reached_with_the_keyboard(chat, server):
     end_workers(server)
 
 
+def test_a_list_that_arrives_late_leaves_what_the_arrow_keys_chose(chat):
+    page = chat()
+    waiting = []
+    page.route("**/api/chat/models", lambda route: waiting.append(route))
+    picker = page.get_by_role("combobox", name="Model", exact=True)
+    picker.focus()
+    page.keyboard.type("a")
+    expect(page.get_by_role("option")).to_have_count(1)
+    page.keyboard.press("ArrowUp")
+    while not waiting:
+        page.wait_for_timeout(10)
+    waiting[0].continue_()
+    expect(page.get_by_role("option", name="tale")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(picker).to_have_value("a")
+
+
 @pytest.mark.slow
 def test_a_model_with_code_of_its_own_runs_it_only_after_a_yes(chat, server):
     write_model_with_code(server.home / "theirs", "open('ran', 'w').close()\n")

@@ -33,6 +33,7 @@ export function createPicker({ letter, label, onPick, onType, id = `model-${lett
   let models = [];
   let typed = false;
   let active = -1;
+  let chosen = null; // the name that the arrow keys moved to: it stays when the list arrives late
 
   const options = () => [...list.querySelectorAll("[role=option]")];
 
@@ -48,7 +49,7 @@ export function createPicker({ letter, label, onPick, onType, id = `model-${lett
       children.push(option(given, `Use “${given}”`, about.other));
     }
     fill(list, children.length ? children : el("p.none", {}, `None here yet. Type ${about.other}.`));
-    activate(Math.max(0, options().findIndex((one) => one.dataset.name === (typed ? given : current))));
+    activate(Math.max(0, options().findIndex((one) => one.dataset.name === (chosen ?? (typed ? given : current)))));
   }
 
   function option(name, text, about) {
@@ -87,6 +88,7 @@ export function createPicker({ letter, label, onPick, onType, id = `model-${lett
   function close() {
     list.hidden = true;
     typed = false;
+    chosen = null;
     input.setAttribute("aria-expanded", "false");
     input.removeAttribute("aria-activedescendant");
   }
@@ -111,6 +113,7 @@ export function createPicker({ letter, label, onPick, onType, id = `model-${lett
   });
   input.addEventListener("input", () => {
     typed = true;
+    chosen = null;
     if (onType) {
       current = input.value;
       onType(current);
@@ -122,7 +125,10 @@ export function createPicker({ letter, label, onPick, onType, id = `model-${lett
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
       if (list.hidden) open();
-      else activate(active + (event.key === "ArrowDown" ? 1 : -1));
+      else {
+        activate(active + (event.key === "ArrowDown" ? 1 : -1));
+        chosen = options()[active]?.dataset.name ?? null;
+      }
     } else if (event.key === "Enter" && !(onType && (list.hidden || typed))) {
       event.preventDefault();
       if (list.hidden) open();
