@@ -126,8 +126,9 @@ def memory_of_each(
     """Return {purpose: bytes} on each device of a run in several processes, from that of one process.
 
     trained: the share of the weights that is trained. DDP divides nothing. Sharding (FSDP2) divides weights, gradients
-    and moments; of two layers and of the embeddings and the head there are whole weights, and of one layer and these
-    whole gradients, in the precision of the run. Before the first step the model is whole on every device.
+    and moments, and what there is of a reference and a critic; of two layers and of the embeddings and the head of each
+    model there are whole weights, and of one layer and these whole gradients, in the precision of the run. Before the
+    first step the model is whole on every device, next to one of the others.
     """
     if processes == 1 or train.get("distributed") != "fsdp":
         return dict(memory)
@@ -135,10 +136,11 @@ def memory_of_each(
     layer = shape.matrix_parameters // shape.num_hidden_layers
     number = 2 if train["dtype"] == "bfloat16" else 4
     stored = min(memory["weights"], 4 * parameters)  # without the copies of autocast: what is gathered is cast already
-    gathered = number * (2 * layer + ends) + int((number + 4) * (layer + ends) * trained)
-    divided = {"weights": stored, **{part: memory[part] for part in ("gradients", "optimizer")}}
+    others = [part for part in ("reference", "critic") if part in memory]
+    gathered = number * (2 * layer + ends) * (1 + len(others)) + int((number + 4) * (layer + ends) * trained)
+    divided = {"weights": stored, **{part: memory[part] for part in ("gradients", "optimizer", *others)}}
     each = {**memory, **{part: -(-size // processes) for part, size in divided.items()}, "gathered layers": gathered}
-    missing = stored - sum(each.values())
+    missing = stored * (2 if others else 1) - sum(each.values())
     return {**each, **({"whole model at the start": missing} if missing > 0 else {})}
 
 

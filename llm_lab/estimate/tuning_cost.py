@@ -124,9 +124,7 @@ def estimate_tuning(
     available = available_bytes(device, machine)
     if shape is None:
         return Estimate(None, {}, per_step * steps, per_step, None, {}, 0, available, {}, 0, first_step)
-    memory, model, checkpoint = _memory(recipe, shape, work, sequences, longest)
-    share = model / (4 * shape.parameters)
-    memory = memory_of_each(memory, shape, train, machine.processes, trained=share)
+    memory, model, checkpoint = _memory(recipe, shape, work, sequences, longest, machine.processes)
     disk = disk_by_part(model, checkpoint, train)
     measured = find_measurement(recipe, shape, machine, own=own)
     seconds: dict[str, float] = {}
@@ -153,7 +151,7 @@ def estimate_tuning(
 
 
 def _memory(
-    recipe: Mapping[str, Any], shape: ModelShape, work: Work, sequences: int, longest: int
+    recipe: Mapping[str, Any], shape: ModelShape, work: Work, sequences: int, longest: int, processes: int
 ) -> tuple[dict[str, int], int, int]:
     """Return {purpose: bytes} on each device, and the bytes of the result and of a checkpoint on disk."""
     train, lora = recipe["train"], recipe.get("lora")
@@ -195,15 +193,19 @@ def _memory(
         memory["reference"] = weights
     if work.has_critic:  # trained in the same way as the model, after it
         base = min(memory["weights"], 2 * shape.parameters) if lora and half and on_gpu else weights
-        memory["critic"] = base + memory["gradients"] + memory["optimizer"] + memory["activations"]
+        memory["critic"] = base + memory["gradients"] + memory["optimizer"]
+    model = int(weights * share)
+    checkpoint = (model + memory["optimizer"]) * (2 if work.has_critic else 1)
+    memory = memory_of_each(memory, shape, train, processes, trained=share)
+    if work.has_critic:
+        memory["critic"] += memory["activations"]
     if work.generates:  # the cache of all outputs of a rollout, before anything of the backward pass is there
         at_once = sequences * train["gradient_accumulation_steps"] * work.updates_per_epoch
         cache = at_once * longest * shape.cache_bytes_per_token(2 if half else 4)
         memory["activations"] = max(memory["activations"], cache)
     if recipe["device"] == "cpu":
         memory["libraries"] = LIBRARIES_BYTES
-    model = int(weights * share)
-    return memory, model, (model + memory["optimizer"]) * (2 if work.has_critic else 1)
+    return memory, model, checkpoint
 
 
 def _fused_head_bytes(shape: ModelShape, tokens: int, *, half: bool, trained: bool) -> int:

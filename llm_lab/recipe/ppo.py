@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from llm_lab.errors import Problem
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape
 
@@ -24,7 +22,7 @@ from .post_training import (
     sampling_temperature,
 )
 from .scoring import prompts_are_held_out
-from .stage import PartialRecipe, Stage, Values
+from .stage import PartialRecipe, Stage
 
 NAME = "ppo"
 ABOUT = "RL with a value model (critic)"
@@ -129,13 +127,6 @@ def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelSh
     return shape
 
 
-def _two_models_are_not_sharded(values: Values) -> Iterator[Problem]:
-    if (values.get("train") or {}).get("distributed") == "fsdp":
-        why = "PPO trains two models at once, the policy and the critic, and accelerate shards one"
-        fix = "Set train.distributed=ddp, or use GRPO, which has no critic."
-        yield Problem("train.distributed", why, value="fsdp", fix=fix)
-
-
 PPO = Stage(
     name=NAME,
     title="PPO",
@@ -152,7 +143,6 @@ PPO = Stage(
         answers_fit_the_context(NAME),
         no_adapter_dropout(NAME),
         prompts_are_held_out,
-        _two_models_are_not_sharded,
     ),
     derive=derive,
     estimate=estimate,

@@ -24,6 +24,7 @@ from llm_lab.recipe.dpo import DpoRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 from llm_lab.training.loop import Result, find_local
+from llm_lab.training.sharding import shard
 from llm_lab.training.trainer import LabTrainerMixin
 from llm_lab.training.tuned_run import (
     Evaluation,
@@ -163,16 +164,19 @@ def make_trainer(
     options, losses, weights = recipe.dpo, [recipe.dpo.loss_type], [1.0]
     if options.sft_weight:
         losses, weights = [*losses, "sft"], [*weights, options.sft_weight]
+    args = arguments(
+        kind=DPOConfig,
+        beta=options.beta,
+        loss_type=losses,
+        loss_weights=weights,
+        label_smoothing=options.label_smoothing,
+        max_length=None,  # already cut by encode()
+        disable_dropout=True,
+    )
+    if reference is not None:
+        shard(reference, reference, args)  # TRL would gather the whole model at once
     trainer = LabDPOTrainer(
-        args=arguments(
-            kind=DPOConfig,
-            beta=options.beta,
-            loss_type=losses,
-            loss_weights=weights,
-            label_smoothing=options.label_smoothing,
-            max_length=None,  # already cut by encode()
-            disable_dropout=True,
-        ),
+        args=args,
         ref_model=reference,
         train_dataset=dataset_in_order(order),
         processing_class=tokenizer,

@@ -14,6 +14,8 @@ from torch import nn
 from trl import GRPOConfig
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.training.sharding import as_tensor, shard, shard_loaded_state, whole_state, whole_weights
+from llm_lab.training.tuned_run import base_of
 
 from .advantages import explained_variance, generalized_advantages, masked_mean, token_rewards, whiten
 from .critic import Critic
@@ -64,9 +66,11 @@ class PPOTrainer(RolloutTrainer):
     """
 
     def __init__(self, *, critic: Critic, args: PPOConfig, **kwargs: Any):
+        disable_dropout(critic.train())
+        base = base_of(critic.model)
+        shard(critic, base, args, exact=base.score)  # before there is a reference: three whole models need more memory
         super().__init__(args=args, **kwargs)
-        disable_dropout(critic)
-        self.critic = self.accelerator.prepare_model(critic.train())
+        self.critic = critic if args.fsdp else self.accelerator.prepare_model(critic)
         self.critic_optimizer = self._create_critic_optimizer(critic)
         self._sums_of_step: Counter[str] = Counter()
 
@@ -211,9 +215,11 @@ class PPOTrainer(RolloutTrainer):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             groups, lr=args.critic_learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
         )
+        shard_loaded_state(optimizer)
+        return optimizer
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -234,28 +240,30 @@ class PPOTrainer(RolloutTrainer):
         for group in self.critic_optimizer.param_groups:
             group["lr"] = self.args.critic_learning_rate * (now / base if base else 1.0)
         largest = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.critic.parameters(), largest)
+        norm = as_tensor(nn.utils.clip_grad_norm_(self.critic.parameters(), largest))
         self._metrics["train"]["critic_grad_norm"].append(norm.item())
         self.critic_optimizer.step()
         self.critic_optimizer.zero_grad(set_to_none=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            state = {name: parameter.detach().contiguous() for name, parameter in self._trained_of_critic().items()}
-            save_file(state, Path(output_dir) / CRITIC_FILE)
-            torch.save(self.critic_optimizer.state_dict(), Path(output_dir) / CRITIC_OPTIMIZER_FILE)
+        moments = whole_state(self.critic_optimizer)
+        with whole_weights(self.critic):
+            if self.args.should_save:
+                state = {name: parameter.detach().contiguous() for name, parameter in self._trained_of_critic().items()}
+                save_file(state, Path(output_dir) / CRITIC_FILE)
+                torch.save(moments, Path(output_dir) / CRITIC_OPTIMIZER_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        stored, trained = load_file(Path(checkpoint) / CRITIC_FILE), self._trained_of_critic()
-        if stored.keys() != trained.keys():
+        stored = load_file(Path(checkpoint) / CRITIC_FILE)
+        if stored.keys() != self._trained_of_critic().keys():
             why = "the critic in this checkpoint has different parameters from the recipe's critic"
             raise UserError(Problem("ppo.critic", why, value=checkpoint, fix="Resume with the recipe of the run."))
-        with torch.no_grad():
-            for name, parameter in trained.items():
+        with torch.no_grad(), whole_weights(self.critic, write=True):
+            for name, parameter in self._trained_of_critic().items():
                 parameter.copy_(stored[name])
         state = torch.load(Path(checkpoint) / CRITIC_OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         self.critic_optimizer.load_state_dict(state)

@@ -39,7 +39,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import any_process, first_process_first, process_count
 from llm_lab.training.loop import find_local
 from llm_lab.training.seat_belts import RewardWatch
-from llm_lab.training.sharding import is_sharded
+from llm_lab.training.sharding import is_sharded, shard
 from llm_lab.training.trainer import LabTrainerMixin
 from llm_lab.training.tuned_run import (
     Evaluation,
@@ -193,6 +193,7 @@ class RolloutTrainer(GRPOTrainer):
             )
             add_position_ids(reference)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+            shard(reference, base_of(reference), args)
         disable_dropout(self.model)
         add_position_ids(self.model)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
@@ -26,7 +26,10 @@ def sharding_options(distributed: str) -> dict[str, Any]:
     """Return the TrainingArguments that shard a model, {} where it is not sharded."""
     if distributed != FSDP or process_count() == 1:
         return {}
-    return {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+    # By default, each process keeps the gradients of the whole model until the last batch of a step.
+    divide_each_batch = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    config = {"version": 2, "reshard_after_forward": True}
+    return {"fsdp": True, "fsdp_config": config, "accelerator_config": divide_each_batch}
 
 
 def set_precision(arguments: Any, dtype: str) -> None:
@@ -46,6 +49,22 @@ def shard_on_a_cpu(trainer: Any) -> None:
     state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
     state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     trainer.is_fsdp_enabled = True
+
+
+def shard(model: nn.Module, base: Any, arguments: Any, *, exact: nn.Module | None = None) -> None:
+    """Shard a model beside the trained one, which is the only one that accelerate takes, if the run shards.
+
+    base: transformers' model in it, whose layers are gathered one at a time. arguments: TrainingArguments. exact: a
+    part that computes in float32.
+    """
+    if not arguments.fsdp:
+        return
+    policy = arguments.fsdp_plugin_args["mixed_precision_policy"]
+    if exact is not None:
+        fully_shard(exact, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+    layers = [module for module in model.modules() if type(module).__name__ in (base._no_split_modules or ())]
+    for module in [*layers, model]:
+        fully_shard(module, mp_policy=policy, reshard_after_forward=True)
 
 
 def is_sharded(model: Any) -> bool:

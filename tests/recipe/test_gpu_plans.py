@@ -187,6 +187,24 @@ def test_a_sharded_plan_divides_weights_gradients_and_moments_and_counts_what_is
     assert shared.disk_by_part == whole.disk_by_part
 
 
+def test_a_sharded_plan_of_ppo_divides_the_reference_and_the_critic_too():
+    raw = {"stage": "ppo", "device": "cuda", "model": {"checkpoint": "Qwen/Qwen3-0.6B"}}
+    raw |= {"data": [{"path": "builtin:word-problems"}], "rewards": [{"name": "exact_number"}]}
+    raw |= {"optimizer": {"name": "adamw"}, "ppo": {"max_completion_length": 64}}
+    raw["train"] = {"per_device_train_batch_size": 1, "max_length": 256, "max_steps": 10}
+    eight = replace(machine(CARDS["H100"]), gpus=(CARDS["H100"],) * 8, processes=8)
+    whole = resolve(raw, machine=eight).estimate
+    raw["train"]["distributed"] = "fsdp"
+    shared = resolve(raw, machine=eight).estimate
+    of, each = shared.memory_by_part, 4 * shared.parameters / 8
+    assert of["reference"] == pytest.approx(each, rel=0.01)
+    # Weights, gradients and two moments of the critic, and its activations, which are of this process's rows.
+    assert of["critic"] == pytest.approx(4 * each + of["activations"], rel=0.01)
+    # Before the first step, the model and the reference or the critic are whole.
+    assert shared.memory_bytes >= 2 * 4 * shared.parameters
+    assert shared.memory_bytes < whole.memory_bytes / 2
+
+
 def test_more_processes_than_gpus_are_refused_before_they_start(monkeypatch):
     resolved = resolve({**pretraining(model={"size": "nano"})}, machine=machine(CARDS["H100"]))
     require_device(resolved)

@@ -210,7 +210,6 @@ PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
 }
 # {rule: [(a recipe that breaks it, the key that is reported, a recipe that passes)]}
 LATER: dict[str, list[tuple[dict, str, dict]]] = {
-    "_two_models_are_not_sharded": [(recipe("ppo", **SHARDED), "train.distributed", recipe("grpo", **SHARDED))],
     "_sharding_supports_the_run": [
         (sft(**SHARDED, **{"lora.r": 4}), "train.distributed", sft(**{"lora.r": 4})),
     ],
