@@ -52,7 +52,7 @@ def shard_on_a_cpu(trainer: Any) -> None:
 
 
 def shard(model: nn.Module, base: Any, arguments: Any, *, exact: nn.Module | None = None) -> None:
-    """Shard a model beside the trained one, which is the only one that accelerate takes, if the run shards.
+    """Shard a model that is not the trained one, if the run shards: accelerate takes only one.
 
     base: transformers' model in it, whose layers are gathered one at a time. arguments: TrainingArguments. exact: a
     part that computes in float32.
