@@ -404,8 +404,9 @@ def _plain(layer: Any) -> Any:
 def write_design(folder: Path, values: Mapping[str, Any]) -> Path:
     """Write a config.json for the resolved parts of a recipe to `folder` and return the folder.
 
-    Native parts give a Llama, Mistral or Qwen3 config; for others the model code is written too. The vocabulary size
-    is the tokenizer's; for a BPE that is not yet trained, it is set again when training starts.
+    Native parts give a Llama, Mistral or Qwen3 config; for others the model code is written too, also for GPT-2's,
+    whose own class would be trained with biases and without zero_init. The vocabulary size is the tokenizer's; for a
+    BPE that is not yet trained, it is set again when training starts.
     """
     # Registers the code that save_pretrained writes next to a LabConfig.
     import llm_lab.model.modeling_lab  # noqa: F401
@@ -413,7 +414,7 @@ def write_design(folder: Path, values: Mapping[str, Any]) -> Path:
     quiet_libraries()
     lab = config_of_parts(values["model"], _vocabulary_size(values["tokenizer"]))
     native = native_config(lab) if lab.model_type == "llm_lab" else None
-    config = native if native is not None else lab
+    config = native if native is not None and lab_config(native) is not None else lab
     config.lab_tokenizer = values["tokenizer"]  # so that pretraining this design uses the same tokenizer
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)

@@ -44,8 +44,8 @@ def native_config(config: Any) -> Any | None:
     values = {key: getattr(config, key) for key in _SHARED}
     values |= {"rms_norm_eps": config.norm_eps, "hidden_act": HIDDEN_ACTS[config.activation]}
     values["rope_parameters"] = dict(config.rope_parameters)
-    if config.zero_init:
-        values["zero_init"] = True  # not a key of these classes, but a design is trained with it
+    # Not keys of these classes, but a design is trained with them, and a run resumed.
+    values |= {key: getattr(config, key) for key in ("zero_init", "hidden_dropout") if getattr(config, key)}
     if kind == "llama":
         return LlamaConfig(**values, attention_bias=config.attention_bias, mlp_bias=config.mlp_bias)
     if kind == "mistral":
@@ -135,7 +135,6 @@ def lab_config(config: Any) -> Any | None:
         sliding_window=window if kind in ("mistral", "qwen3") else None,
         layer_types=types,
         zero_init=bool(getattr(config, "zero_init", False)),
-        # Not a key of these classes, but kept in config.json so that resumed training uses it.
         hidden_dropout=float(getattr(config, "hidden_dropout", 0.0) or 0.0),
     )
 
@@ -172,8 +171,6 @@ def to_native(model: Any) -> Any | None:
     weights = model.state_dict()
     if config.model_type == "gpt2":
         weights = to_gpt2_weights(weights, config.n_layer)
-    elif model.config.hidden_dropout:
-        config.hidden_dropout = model.config.hidden_dropout
     with torch.device("meta"):
         native = AutoModelForCausalLM.from_config(config)
     native.load_state_dict(weights, strict=True, assign=True)

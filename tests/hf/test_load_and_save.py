@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from conftest import tiny_recipe
 from safetensors.torch import load_file, save_file
 from support.tiny_models import LOAD_WITHOUT_LLM_LAB, combinations, named, recipe_keys, tiny_config, tiny_model, tokens
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, Qwen3Config
@@ -13,12 +14,13 @@ from llm_lab.errors import UserError
 from llm_lab.estimate.compatibility import native_architecture
 from llm_lab.estimate.parameters import context_in
 from llm_lab.hf.adapter import make_peft_model
-from llm_lab.hf.configs import read_config
-from llm_lab.hf.load import build_from_config, context_of, load_model
+from llm_lab.hf.configs import config_of_parts, read_config
+from llm_lab.hf.load import build_from_config, context_of, load_model, write_design
 from llm_lab.hf.save import lab_config, native_config, save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.recipe.resolve import resolve
 
 NATIVE = {
     "llama": {},
@@ -88,6 +90,20 @@ def test_the_predicted_architecture_is_the_one_that_is_saved(parts):
     assert (kind or "own code") in reason.lower().replace("gpt-2", "gpt2")
     if native is not None and kind != "gpt2":
         assert lab_config(native).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    "parts", [*NATIVE.values(), *OWN.values(), {"position_embedding": "learned", "attention": "mha", **GPT2}], ids=str
+)
+def test_a_design_is_trained_as_the_model_that_its_parts_are(parts, tmp_path):
+    extras = {"zero_init": True, "dropout": 0.1, "attention_dropout": 0.05, "initializer_range": 0.01}
+    design = resolve(tiny_recipe(**{"model.num_attention_heads": 4}, model=recipe_keys(parts) | extras)).values
+    write_design(tmp_path, design)
+    trained, of_parts = (
+        build_from_config(config).config.to_dict() | {"_name_or_path": "", "auto_map": None}
+        for config in (read_config(str(tmp_path)), config_of_parts(design["model"], 257))
+    )
+    assert trained == of_parts
 
 
 @pytest.mark.parametrize("name", NATIVE)
