@@ -300,8 +300,8 @@ difference to GeGLU. |
 weights, tuned with seed 1 (0.002, 0.004, 0.008 end at 1.58, 1.52, 2.42); Muon has a second one, for embeddings and \
 norms. | Not measured here. Faster in modded-nanogpt, nanochat and slowrun. |
 | 2026-11-28 | `optimizer.normalized: true` in the recipes of tiny Shakespeare only | Better with six of six seeds, by \
-0.04 nats. Elsewhere not yet: the rates there are Muon's, and `optimizer.name=adamw` alone would no longer be a valid \
-change. | Not measured here. Published gains are small. |
+0.04 nats. Elsewhere not yet: the rates there are \
+Muon's. | Not measured here. Published gains are small. |
 | 2026-11-28 | `model.value_embeddings: false`, unchanged | No difference shown (p = 0.062), and such a model needs \
 its own code. | Not measured here. Published gains, in models that are not native either. |
 """

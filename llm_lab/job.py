@@ -16,14 +16,14 @@ from llm_lab.estimate.parameters import token_counter
 from llm_lab.recipe.eval import measures_itself
 from llm_lab.recipe.export import unsupported_formats
 from llm_lab.recipe.fields import flatten
-from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
+from llm_lab.recipe.files import read_recipe_file, to_yaml
 from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again
 from llm_lab.recipe.train_loop import LENGTH_RULES
 from llm_lab.recipe.trust import Code, code_in
-from llm_lab.recipe.validate import validate_as, with_groups_off
+from llm_lab.recipe.validate import validate_as, with_groups_off, with_overrides
 from llm_lab.recipe.what_fits import make_it_fit
 from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs, require_no_links, settle, slug
 from llm_lab.runs.recipe_paths import with_paths_of
@@ -41,7 +41,8 @@ class Job:
     name: str
     stages: tuple[Resolved, ...]
     is_pipeline: bool
-    remarks: tuple[str, ...] = ()  # what was noticed about the data
+    remarks: tuple[str, ...] = ()  # what was noticed about the overrides and the data
+    dropped: tuple[str, ...] = ()  # of the remarks: what overrides dropped of the recipe
     own_run: RunFolder | None = None  # the run that this is the recipe.yaml of
     is_found: bool = False  # read from a run's folder, which may be someone else's: not written by the user
 
@@ -115,7 +116,7 @@ def check(
 ) -> Job:
     """Return the job of a recipe. UserError with every problem of the recipe and its data at once."""
     job, problems = read_job(recipe, overrides, machine=machine)
-    remarks: list[str] = []
+    remarks = [*job.dropped] if job else []
     for index, resolved in enumerate(job.stages if job else ()):
         found, more = _look_at_data(resolved, job.home if job and job.is_pipeline else None)
         found = [within_stage(index, problem) for problem in found] if job and job.is_pipeline else found
@@ -150,7 +151,7 @@ def read_job(
         if (home / "run.json").is_file() and (path.is_dir() or path.name == "recipe.yaml"):
             raw = with_paths_of(raw, home)
         stem = path.name if path.is_dir() else path.parent.name if path.name == "recipe.yaml" else path.stem
-    raw, overridden = apply_overrides(raw, overrides)
+    raw, overridden, dropped = with_overrides(raw, overrides)
     name = slug(stem, "run")
     if isinstance(raw.get("stages"), list):
         raw["stages"] = [
@@ -163,6 +164,7 @@ def read_job(
     else:
         resolved, found = diagnose(raw, machine=machine, name=name, overrides=overridden)
         job, problems = Job(resolved.values["name"], (resolved,), False) if resolved else None, [*found]
+    job = replace(job, dropped=tuple(dropped)) if job else None
     if job is not None and home is not None:
         run = RunFolder(home)
         made = path.name == "recipe.yaml" and (run.model_path.is_dir() or run.steps_path.is_dir())

@@ -104,6 +104,8 @@ def run_job(job: Job, start: Start = NEW, *, listener: Listener = ignore, root: 
     for resolved in job.stages:
         require_device(resolved)
     require_trusted(job)
+    for text in job.dropped:
+        listener(Notice(text))
     if job.is_pipeline:
         _require_repositories(job)
     with connected(job.stages[0].values["device"]):

@@ -1,10 +1,14 @@
 """`llm-lab check`: all problems of a recipe are reported at once, each in plain words."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llm_lab.cli import main
+from llm_lab.recipe.optimizers import AdamW
+from llm_lab.recipe.validate import with_overrides
 
 FOUR = """
 stage: pretrain
@@ -72,3 +76,45 @@ def test_the_plan_shows_the_folder_of_each_stage(in_tmp_path, capsys):
     assert main(["check", "demo"]) == 0
     shown = capsys.readouterr().out
     assert all(f"checkpoints/demo/{stage}/" in shown for stage in ("pretrain", "sft", "grpo"))
+
+
+MUON = """
+stage: pretrain
+device: cpu
+model: {size: nano}
+data:
+  - {path: b.txt}
+optimizer: {name: muon, learning_rate: 0.015, adamw_learning_rate: 0.04}
+train: {max_steps: 100, max_length: 2}
+"""
+
+
+def test_another_optimizer_by_override_drops_the_settings_of_the_recipes_own_and_says_which(capsys):
+    Path("recipe.yaml").write_text(MUON)
+    assert main(["check", "recipe.yaml", "--json", "optimizer.weight_decay=0.2", "optimizer.name=adamw"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["remarks"] == [
+        "The recipe's optimizer.learning_rate = 0.015, optimizer.adamw_learning_rate = 0.04 belong to muon: "
+        "not used for others"
+    ]
+    optimizer = plan["stages"][0]["recipe"]["optimizer"]
+    assert optimizer == {**AdamW().model_dump(), "betas": [0.9, 0.95], "weight_decay": 0.2}
+    assert main(["run", "recipe.yaml", "--dry-run", "optimizer.name=adamw"]) == 0
+    assert "0.04 belong to muon: not used for others." in " ".join(capsys.readouterr().out.split())
+    assert main(["check", "recipe.yaml", "--json", "optimizer.name=muon"]) == 0
+    assert json.loads(capsys.readouterr().out)["remarks"] == []
+
+
+def test_a_mistyped_key_of_the_optimizer_is_refused_with_another_optimizer_too(capsys):
+    Path("recipe.yaml").write_text(MUON.replace("adamw_learning_rate", "adam_learning_rate"))
+    assert main(["check", "recipe.yaml", "optimizer.name=adamw"]) == 2
+    assert "optimizer.adam_learning_rate: unknown key of optimizer adamw" in capsys.readouterr().err
+
+
+def test_an_override_in_a_pipeline_drops_the_settings_of_the_stage_that_it_changes():
+    stages = [{**yaml.safe_load(MUON), "name": name} for name in ("one", "two")]
+    result, _, remarks = with_overrides({"stages": stages}, ["stages.1.optimizer.name=lion"])
+    assert result["stages"][0]["optimizer"] == stages[0]["optimizer"]
+    assert result["stages"][1]["optimizer"] == {"name": "lion"}
+    assert len(remarks) == 1
+    assert "stages.1.optimizer.learning_rate = 0.015" in remarks[0]

@@ -136,6 +136,8 @@ def _dry_run(job: Any, start: Any) -> int:
     from llm_lab.terminal.plan_panel import print_plan
 
     job = _what_is_planned(job, start)
+    for text in job.dropped:
+        print_text(f"{text}.")
     for resolved in job.stages:
         print_plan(resolved, job.home, is_new=not (start.resumes or start.overwrite))
     for resolved in job.stages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
@@ -13,13 +13,14 @@ from pydantic import ValidationError
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of, with_article
 
 from .fields import Group, Key, flatten, groups_of, value_at
-from .files import format_value
+from .files import apply_overrides, format_value
 from .registry import STAGES, stage_of
 from .stage import Stage, StageRecipe, Values
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 OFF, NULL = "off", {type(None)}
 _UNIONS = ("model", "optimizer", "tokenizer")
+MOST_NAMED = 3  # keys in a remark
 
 
 def find_key(group: type[Group], path: str, raw: dict[str, Any] | None = None) -> Key | None:
@@ -98,6 +99,49 @@ def optional_groups(raw: Values) -> list[str]:
     return [
         name for name, info in found if groups_of(info) and {*get_args(info.annotation)} - {*groups_of(info)} == NULL
     ]
+
+
+def with_overrides(raw: Values, words: Iterable[str]) -> tuple[dict[str, Any], set[str], list[str]]:
+    """Return a recipe with overrides, the dotted keys that they set, and remarks on what they drop.
+
+    An override that names another optimizer drops the settings of the recipe's own: a learning rate for Muon says
+    nothing about AdamW. UserError as from `apply_overrides`.
+    """
+    words = list(words)
+    result, touched = apply_overrides(dict(raw), words)
+    dropped, remarks = [], []
+    for group in sorted(key.removesuffix(".name") for key in touched if key.endswith(".name")):
+        own, name = _named_group(raw, group), value_at(result, f"{group}.name")
+        if own is None or name is None or own.model_fields["name"].default == name:
+            continue
+        known = {info.alias or key for key, info in own.model_fields.items()} - {"name"}
+        # What no optimizer has stays, and is refused.
+        given = [(f"{group}.{key}", value) for key, value in (value_at(raw, group) or {}).items() if key in known]
+        dropped += [f"{key}=null" for key, _ in given]
+        if given:
+            named = [f"{key} = {format_value(value)}" for key, value in given[:MOST_NAMED]]
+            more = [f"{len(given) - MOST_NAMED} more"] if len(given) > MOST_NAMED else []
+            belong = f"{'belongs' if len(given) == 1 else 'belong'} to {own.model_fields['name'].default}"
+            remarks.append(f"The recipe's {one_of([*named, *more])} {belong}: not used for others")
+    if dropped:
+        result, _ = apply_overrides(apply_overrides(dict(raw), dropped)[0], words)
+    return result, touched, remarks
+
+
+def _named_group(raw: Values, path: str) -> type[Group] | None:
+    """Return the group that a recipe has where the schema has several with names, as its optimizer; None elsewhere."""
+    owner: Any = raw
+    if match := re.match(r"(stages\.\d+)\.(.+)", path):
+        owner, path = value_at(raw, match[1]), match[2]
+    stage = stage_of(owner) if isinstance(owner, Mapping) else None
+    key = find_key(stage.recipe, path) if stage else None
+    groups = [group for group in groups_of(key.info) if "name" in group.model_fields] if key else []
+    if key is None or len(groups) < 2:
+        return None
+    given = value_at(owner, path)
+    name = given.get("name") if isinstance(given, Mapping) else None
+    name = name or getattr(key.info.get_default(call_default_factory=True), "name", None)
+    return next((group for group in groups if group.model_fields["name"].default == name), None)
 
 
 def validate(raw: dict[str, Any]) -> tuple[StageRecipe | None, list[Problem], set[str]]:

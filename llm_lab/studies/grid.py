@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_lab.errors import Problem, UserError, one_of
-from llm_lab.recipe.fields import groups_of, value_at
-from llm_lab.recipe.files import apply_overrides, format_value, parse_yaml
-from llm_lab.recipe.registry import stage_of
-from llm_lab.recipe.validate import find_key
+from llm_lab.errors import Problem, UserError
+from llm_lab.recipe.files import format_value, parse_yaml
+from llm_lab.recipe.validate import with_overrides
 from llm_lab.runs.folder import slug
 
 LONGEST_NAME = 80
-MOST_NAMED = 3  # of the keys in a remark
 _OPENING, _CLOSING = "[{", "]}"
 
 
@@ -115,7 +111,9 @@ def configurations_of(raw: Mapping[str, Any], grid: Grid) -> tuple[list[Configur
     for combination in itertools.product(*grid.values.values()):
         values = dict(zip(grid.values, combination, strict=True))
         words = [f"{key}={text}" for key, text in values.items()]
-        recipe = with_words(raw, [*grid.fixed, *words], remarks)
+        # A whole group first, then what changes in it.
+        recipe, _, dropped = with_overrides(raw, sorted([*grid.fixed, *words], key=_depth))
+        remarks |= dict.fromkeys(f"{text}." for text in dropped)
         label = ", ".join(f"{short[key]}={shown_value(text)}" for key, text in values.items()) or "recipe"
         name = "-".join(f"{short[key]}={slug(shown_value(text), 'empty')}" for key, text in values.items())
         found.append(Configuration(label, name, values, recipe))
@@ -131,44 +129,8 @@ def shown_value(text: str) -> str:
     return " ".join([*([str(value["name"])] if "name" in value else []), *keys])
 
 
-def with_words(raw: Mapping[str, Any], words: Iterable[str], remarks: dict[str, None]) -> dict[str, Any]:
-    """Return a recipe with overrides. One that names another optimizer drops the settings of the recipe's own.
-
-    They belong to it: a learning rate for Muon says nothing about AdamW. remarks: what was dropped is added to it.
-    """
-    translated = []
-    for word in sorted(words, key=_depth):  # a whole group first, then what changes in it
-        key, _, text = (part.strip() for part in word.partition("="))
-        group, _, last = key.rpartition(".")
-        if last == "name" and group and (own := _named_part(raw, group)) not in (None, text):
-            given = {name: value for name, value in (value_at(raw, group) or {}).items() if name != "name"}
-            if given:
-                written = [f"{group}.{name} = {value}" for name, value in given.items()]
-                more = [f"{len(written) - MOST_NAMED} more"] if len(written) > MOST_NAMED else []
-                keys = one_of([*written[:MOST_NAMED], *more])
-                verb = "belongs" if len(given) == 1 else "belong"
-                remarks[f"The recipe's {keys} {verb} to {own}: not used for others."] = None
-            word = f"{group}={{name: {text}}}"
-        translated.append(word)
-    return apply_overrides(dict(raw), translated)[0]
-
-
 def _depth(word: str) -> int:
     return word.partition("=")[0].strip().removesuffix(".name").count(".")
-
-
-def _named_part(raw: Mapping[str, Any], group: str) -> str | None:
-    """Return which part a recipe uses in a group that is one of several, such as its optimizer; None elsewhere."""
-    owner, path = raw, group
-    if match := re.match(r"(stages\.\d+)\.(.+)", group):
-        owner, path = value_at(raw, match[1]) or {}, match[2]
-    stage = stage_of(owner)
-    key = find_key(stage.recipe, path) if stage else None
-    if key is None or len(groups_of(key.info)) < 2:
-        return None
-    given = value_at(owner, path)
-    name = given.get("name") if isinstance(given, Mapping) else None
-    return str(name or getattr(key.info.get_default(call_default_factory=True), "name", None))
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
