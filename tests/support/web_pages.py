@@ -5,6 +5,8 @@ import pytest
 from .old_runs import unpack
 from .web_server import CHROMIUM_ARGUMENTS, find_chromium, serving
 
+PATIENCE_MS = 30_000  # until something that takes a second must be there, on a busy machine
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
@@ -31,6 +33,7 @@ def chromium():
     if path is None:
         pytest.skip("Chromium is not installed")
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    sync_api.expect.set_options(timeout=PATIENCE_MS)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
         yield browser

@@ -14,7 +14,7 @@ from support.own_code import write_model_with_code
 from support.web_server import serving
 
 expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed").expect
-MANY_MS = 30_000  # a worker imports torch first
+MANY_MS = 120_000  # a worker imports torch first
 HOSTILE = """<img src=x onerror="document.title='hacked'"> ![leak](http://evil.example/x.png) <b>bold</b>
 [click](javascript:alert(1)) http://evil.example/y
 
@@ -425,7 +425,6 @@ def test_everything_is_reached_with_the_keyboard(chat, server):
     picker.focus()
     page.keyboard.type("chat")
     expect(page.get_by_role("option", name=re.compile("Use “chat”"))).to_be_visible()
-    page.keyboard.press("ArrowUp")
     page.keyboard.press("Enter")
     expect(picker).to_have_value("chat")
     expect(page.get_by_role("textbox", name="Message", exact=True)).to_be_focused()
@@ -439,21 +438,25 @@ def test_everything_is_reached_with_the_keyboard(chat, server):
     end_workers(server)
 
 
-def test_a_list_that_arrives_late_leaves_what_the_arrow_keys_chose(chat):
+def test_a_list_that_arrives_again_leaves_what_the_arrow_keys_chose(chat):
     page = chat()
+    picker = page.get_by_role("combobox", name="Model", exact=True)
+    picker.click()
+    chosen = page.locator("#options-a .active")
+    expect(chosen).to_have_attribute("data-name", "tale")
+    page.keyboard.press("Escape")
     waiting = []
     page.route("**/api/chat/models", lambda route: waiting.append(route))
-    picker = page.get_by_role("combobox", name="Model", exact=True)
-    picker.focus()
-    page.keyboard.type("a")
-    expect(page.get_by_role("option")).to_have_count(1)
+    picker.fill("t")
+    expect(chosen).to_have_attribute("data-name", "t")
     page.keyboard.press("ArrowUp")
+    expect(chosen).to_have_attribute("data-name", "tale")
     while not waiting:
         page.wait_for_timeout(10)
+    chosen.evaluate("one => (one.title = 'of the first list')")
     waiting[0].continue_()
-    expect(page.get_by_role("option", name="tale")).to_be_visible()
-    page.keyboard.press("Enter")
-    expect(picker).to_have_value("a")
+    expect(page.locator("#options-a [title]")).to_have_count(0)
+    expect(chosen).to_have_attribute("data-name", "tale")
 
 
 @pytest.mark.slow

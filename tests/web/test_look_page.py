@@ -146,7 +146,7 @@ def test_the_slider_shows_another_checkpoint_of_the_run_and_is_moved_by_keyboard
         model, tokenizer = load(str(run / place), device="cpu")
         slider.press(key)
         loss = text_loss(model, encode(model, tokenizer, TEXT)[0])
-        expect(facts).to_contain_text(f"{loss:.3f}", timeout=30_000)
+        expect(facts).to_contain_text(f"{loss:.3f}", timeout=120_000)
         named = "tiny" if place == "model" else f"checkpoints/tiny/{place}"
         expect(looked.locator("#command")).to_contain_text(f"llm-lab look {named} --prompt")
     expect(slider).to_have_attribute("aria-valuetext", "step 20")
@@ -159,7 +159,7 @@ def test_a_prompt_of_the_run_is_read_with_a_click_and_a_long_picture_says_how_mu
     expect(looked.get_by_label("Text", exact=True)).to_have_value(LONG.strip())
     words = looked.locator("#look-heads .look-text [role=option]")
     size = 64  # what the model's context holds
-    expect(words).to_have_count(size, timeout=30_000)
+    expect(words).to_have_count(size, timeout=120_000)
     rest = looked.locator("#look-heads .look-rest")
     expect(rest).to_contain_text(f"The picture has {size} tokens and shows ")
     assert 10 < int(re.findall(r"\d+", rest.inner_text())[1]) < size
@@ -207,7 +207,7 @@ def test_all_of_it_works_by_keyboard_and_a_head_is_ablated_on_demand(looked, mea
     few = Repeats(repeats.ids[:ABLATION_ROWS], repeats.length, repeats.start)
     rise = ablate_heads(model, [(0, 2)], few, ids)[2][0]
     effect = looked.locator("#attention-view .effect")
-    expect(effect).to_contain_text("Without L0H2", timeout=30_000)
+    expect(effect).to_contain_text("Without L0H2", timeout=120_000)
     expect(effect).to_contain_text(f"changes by {rise.repeated:+.3f} nats on repeated".replace("-", "−"))
     expect(effect).to_contain_text(f"by {rise.text:+.3f} on the text".replace("-", "−"))
 

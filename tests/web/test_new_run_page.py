@@ -101,7 +101,7 @@ def test_an_uploaded_file_is_recognized_and_its_rows_are_shown_as_text(form, ser
     page, expect = form("stage=sft&model=checkpoints/tiny-sft#tab-data")
     page.locator("#file").set_input_files({"name": "../<b>my data.jsonl", "mimeType": "text/plain", "buffer": FILE})
     dataset = page.get_by_label("Dataset 1", exact=True)
-    expect(dataset).to_contain_text("41 of 41 rows", timeout=30_000)
+    expect(dataset).to_contain_text("41 of 41 rows", timeout=120_000)
     expect(dataset.get_by_role("cell").first).to_have_text(HOSTILE)
     assert page.locator("main img, main script[src='x']").count() == 0
     assert "owned" not in page.title()
@@ -153,7 +153,7 @@ def test_a_run_is_started_from_the_form_with_the_keyboard_alone_and_ends(form, s
     page.keyboard.press("ArrowRight")
     tab_to(page.locator("#data-path"))
     page.keyboard.type("mine.txt\n")
-    expect(page.get_by_label("Dataset 1", exact=True)).to_contain_text("1 text file", timeout=30_000)
+    expect(page.get_by_label("Dataset 1", exact=True)).to_contain_text("1 text file", timeout=120_000)
     page.get_by_role("tab", name="Data").focus()
     page.keyboard.press("ArrowRight")
     tab_to(page.get_by_label("How many steps?"))

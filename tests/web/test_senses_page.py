@@ -247,7 +247,7 @@ def test_a_question_is_spoken_and_its_answer_read_aloud(speaking, tmp_path, chat
         expect(page.get_by_label("Stop", exact=True)).to_be_hidden(timeout=60_000)
         aloud.click()
         expect(aloud).to_have_attribute("aria-pressed", "true")
-        page.wait_for_event("request", lambda asked: asked.url.startswith("blob:"), timeout=30_000)
+        page.wait_for_event("request", lambda asked: asked.url.startswith("blob:"), timeout=120_000)
         expect(page.locator(".toast.bad")).to_have_count(0)
         aloud.click()
         expect(aloud).to_have_attribute("aria-pressed", "false")
