@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .parameters import FULL, SLIDING, layer_types_of
+
 LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
 # The versions of Transformers that a folder is written for, and the classes with which that was tried.
@@ -78,9 +80,10 @@ def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
         if parts.get("mlp_bias"):
             return None, "needs its own code, saved with it: Qwen3 has QK-norm, but no mlp_bias"
         return "qwen3", _native_reason("Qwen3", parts)
-    if parts.get("sliding_window_pattern") or len(set(parts.get("layer_types") or ())) > 1:
+    windowed = _layers_with_window(parts)
+    if windowed == "some":
         return None, "needs its own code, saved with it: Mistral has a sliding window in every layer"
-    if parts.get("sliding_window"):
+    if windowed == "all":
         if parts.get("attention_bias") or parts.get("mlp_bias"):
             return None, "needs its own code, saved with it: Mistral has a sliding window, but no biases"
         return "mistral", _native_reason("Mistral", parts)
@@ -88,10 +91,17 @@ def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
 
 
 def _native_reason(name: str, parts: Mapping[str, Any]) -> str:
-    found = _hidden_act(parts)
-    if name not in NAMES.values() or found == "silu":
+    if name not in NAMES.values():
         return f"native {name}: any tool that supports it loads it"
-    return f"native {name} with hidden_act {found}: Transformers loads it, many other programs have only SwiGLU there"
+    if (found := _hidden_act(parts)) != "silu":
+        few, usual = f"hidden_act {found}", "only SwiGLU there"
+    elif name.startswith("Qwen3") and parts.get("attention_bias"):
+        few, usual = "biases in attention", "none in the output of its attention"
+    elif name.startswith("Qwen") and _layers_with_window(parts) == "some":
+        few, usual = "a sliding window in some layers", "no windows, or one in every layer"
+    else:
+        return f"native {name}: any tool that supports it loads it"
+    return f"native {name} with {few}: Transformers loads it, many other programs have {usual}"
 
 
 def _hidden_act(parts: Mapping[str, Any]) -> str:
@@ -108,7 +118,7 @@ def _unlike_gpt2(parts: Mapping[str, Any]) -> list[str]:
     ]
     differs += ["shared key-value heads"] if shared else []
     differs += ["QK-norm"] if parts.get("qk_norm") else []
-    differs += ["sliding window"] if parts.get("sliding_window") else []
+    differs += ["sliding window"] if _layers_with_window(parts) != "none" else []
     differs += [] if parts.get("tie_word_embeddings") else ["untied embeddings"]
     differs += _own_extras(parts)
     odd_heads = parts.get("head_dim") and heads and width and parts["head_dim"] * heads != width
@@ -149,7 +159,7 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
     found = GGUF_NAMES.get(architecture, architecture)
     name = NAMES["llama" if found == "llama" else architecture]
     rope = rope_of(parts)
-    window = _window(architecture, parts)
+    window = _window(parts)
     if _hidden_act(parts) != "silu":
         return None, f"GGUF's {name} has no {_hidden_act(parts)}, SwiGLU only", ()
     if rope["rope_type"] not in ("default", *STRETCHES) or (rope["rope_type"] == "llama3" and found != "llama"):
@@ -216,9 +226,19 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _window(architecture: str, config: Mapping[str, Any]) -> int | None:
+def _window(config: Mapping[str, Any]) -> int | None:
     """Return the sliding window of the layers that have one, or None."""
-    if config.get("model_type") in ("qwen2", "qwen3", "qwen3_moe"):
-        slides = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ())
-        return config.get("sliding_window") if slides else None
-    return config.get("sliding_window", 4096 if config.get("model_type") == "mistral" else None)
+    usual = 4096 if config.get("model_type") == "mistral" else None
+    return config.get("sliding_window", usual) if _layers_with_window(config) != "none" else None
+
+
+def _layers_with_window(parts: Mapping[str, Any]) -> str:
+    """Return how many layers of a recipe's parts or a config have a sliding window: all, some or none."""
+    kind, types = parts.get("model_type"), layer_types_of(parts)
+    if types is None and (pattern := parts.get("sliding_window_pattern")):  # the number of layers is missing
+        types = [SLIDING, FULL] if "S" in pattern else [FULL]
+    if types:
+        return "none" if SLIDING not in types else "some" if FULL in types else "all"
+    if kind in ("qwen2", "qwen3", "qwen3_moe"):
+        return "all" if parts.get("use_sliding_window") else "none"
+    return "all" if parts.get("sliding_window", kind == "mistral") else "none"

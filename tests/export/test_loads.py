@@ -161,6 +161,12 @@ VARIANTS = {
     "a window": {"sliding_window": 5},
     "a window as long as the context": {"sliding_window": 64},
     "a window and biases": {"sliding_window": 5, "attention_bias": True},
+    "a window that no layer has": {"sliding_window": 5, "layer_types": ["full_attention"] * 2},
+    "QK-norm and a window that no layer has": {
+        "qk_norm": True,
+        "sliding_window": 5,
+        "layer_types": ["full_attention"] * 2,
+    },
     "heads wider than the model": {"head_dim": 32},
     "other base and epsilon": {"rope_parameters": {"rope_theta": 500.0}, "norm_eps": 0.05},
     "yarn, other base": {"position_embedding": "yarn", "rope_parameters": {**YARN, "rope_theta": 500.0}},
@@ -279,6 +285,29 @@ def test_the_claims_about_a_foreign_config_follow_its_values(config, architectur
     loads = what_loads(config)
     assert (loads.architecture, loads.gguf) == (architecture, gguf)
     assert words in loads.gguf_reason
+
+
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"position_embedding": "learned", **GPT2}], ids=str)
+@pytest.mark.parametrize(("pattern", "layers"), [("L", 2), ("LS", 2), ("SL", 2), ("S", 1)])
+def test_a_pattern_of_windows_is_judged_by_the_layers_that_have_one(changes, pattern, layers):
+    parts = {"position_embedding": "rope", "norm": "rmsnorm", "activation": "swiglu", "tie_word_embeddings": True}
+    parts |= {"sliding_window": 5, "max_position_embeddings": 64, "num_hidden_layers": layers} | changes
+    plain, windowed = parts | {"sliding_window": None}, parts | {"sliding_window_pattern": pattern}
+    assert (what_loads(windowed) == what_loads(plain)) == (pattern != "SL")
+
+
+UNUSUAL = [
+    ({"activation": "geglu"}, "hidden_act gelu"),
+    ({"qk_norm": True, "attention_bias": True}, "biases in attention"),
+    ({"qk_norm": True, "sliding_window": 5, "sliding_window_pattern": "SL"}, "a sliding window in some layers"),
+]
+
+
+@pytest.mark.parametrize(("changes", "unusual"), UNUSUAL)
+def test_what_other_programs_lack_in_a_native_model_is_said(changes, unusual):
+    parts = {"position_embedding": "rope", "norm": "rmsnorm", "activation": "swiglu", "num_hidden_layers": 2}
+    assert "any tool that supports it loads it" in what_loads(parts).native_reason
+    assert f"with {unusual}: Transformers loads it, many" in what_loads(parts | changes).native_reason
 
 
 def test_a_changed_weight_is_detected(tmp_path):
