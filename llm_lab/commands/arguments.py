@@ -210,7 +210,9 @@ def _list(commands: Commands) -> None:
     parser.option("--stage", "NAME", "only runs of this stage: pretrain, sft, pipeline, sweep ...")
     parser.option("--status", "NAME", "only runs that are done, running, stopped, failed ...")
     sorts = ("age", "name", "stage", "status", "size", "disk", "result")
-    parser.add_argument("--sort", choices=sorts, default="age", help="order of the runs (default: the newest first)")
+    parser.add_argument(
+        "--sort", choices=sorts, default="age", help="order of the runs (default: the last active first)"
+    )
     parser.flag("--all", "also the runs inside pipelines, sweeps and studies")
     _json_argument(parser)
 

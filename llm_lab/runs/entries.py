@@ -10,7 +10,7 @@ from llm_lab.estimate.adapter_base import read_object
 from llm_lab.estimate.formatting import plural
 
 from .disk import bytes_under
-from .folder import ROOT, RunFolder, settle, status_of
+from .folder import ROOT, RunFolder, last_active, settle, status_of
 from .lock import NAME as LOCK
 from .lock import is_at_work
 from .record import WEIGHTS, is_number, read_facts
@@ -47,10 +47,11 @@ def describe_count(root: Path = ROOT) -> str:
 
 
 def list_entries(root: Path = ROOT, *, inner: bool = False) -> list[dict[str, Any]]:
-    """Return a description of each run, pipeline, sweep and study in a folder, newest first.
+    """Return a description of each run, pipeline, sweep and study in a folder, the one that was active last first.
 
     inner: also of the runs inside pipelines, sweeps and studies. Keys: name, path, kind, stage, status, created_at,
-    parameters, bytes, step, results, parent, part_of, parts, parts_done, parts_planned, data.
+    active_at (when it ended or, before that, was created; of a sweep, when the last of its runs did), parameters,
+    bytes, step, results, parent, part_of, parts, parts_done, parts_planned, data.
     """
     settle(root)
     found: list[dict[str, Any]] = []
@@ -61,13 +62,17 @@ def list_entries(root: Path = ROOT, *, inner: bool = False) -> list[dict[str, An
         found.append(_describe(path, kind, parts, root))
         if inner:
             found += [_describe(run.path, kind_of(run.path) or RUN, (), root, part_of=path) for run in parts]
-    return sorted(found, key=lambda entry: (-entry["created_at"], entry["name"]))
+    return sorted(found, key=lambda entry: (-entry["active_at"], entry["name"]))
 
 
 def list_sweeps(root: Path = ROOT) -> list[dict[str, Any]]:
     """Return a description of each sweep and duel in a folder, as list_entries does."""
-    folders = sorted(file.parent for file in root.glob("*/sweep.json"))
-    return [describe_folder(path, root=root) for path in folders]
+    return [describe_folder(path, root=root) for path in sweep_folders(root)]
+
+
+def sweep_folders(root: Path = ROOT) -> list[Path]:
+    """Return the folders of all sweeps and duels, by name."""
+    return sorted(file.parent for file in root.glob("*/sweep.json"))
 
 
 def describe_folder(path: Path, *, root: Path = ROOT) -> dict[str, Any]:
@@ -81,6 +86,8 @@ def _describe(
     facts, damage = read_facts(path / "run.json")
     sweep = read_object(path / "sweep.json") or {}
     created = sweep.get("created_at") or facts.get("created_at") or path.stat().st_mtime
+    created = created if is_number(created) else 0.0
+    active = [last_active(run.facts()) for run in parts] if sweep else [last_active(facts)]
     results = facts.get("results") or {}
     return {
         "name": path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path),
@@ -88,7 +95,8 @@ def _describe(
         "kind": kind,
         "stage": facts.get("stage") or kind,
         "status": _status_of_sweep(path, sweep, parts) if sweep else status_of(path, facts, damage),
-        "created_at": created if is_number(created) else 0.0,
+        "created_at": created,
+        "active_at": max(created, *active),
         "parameters": facts.get("parameters") or next(filter(None, _parameters(parts)), None),
         "bytes": bytes_under(path),
         "step": results.get("step"),

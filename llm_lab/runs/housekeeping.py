@@ -75,7 +75,7 @@ def _by_result(entry: Mapping[str, Any]) -> tuple[int, float]:
 
 
 SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "age": lambda entry: -entry["created_at"],
+    "age": lambda entry: -entry["active_at"],
     "name": lambda entry: entry["name"],
     "stage": lambda entry: entry["stage"],
     "status": lambda entry: entry["status"],

@@ -22,6 +22,7 @@ from llm_lab.recipe.files import format_value, read_recipe_file
 from llm_lab.recipe.registry import PipelineRecipe
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.disk import write_atomically
+from llm_lab.runs.entries import sweep_folders
 from llm_lab.runs.folder import ROOT, now, slug
 
 from .grid import Configuration, Grid, configurations_of, read_grid, short_keys, split_values
@@ -372,11 +373,6 @@ def open_to_resume(folder: str | Path, *, root: Path = ROOT) -> Sweep:
     return replace(sweep, jobs=jobs, wanted=(frozenset(jobs), frozenset(sweep.seeds)))
 
 
-def list_sweeps(root: Path = ROOT) -> list[Path]:
-    """Return the folders of all sweeps and duels, newest first."""
-    return sorted((file.parent for file in root.glob(f"*/{FILE}")), key=lambda folder: -folder.stat().st_mtime)
-
-
 def _require_types(record: Mapping[str, Any]) -> None:
     """Raise TypeError for a sweep.json that no command has written: its folder may come from elsewhere."""
     expected = {"keys": list, "recipe": dict, "configurations": list, "seeds": list, "remarks": list}
@@ -403,7 +399,7 @@ def open_sweep(folder: str | Path, *, root: Path = ROOT) -> Sweep:
     record = read_object(path / FILE)
     if record is None:
         fix = (
-            did_you_mean(path.name, [one.name for one in list_sweeps(root)])
+            did_you_mean(path.name, [one.name for one in sweep_folders(root)])
             or "Start one: llm-lab sweep RECIPE key=v1,v2."
         )
         raise UserError(Problem(str(folder), "there is no sweep here", fix=fix))

@@ -51,7 +51,7 @@ def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = Fals
             "stage": one_line(entry["stage"]),
             "size": count(entry["parameters"]) if entry["parameters"] else "",
             "disk": size(entry["bytes"]),
-            "age": short_age(time.time() - entry["created_at"]),
+            "age": short_age(time.time() - entry["active_at"]),
             "status": Text(one_line(status), style=STATUS_STYLE.get(status, "")),
             "result": result_of(entry),
         }

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.estimate.adapter_base import read_object
 from llm_lab.runs.describe import headline_results
+from llm_lab.runs.entries import sweep_folders
 from llm_lab.runs.folder import ROOT, RunFolder, status_of
 from llm_lab.runs.glossary import name_of
 from llm_lab.runs.lock import is_holder
@@ -35,7 +36,7 @@ from llm_lab.studies.duel import TOKENS, Comparison, compare
 from llm_lab.studies.experiment_files import defaults_of, find_experiment, read_values, written
 from llm_lab.studies.grid import Configuration
 from llm_lab.studies.study import REPORT_JSON, shown
-from llm_lab.studies.sweep import FILE, Cell, Sweep, list_sweeps, open_sweep
+from llm_lab.studies.sweep import FILE, Cell, Sweep, open_sweep
 from llm_lab.studies.sweep_report import build_report, describe_sweep
 
 from .addresses import inside
@@ -92,7 +93,7 @@ def list_results() -> list[dict[str, Any]]:
                     "results": results[:3],
                 }
             )
-    for folder in list_sweeps():
+    for folder in sweep_folders():
         try:
             sweep = open_sweep(folder)
         except LabError:

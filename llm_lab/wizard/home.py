@@ -238,8 +238,8 @@ def _recent(runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]) -> I
     cells = [(last_active(run.facts()), _cells_of(run)) for run in runs[:RECENT_RUNS]]
     for one in sweeps:
         done = f"{one['parts_done']} of {one['parts_planned']}" if one["status"] == "done" else one["status"]
-        when = age(time.time() - one["created_at"])
-        cells.append((one["created_at"], (one["name"], one["kind"], one["parameters"], done, when, one["status"])))
+        when = age(time.time() - one["active_at"])
+        cells.append((one["active_at"], (one["name"], one["kind"], one["parameters"], done, when, one["status"])))
     for _, (name, kind, parameters, shown, when, status) in sorted(cells, key=lambda cell: -cell[0])[:RECENT_RUNS]:
         big = count(parameters) if isinstance(parameters, int | float) else ""
         yield Line(

@@ -95,13 +95,13 @@ def run_choices(runs: Sequence[RunFolder]) -> list[Choice]:
 
 
 def sweep_choices() -> list[tuple[float, Choice]]:
-    """Return (when it was made, a choice) for each sweep and duel, with the columns RUN_HEADS."""
+    """Return (when it was active last, a choice) for each sweep and duel, with the columns RUN_HEADS."""
     found = []
     for one in list_sweeps():
         done = parts_done(one)
         parameters = count(one["parameters"]) if one["parameters"] else ""
-        cells = (one["name"], one["kind"], parameters, short_age(time.time() - one["created_at"]), one["status"], done)
-        found.append((one["created_at"], Choice(one["path"], f"{one['path']}: {one['kind']}, {done}", cells=cells)))
+        cells = (one["name"], one["kind"], parameters, short_age(time.time() - one["active_at"]), one["status"], done)
+        found.append((one["active_at"], Choice(one["path"], f"{one['path']}: {one['kind']}, {done}", cells=cells)))
     return found
 
 
@@ -146,7 +146,7 @@ def pick_run(
     """Return the run that was chosen, or the folder or name that was typed.
 
     none: why there is no run to choose. check: of what is typed. machine: also offer the models of the library, with
-    what fits on it. more: (when it was made, a choice), sorted among the runs.
+    what fits on it. more: (when it was active last, a choice), sorted among the runs.
     """
     made = [last_active(run.facts()) for run in runs] if more else [0.0] * len(runs)
     listed = sorted([*zip(made, run_choices(runs), strict=True), *more], key=lambda one: -one[0])

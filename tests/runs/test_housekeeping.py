@@ -312,6 +312,14 @@ def test_nobody_completes_a_rename_on_which_another_process_works(lab):
     assert "little" in [run.path.name for run in list_runs()]
 
 
+def test_the_command_and_the_wizard_list_runs_in_one_order(lab):
+    assert list_runs()[0].path.name != "tiny"
+    run = RunFolder(Path("checkpoints/tiny"))
+    run.update(ended_at=time.time())  # an old run that was resumed
+    assert list_runs()[0].path.name == "tiny"
+    assert [entry["name"] for entry in list_entries()] == [run.path.name for run in list_runs()]
+
+
 def digest(folder: Path | str) -> str:
     from llm_lab.hf.adapter import weights_digest
 
@@ -322,7 +330,7 @@ def digest(folder: Path | str) -> str:
 def test_the_list_looks_as_in_its_snapshot(columns, rows, lab, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     minutes, now = {"tiny": 3, "life": 200, "tiny-sft-merged-gguf": 9000}, time.time()
-    entries = [{**one, "created_at": now - 60 * minutes.get(one["name"], 30_000)} for one in list_entries()]
+    entries = [{**one, "active_at": now - 60 * minutes.get(one["name"], 30_000)} for one in list_entries()]
     print_runs(select(entries, stage=None, status=None, text=None, sort="name"))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= columns
