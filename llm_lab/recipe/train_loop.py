@@ -385,7 +385,7 @@ def _there_is_a_sample_prompt(values: Values) -> Iterator[Problem]:
 def _sharding_supports_the_run(values: Values) -> Iterator[Problem]:
     """Yield a problem for each part of a recipe whose result with a sharded model would be wrong, or was not tested."""
     train, optimizer = _train(values), (values.get("optimizer") or {}).get("name")
-    key, fix = "train.distributed", "Set train.distributed=ddp"
+    fix = "Set train.distributed=ddp"
     if train.get("distributed") != "fsdp":
         return
     if optimizer not in (None, *SHARDED_OPTIMIZERS):
@@ -397,9 +397,9 @@ def _sharding_supports_the_run(values: Values) -> Iterator[Problem]:
     if train.get("ema_decay"):
         why = "fsdp is not supported with an average of the weights, which would be whole in each process"
         yield Problem("train.ema_decay", why, value=train["ema_decay"], fix=f"Leave the key out. Or: {fix}.")
-    if values.get("lora"):
-        why = "not supported with an adapter: PEFT adds the trained rows of new tokens where the model is divided"
-        yield Problem(key, why, value="fsdp", fix=f"{fix}: a frozen model in bf16 takes little memory.")
+    if (values.get("lora") or {}).get("load_in_4bit"):
+        why = "fsdp is not supported with a base in 4 bits, which stays whole in each process"
+        yield Problem("lora.load_in_4bit", why, value=True, fix=f"Set it to false. Or: {fix}.")
 
 
 LOOP_RULES: tuple[Rule, ...] = (

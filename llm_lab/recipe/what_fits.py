@@ -146,6 +146,8 @@ def fits_in(resolved: Resolved) -> dict[str, Fit]:
     fits = {method: _fit(method, costs, resolved.machine) for method in METHODS}
     if not _has_weights_to_quantize(resolved):
         fits[QLORA] = replace(fits[QLORA], why_not="requires a whole model in a Hugging Face folder or on the Hub")
+    elif resolved.values["train"]["distributed"] == "fsdp" and resolved.values["device"] == "cuda":
+        fits[QLORA] = replace(fits[QLORA], why_not="not supported with fsdp")
     return fits
 
 

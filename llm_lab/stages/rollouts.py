@@ -291,6 +291,7 @@ def drawing(model: Any, draws: Draws) -> Iterator[None]:
 
     The processes of a sharded model compute together: each continues until all of them have ended their outputs.
     """
+    before = vars(model).get("generate")  # of a sharded model, it gathers what all calls of an adapter's base need
     own, together = model.generate, is_sharded(model)
 
     def generate(*args: Any, **options: Any) -> Any:
@@ -301,6 +302,8 @@ def drawing(model: Any, draws: Draws) -> Iterator[None]:
         yield
     finally:
         del model.generate
+        if before is not None:
+            model.generate = before
 
 
 def _process_of(file: Path) -> int:

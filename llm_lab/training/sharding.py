@@ -67,6 +67,22 @@ def shard(model: nn.Module, base: Any, arguments: Any, *, exact: nn.Module | Non
         fully_shard(module, mp_policy=policy, reshard_after_forward=True)
 
 
+@contextmanager
+def without_ends(model: Any) -> Iterator[None]:
+    """Let accelerate shard embeddings and head with the model itself, so that they are whole in its forward pass.
+
+    PEFT needs the embeddings at the head too: it adds the trained rows of new tokens to both, where they are tied.
+    """
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    model.get_input_embeddings = model.get_output_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        del model.get_input_embeddings, model.get_output_embeddings
+
+
 def is_sharded(model: Any) -> bool:
     """Whether a model is sharded."""
     return isinstance(model, FSDPModule)

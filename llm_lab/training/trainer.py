@@ -41,6 +41,7 @@ from .sharding import (
     sharding_options,
     whole_state,
     whole_weights,
+    without_ends,
 )
 from .tracking import Tracking
 
@@ -165,6 +166,13 @@ class LabTrainerMixin(_Base):
         """Start to measure the speed from the current step; the model is as it is trained."""
         assert is_sharded(self.model) == bool(self.args.fsdp), "train.distributed has no effect"
         self._clock.begin(self.train_tokens)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.args.fsdp:
+            return super()._prepare_for_training(*args, **kwargs)
+        self.create_optimizer()  # which needs to know the embeddings
+        with without_ends(self.model):
+            return super()._prepare_for_training(*args, **kwargs)
 
     # Optimizer, schedule and data order
 

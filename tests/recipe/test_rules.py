@@ -47,6 +47,7 @@ def export(**options: Any) -> dict:
 
 # {rule: [(changes of a pretraining recipe that break it, the key that is reported, changes that pass)]}
 SHARDED = {"train.distributed": "fsdp"}
+IN_4_BITS = {"lora.load_in_4bit": True, "device": "cuda"}
 PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
     "_sharding_supports_the_run": [
         ({**SHARDED, "optimizer": {"name": "sophia"}}, "optimizer.name", {**SHARDED, "optimizer": {"name": "lion"}}),
@@ -211,7 +212,7 @@ PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
 # {rule: [(a recipe that breaks it, the key that is reported, a recipe that passes)]}
 LATER: dict[str, list[tuple[dict, str, dict]]] = {
     "_sharding_supports_the_run": [
-        (sft(**SHARDED, **{"lora.r": 4}), "train.distributed", sft(**{"lora.r": 4})),
+        (sft(**SHARDED, **IN_4_BITS), "lora.load_in_4bit", sft(**SHARDED, **{"lora.r": 4, "device": "cuda"})),
     ],
     "_reward_terms_are_complete": [
         (rewarded({"weight": 2.0}), "rewards.0", rewarded({"name": "exact_match", "weight": 2.0})),
