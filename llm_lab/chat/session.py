@@ -74,11 +74,20 @@ class ChatSession:
             why = f"it has {len(tokenizer):,} tokens, but the model has {embeddings:,}: it belongs to another model"
             raise UserError(Problem("tokenizer", why))
 
+    @property
+    def usual_length(self) -> int:
+        """How many tokens a reply has at most unless one says so: of a small model that continues a text, fewer.
+
+        One reply alone would fill its context.
+        """
+        most = ChatSettings().max_new_tokens
+        if self.mode != "completion" or not self.context_length:
+            return most
+        return min(most, max(1, self.context_length // REPLIES))
+
     def leave_room(self) -> None:
         """Shorten the replies of a model that continues a text, where one alone would fill its context."""
-        if self.mode == "completion" and self.context_length:
-            least = max(1, self.context_length // REPLIES)
-            self.settings = replace(self.settings, max_new_tokens=min(self.settings.max_new_tokens, least))
+        self.settings = replace(self.settings, max_new_tokens=min(self.settings.max_new_tokens, self.usual_length))
 
     def reply(self, text: str, hits: Sequence[Hit] = ()) -> Generator[str, None, None]:
         """Yield the pieces of a reply as they are generated; then add both turns to `messages`.

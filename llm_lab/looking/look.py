@@ -97,8 +97,6 @@ def look(
     model, tokenizer = open_model(candidates[0])
     ids, more = encode(model, tokenizer, text)
     remarks += more
-    for remark in remarks:
-        listener(Notice(remark))
     inside = look_inside(model, tokenizer, ids, name=name.rstrip("/"), folder=candidates[0].folder, listener=listener)
     model = None
     release()

@@ -19,6 +19,10 @@ from .inside import Inside
 
 Rows = list[dict[str, Any]]
 SHOWN_HEADS = 5
+# Each name with what it is: a summary is read without the page that explains it.
+INDUCTION_HEADS = "Induction heads, which look at what followed the same token before (share of attention)"
+PREVIOUS_HEADS = "Previous-token heads, which look at the token just before"
+LENS = "Logit lens, which reads a prediction after each layer as if the model ended there"
 
 
 def head_name(layer: int, head: int) -> str:
@@ -249,8 +253,9 @@ def summary_of(looked: Findings) -> list[str]:
     inside = looked.inside
     found = []
     if inside.scores is not None and inside.heads:
-        found.append(_named("Induction heads", inside.induction_heads(), inside.layers * inside.heads, INDUCTION))
-        found.append(_named("Previous-token heads", inside.previous_heads(), inside.layers * inside.heads, PREVIOUS))
+        count = inside.layers * inside.heads
+        found.append(_named(INDUCTION_HEADS, inside.induction_heads(), count, INDUCTION))
+        found.append(_named(PREVIOUS_HEADS, inside.previous_heads(), count, PREVIOUS))
         first, second = inside.scores.first_loss, inside.scores.second_loss
         verdict = "it repeats what it has read" if second < first - 1 else "it hardly uses the repetition"
         found.append(
@@ -264,7 +269,7 @@ def summary_of(looked: Findings) -> list[str]:
         where = f"after layer {middle - 1}" if middle else "before the first layer"
         best = inside.lens_tokens[int(lens.tokens[-1, -1, 0])]
         found.append(
-            f"Logit lens: for half of the tokens, the final prediction is there {where} of {inside.layers}. "
+            f"{LENS}: for half of the tokens, the final prediction is there {where} of {inside.layers}. "
             f"After the text: “{best}” with probability {float(lens.probabilities[-1, -1, 0]):.2f}."
         )
     found += list(inside.missing.values())
@@ -272,8 +277,8 @@ def summary_of(looked: Findings) -> list[str]:
         at = int(difference.divergence.argmax())
         found.append(
             f"Against {difference.other.name}: loss on the text {inside.loss:.3f} and {difference.other.loss:.3f}; the "
-            f"predictions differ by {float(difference.divergence.mean()):.3f} bits on average (KL), most after "
-            f"“{inside.text_tokens[at]}”."
+            f"predictions differ by {float(difference.divergence.mean()):.3f} bits on average (KL divergence; 0 where "
+            f"they are the same), most after “{inside.text_tokens[at]}”."
         )
     if looked.moments:
         found.append(_over_time(looked))

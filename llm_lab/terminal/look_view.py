@@ -20,14 +20,16 @@ def print_look(looked: Looked) -> None:
     console = make_console()
     wrap = not console.is_terminal
     console.print(Text(f"Inside {one_line(looked.inside.name)}", style="title"))
-    for line in summary_of(looked):
+    for line in (*summary_of(looked), *looked.remarks):
         text = f"- {one_line(line)}"
         console.print(Text(text if wrap else wrapped(text, console.width, len("- "))), soft_wrap=wrap)
     models = [looked.inside] + ([looked.difference.other] if looked.difference else [])
     checks = [check for model in models for check in model.checks]
     failed = [check for check in checks if not check.holds]
     if not failed:
-        console.print(Text(f"Checks: all {len(checks)} hold; the largest error is {max(c.error for c in checks):.1e}."))
+        error = max(check.error for check in checks)
+        text = f"Checks that the measured parts add up to the model: all {len(checks)} hold, errors up to {error:.1e}."
+        console.print(Text(text if wrap else wrapped(text, console.width)), soft_wrap=wrap)
     for check in failed:
         text = f"This check fails: {check.name} (error {check.error:.1e}, limit {check.limit:.0e})."
         console.print(Text(text, style="warn"), soft_wrap=wrap)

@@ -159,6 +159,7 @@ def _describe(loaded: _Loaded) -> dict[str, Any]:
         "folder": str(loaded.stamp[0]),
         "mode": session.mode,
         "context": session.context_length,
+        "max_new_tokens": session.usual_length,
         "parameters": sum(parameter.numel() for parameter in weights.parameters()),
         "adapter": is_adapter(loaded.stamp[0]),
         "device": str(weights.device.type),

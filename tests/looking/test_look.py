@@ -1,5 +1,6 @@
 """The look as a user meets it: the report and its numbers, two models, a run over time, bad input."""
 
+import io
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from support.adapters import save_base
 
 from llm_lab import look
@@ -14,6 +16,7 @@ from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
+from llm_lab.terminal.look_view import print_look
 
 TEXT = "the fish sings, the fish"
 
@@ -103,10 +106,22 @@ def test_tokens_are_never_read_as_html(models):
     assert "".join(data["tokens"][:9]) == "</script>"
 
 
+def test_the_lines_of_a_summary_are_wrapped_under_their_beginning(looked, monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=60)
+    monkeypatch.setattr("llm_lab.terminal.look_view.make_console", lambda: console)
+    print_look(looked)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines[:-1])) <= 60  # the last one is a path
+    at = next(number for number, line in enumerate(lines) if line.startswith("- Logit lens"))
+    assert re.match(r"  \S", lines[at + 1])
+
+
 def test_the_command_prints_a_summary_and_writes_into_the_folder_of_the_run(finished_run, capsys):
     assert main(["look", "tiny", "--prompt", "the old tree", "--steps", "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert "Checks: all 4 hold" in shown
+    assert "all 4 hold" in shown
+    for term in ("Induction heads, which", "Previous-token heads, which", "Logit lens, which"):
+        assert term in shown, "a term is explained where it is used"
     assert "Over 2 checkpoints" in shown
     assert Path("checkpoints/tiny/look/look.html").is_file()
     found = json.loads(Path("checkpoints/tiny/look/look.json").read_text())

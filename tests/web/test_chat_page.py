@@ -280,6 +280,22 @@ def test_a_base_model_continues_the_text(chat, server):
 
 
 @pytest.mark.slow
+def test_replies_of_a_small_base_model_leave_room_in_its_context_unless_a_length_was_chosen(chat, server):
+    narrow = shutil.copytree(server.home / "base", server.home / "narrow")
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 400}))
+    page = chat("model=narrow", max_new_tokens=256)
+    page.get_by_role("button", name="Settings").click()
+    length = page.get_by_label("Maximum length")
+    expect(length).to_have_value("100", timeout=MANY_MS)
+    length.fill("24")
+    page.reload()
+    expect(page.get_by_text("parameters · context")).to_be_visible(timeout=MANY_MS)
+    expect(page.get_by_label("Maximum length")).to_have_value("24")
+    end_workers(server)
+
+
+@pytest.mark.slow
 def test_the_time_machine_answers_with_every_checkpoint_and_remembers_its_answers(chat, server):
     page = chat()
     send(page, "hello")

@@ -231,6 +231,9 @@ def test_two_runs_are_drawn_together_with_what_differs_between_them(opened, serv
     expect(chart.locator(".chart-key")).to_have_text(["low2.0000", "high1.0000"])
     expect(page.get_by_role("row", name="optimizer.learning_rate 0.01 derived 0.02 derived")).to_be_visible()
     expect(page.get_by_role("cell", name="1.5000 best")).to_be_visible()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(page.locator(".head h1")).not_to_be_in_viewport()
+    expect(page.locator("#chosen")).to_be_in_viewport()  # the names of the colors stay in view
     page.get_by_role("button", name="low", exact=True).press("Enter")
     expect(chart.locator(".chart-key")).to_have_text(["high1.0000"])
     page.get_by_label("Add a run").fill("else")
@@ -327,7 +330,7 @@ def test_stopping_what_does_not_run_and_resuming_what_belongs_to_a_sweep_are_err
     (server.home / "checkpoints" / "grid" / "sweep.json").write_text("{}")
     for path, why in (
         ("ended/stop", "this run is not running; its status is done"),
-        ("grid/cell/resume", "belongs to an experiment or a sweep"),
+        ("grid/cell/resume", "belongs to a study or a sweep"),
     ):
         status, _, text = server.ask("POST", f"/api/runs/{path}", {})
         assert status == 400

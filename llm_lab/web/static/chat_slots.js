@@ -2,7 +2,7 @@
 import { LabError, api, fill, find, number, stream, withCode } from "./lab.js";
 import { showHint } from "./chat_box.js";
 import { showSystem } from "./chat_panel.js";
-import { modelOf, modeOf, slots, state } from "./chat_state.js";
+import { followModels, modelOf, modeOf, slots, state } from "./chat_state.js";
 
 const GONE = "The server does not answer. Start it again with `llm-lab web`: this conversation stays here.";
 const loads = {}; // slot: the AbortController of a model that loads
@@ -31,6 +31,7 @@ export function takeProgress(slot, { waiting, loading, about, result }) {
     const { parameters, context, device, dtype } = slot.about;
     const facts = [`${short(parameters)} parameters`, context && `context ${number(context)}`, `${dtype} on ${device}`];
     setStatus(slot, "ready", facts.filter(Boolean).join(" · "));
+    followModels();
     showSystem();
     showHint();
   }

@@ -5,6 +5,18 @@ import { data } from "./lab.js";
 export const defaults = Object.fromEntries(data.settings.map(({ name, default: value }) => [name, value]));
 export const state = { slots: { a: null, b: null }, system: "", settings: { ...defaults }, turns: [], file: null };
 
+const longest = defaults.max_new_tokens;
+
+/** Let the length of replies follow the models, unless the user chose one: a small context has no room for long ones. */
+export function followModels() {
+  const usual = Math.min(longest, ...slots().map((key) => state.slots[key].about?.max_new_tokens ?? longest));
+  const follows = state.settings.max_new_tokens === defaults.max_new_tokens;
+  defaults.max_new_tokens = usual;
+  if (follows) state.settings.max_new_tokens = usual;
+  const field = document.querySelector("#setting-max_new_tokens");
+  if (follows && field) field.value = usual;
+}
+
 export const newSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 /** The slots in use: "a", or "a" and "b". */

@@ -70,8 +70,8 @@ function show({ models, measures, prompts, answers, drawn, remarks }) {
     el("tr", {}, el("th", { scope: "row" }, name), values.map((text, index) => el("td.numeric", {}, best.includes(index) ? el("b.good", {}, text, el("span.visually-hidden", {}, " (best)")) : text))),
   );
   return [
+    el("p.soft.models", {}, models.map((model) => `${model.letter}: ${model.name} (${model.mode})`).join("; ")),
     el("h2", {}, "Measures"),
-    el("p.soft", {}, models.map((model) => `${model.letter}: ${model.name} (${model.mode})`).join("; ")),
     rows.length ? el("div.wide", { tabIndex: 0, role: "region", "aria-label": "Measures" }, el("table", {}, el("thead", {}, el("tr", {}, el("td", {}), heads)), el("tbody", {}, rows))) : null,
     el("h2", {}, "Outputs"),
     el("p.soft.small", {}, `Outputs: ${drawn}. What differs from A is marked.`),
