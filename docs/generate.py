@@ -336,7 +336,7 @@ def _measured(found: dict[str, Any]) -> str:
 
 def experiments_table() -> str:
     """Return the shipped experiments, with a link to the page of each."""
-    lines = ["| experiment | what it shows |", "| --- | --- |"]
+    lines = ["| study | what it shows |", "| --- | --- |"]
     lines += [f"| [{one.name}](experiments/{one.name}.md) | {_cell(one.summary)} |" for one in shipped_experiments()]
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llm_lab import __version__
-from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
+from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
 
 from .argument_parser import PLAIN, Commands, Parser, parse_with
 
@@ -455,14 +455,14 @@ def _compared_arguments(parser: Parser, metavar: str, what: str) -> None:
 def _study(commands: Commands) -> None:
     parser = commands.add(
         "study",
-        "run an experiment that explains itself; without a name, list them",
+        f"run a study: {STUDY_ABOUT}; without a name, list them",
         "study_commands.study",
         "study",
         "study attention --dry-run",
     )
-    parser.add_argument("name", nargs="?", help="an experiment's name; default: list all")
+    parser.add_argument("name", nargs="?", help="a study's name; default: list all")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="option=value", help="options of the experiment to change"
+        "overrides", nargs="*", default=[], metavar="option=value", help="options of the study to change"
     )
     parser.flag("--dry-run", "show what it does and its options, without running it")
     parser.flag("--overwrite", "replace the study of the same name")

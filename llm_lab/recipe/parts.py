@@ -60,7 +60,7 @@ class Size:
 SIZES: dict[str, Size] = {
     "nano": Size("under 1 M parameters: minutes on a CPU", 128, 4, 4, 2, 256, True, "bytes"),
     "micro": Size("about 3 M: the smallest that writes stories", 192, 6, 6, 2, 256, True, 2048),
-    "tiny": Size("about 11 M: an hour on a CPU, minutes on a GPU", 384, 6, 6, 2, 512, True, 4096),
+    "tiny": Size("about 11 M: minutes on a GPU", 384, 6, 6, 2, 512, True, 4096),
     "mini": Size("about 33 M: a first GPU run", 512, 10, 8, 4, 1024, True, 8192),
     "small": Size("about 100 M: GPT-2's depth and width", 768, 12, 12, 4, 1024, True, 32768),
     "medium": Size("about 310 M: GPT-2 medium's depth and width", 1024, 24, 16, 8, 2048, True, 32768),

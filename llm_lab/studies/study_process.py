@@ -179,4 +179,4 @@ def _explained(folder: RunFolder, file: Path, error: BaseException) -> Experimen
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
     where = f"{file}, line {frames[-1].lineno}" if frames else str(file)
     fix = f"The traceback is in {folder.path / TRACEBACK}. Started again with the same options, the study resumes"
-    return ExperimentRaised(Problem(where, f"the experiment raised {type(error).__name__}: {error}", fix=fix))
+    return ExperimentRaised(Problem(where, f"the study raised {type(error).__name__}: {error}", fix=fix))

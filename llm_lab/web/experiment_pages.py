@@ -60,7 +60,7 @@ def _known(name: str) -> Experiment:
     """Return the experiment of an address, a broken one too."""
     found = next((one for one in list_experiments() if one.name == name), None)
     if found is None:
-        raise HTTPException(404, f"There is no experiment named {name}. `llm-lab study` lists them.")
+        raise HTTPException(404, f"There is no study named {name}. The page Experiments lists them.")
     return found
 
 

@@ -217,7 +217,7 @@ def _actions(run: RunFolder, facts: Mapping[str, Any], status: str) -> dict[str,
 def _resume(run: RunFolder) -> Any:
     if run.recipe_path.is_file() and resumed_as(run) is not None:
         return True
-    return "It belongs to an experiment or a sweep: start that again, and it resumes what is not done."
+    return "It belongs to a study or a sweep: start that again, and it resumes what is not done."
 
 
 def resumed_as(run: RunFolder) -> RunFolder | None:

@@ -182,8 +182,8 @@ def resume(request: Request) -> Response:
     run = find_run(request.path_params["name"])
     whole = resumed_as(run)
     if whole is None:
-        fix = "Start the experiment or the sweep again: it resumes what is not done."
-        raise UserError(Problem(str(run.path), "this run belongs to an experiment or a sweep", fix=fix))
+        fix = "Start the study or the sweep again: it resumes what is not done."
+        raise UserError(Problem(str(run.path), "this run belongs to a study or a sweep", fix=fix))
     if whole.status() == "running":
         raise UserError(Problem(str(whole.path), "this run is running already"))
     return answer(lab_of(request).launches.start_once(["run", str(whole.path), "--resume"]).as_json())

@@ -14,13 +14,13 @@ from llm_lab.estimate.machine import find_machine
 from llm_lab.runs.disk import bytes_under
 from llm_lab.runs.entries import describe_count, list_sweeps
 from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, last_active, list_runs
-from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
+from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
 
 from .questions import Choice, Line, Next, Question, Screen
 
 MODELS = Path("configs/models")
 LEAVE, DRAFT = "Quit", "draft"
-QUICK, EVALUATE, LOOK, EXPERIMENTS = "Train on my text", "Evaluate", "Look inside", "Experiments"
+QUICK, EVALUATE, LOOK, STUDY = "Train on my text", "Evaluate", "Look inside", "Study"
 RUNS, REPLAY = "Runs", "Run a recipe"
 OFFERED = 2  # runs to resume, and models to chat with
 RECENT_RUNS, RUNNING_SHOWN = 12, 2
@@ -86,10 +86,9 @@ GROUPS = (
     ),
     Group(
         "try",
-        "Experiment",
+        "Experiments",
         "sweep, duel, study, recipe",
-        f"Sweep: {SWEEP_ABOUT}. Duel: {DUEL_ABOUT}. Experiments: studies that show how something works. And run a "
-        "recipe file.",
+        f"Sweep: {SWEEP_ABOUT}. Duel: {DUEL_ABOUT}. Study: {STUDY_ABOUT}. And run a recipe file.",
     ),
 )
 ALONE = (

@@ -19,10 +19,10 @@ from llm_lab.recipe.reward import REWARD
 from llm_lab.recipe.sft import SFT
 from llm_lab.recipe.stage import Stage
 from llm_lab.runs.folder import RunFolder
-from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
+from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
 
 from . import look_inside, run_questions
-from .home import EVALUATE, EXPERIMENTS, GROUPS, LOOK, MENU_WHY, REPLAY, Entry, line_of
+from .home import EVALUATE, GROUPS, LOOK, MENU_WHY, REPLAY, STUDY, Entry, line_of
 from .model_design import design
 from .model_questions import WHY, generating_runs, is_adapter, name_in_lists, pick_run, runs_with_a_model
 from .questions import (
@@ -40,7 +40,8 @@ from .questions import (
 from .quick_start import quick_start
 from .recipe_question import ask_recipe, recipe_name
 from .run_questions import ask_checkpoint
-from .study_questions import experiments
+from .study_questions import WHY as STUDY_WHY
+from .study_questions import study
 from .sweep_questions import DUEL_WHY, SWEEP_WHY, duel, resume_sweep, sweep
 from .training_runs import run_of_stage
 
@@ -102,10 +103,10 @@ TRY = (
         DUEL_WHY,
     ),
     Entry(
-        "experiments",
-        EXPERIMENTS,
-        "studies that train small models and show what happens",
-        "Python files, shipped ones and your own in ./experiments, that train or measure and write a report.",
+        "study",
+        STUDY,
+        STUDY_ABOUT,
+        STUDY_WHY,
     ),
     Entry(
         "replay",
@@ -186,7 +187,8 @@ def _ask_compared() -> Flow[list[str]]:
             more = yield Question(
                 f"compare.{len(names)}.more",
                 "Add another model?",
-                choices=(Choice(False, end), Choice(True, "Yes", full)),
+                choices=(Choice(True, "Yes", full), Choice(False, end)),
+                default=False,
                 why=WHY,
                 screen=Screen(EVALUATE, f"compare: {', '.join(names)}"),
             )
@@ -252,7 +254,7 @@ FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
     "talk": run_questions.chat_with,
     "group": group,
     "replay": replay,
-    "experiments": experiments,
+    "study": study,
     "sweep": sweep,
     "duel": duel,
     "resume sweep": resume_sweep,
@@ -269,4 +271,4 @@ def flow_named(name: str) -> Callable[..., Flow[Next | None]]:
 
 def is_kept(name: str) -> bool:
     """Whether the answers of a flow are kept as a draft when the user leaves it."""
-    return name in STAGES or name in ("design", "quick")
+    return name in STAGES or name in ("design", "quick", "sweep", "duel")

@@ -23,7 +23,7 @@ from .draft import Draft
 from .home import QUICK
 from .places import HEAD_BYTES, PLAIN_TEXT, best_text, places_in, recent_data
 from .questions import BackTo, Choice, Flow, Line, Next, Plan, Question, Screen, StartRun, Wait
-from .review import settings_and_start
+from .review import START, YES, settings_and_start
 from .run_questions import AFTER
 from .training_runs import run_page
 
@@ -49,7 +49,8 @@ TEXT_WHY = (
     "beginning; with less than 100 KB, the model mostly repeats it."
 )
 SIZE_WHY = (
-    "A larger model writes better text, needs more text and time, and more memory. The number of steps follows from "
+    "A larger model writes better text, needs more text and time, and more memory. A size is a width and a depth; its "
+    "parameters also depend on the vocabulary, which here follows from the text. The number of steps follows from "
     "the size, the text and this machine. A time with 'about' follows from a measurement on this machine, one with "
     "'roughly' from typical speeds; a few steps are measured when the training starts."
 )
@@ -323,12 +324,12 @@ def plan_question(resolved: Resolved, times: int) -> Question:
     seconds, steps = resolved.estimate.wall_seconds or 0.0, resolved.values["train"]["max_steps"]
     return Question(
         "quick.start",
-        "Start training?",
+        START,
         choices=(
-            Choice("start", f"Start: {_time(resolved, seconds)}"),
+            Choice("start", f"{YES}: {_time(resolved, seconds)}"),
             Choice("longer", f"Train longer: {LONGER * steps:,} steps, {_time(resolved, LONGER * seconds)}"),
             Choice("settings", "Change settings first"),
-            Choice("back", "Back to the sizes"),
+            Choice("back", "No, back to the sizes"),
         ),
         why=PLAN_WHY,
         screen=Screen(panel=Plan(resolved)),

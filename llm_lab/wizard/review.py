@@ -34,7 +34,7 @@ from .questions import (
 )
 
 EPOCHS = "train.num_train_epochs"
-
+START, YES, NO = "Start now?", "Yes, start", "No, go back"  # below every plan
 PLAN_WHY = (
     "Ctrl-C stops the run at any time and saves it; resume it from the menu entry Runs."  # one line: the screen is full
 )
@@ -124,8 +124,8 @@ def why_not_start(draft: Draft) -> str | None:
 def start_question(plan: Plan | RecipePlan, epochs: int | None = None) -> Question:
     """Return the question that shows a plan and asks for the start. epochs: with how many there are enough steps."""
     more = [Choice(EPOCHS, f"Use {epochs} epochs: more steps to learn from")] if epochs else []
-    choices = (Choice(True, "Yes, start"), *more, Choice(False, "No, go back"))
-    return Question("start", "Start now?", choices=choices, default=True, why=PLAN_WHY, screen=Screen(panel=plan))
+    choices = (Choice(True, YES), *more, Choice(False, NO))
+    return Question("start", START, choices=choices, default=True, why=PLAN_WHY, screen=Screen(panel=plan))
 
 
 def _save(draft: Draft, resolved: Resolved) -> Flow[None]:

@@ -1,4 +1,4 @@
-"""Experiments: choose one, change its options, start it. The questions are made from what its file declares."""
+"""Studies: choose one, change its options, start it. The questions are made from what its file declares."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ from llm_lab.errors import UserError
 from llm_lab.recipe.fields import Key
 from llm_lab.studies.experiment_files import Experiment, check_values, list_experiments, read_value, written
 
-from .home import EXPERIMENTS
+from .home import STUDY
 from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, StartStudy
 
 START, OPTIONS = "start", "options"
 WHY = (
-    "An experiment trains or measures small models, and writes a report with pictures that says what one sees. Your "
-    "own are Python files in ./experiments: see docs/studies.md. Listing them runs no code; starting one does."
+    "A study trains or measures small models, and writes a report with pictures that says what one sees. Your own "
+    "are Python files in ./experiments: see docs/studies.md. Listing them runs no code; starting one does."
 )
 OPTIONS_WHY = (
-    "The defaults take minutes on two cores. Enter edits a line. The study gets a folder in checkpoints/; started "
-    "again with the same options, one that was stopped resumes."
+    "The defaults take minutes on two cores. Enter edits a line. The study gets a folder in checkpoints/; Ctrl-C stops "
+    "it, and started again with the same options, it resumes."
 )
 
 
-def experiments() -> Flow[None]:
-    """Choose an experiment, change its options, and start it."""
+def study() -> Flow[None]:
+    """Choose a study, change its options, and start it."""
     found = {one.name: one for one in list_experiments()}
     width = max(map(len, found), default=0) + 2
     choices = [Choice(one.name, f"{one.name:<{width}}{one.title}", one.error, one.summary) for one in found.values()]
-    name = yield Question(
-        "experiment", "Which experiment?", choices=tuple(choices), why=WHY, screen=Screen(EXPERIMENTS)
-    )
+    name = yield Question("experiment", "Which study?", choices=tuple(choices), why=WHY, screen=Screen(STUDY))
     experiment = found[name]
     answers: dict[str, Any] = {}
     keys = {key.path: key for key in experiment.option_keys()}
@@ -52,22 +50,24 @@ def _options_question(experiment: Experiment, answers: Mapping[str, Any], at: st
         Choice(key.path, f"{key.path:<{width}}{written(values[key.path])}", effect=f"{key.help}: {key.allowed()}")
         for key in experiment.option_keys()
     ]
-    lines = (Line(experiment.summary),)
+    takes = f"It takes {experiment.takes}, with the default values." if experiment.takes else ""
+    lines = (Line(experiment.summary), *([Line(takes, "dim")] if takes else []))
     return Question(
         OPTIONS,
         "Start, or change an option?",
-        choices=(Choice(START, "Start the experiment"), *choices),
+        choices=(Choice(START, "Start the study"), *choices),
         default=at,
         why=OPTIONS_WHY,
-        screen=Screen(EXPERIMENTS, experiment.name, lines=lines),
+        screen=Screen(STUDY, experiment.name, lines=lines),
     )
 
 
 def _ask_option(experiment: Experiment, key: Key, answers: Mapping[str, Any]) -> Flow[Any]:
     now = answers.get(key.path, None if key.required else key.default)
-    more: dict[str, Any] = {"help": f"{key.path}: {key.help}", "why": OPTIONS_WHY}
-    more["screen"] = Screen(EXPERIMENTS, experiment.name)
-    text = f"{key.help[:1].upper()}{key.help[1:].rstrip('.?')}?"
+    usual = "" if key.required else f" The default is {written(key.default) or 'none'}."
+    more: dict[str, Any] = {"help": f"{key.path}: {key.help}", "why": f"{experiment.summary}{usual}"}
+    more["screen"] = Screen(STUDY, experiment.name)
+    text = f"Value of {key.path}?"
     if key.kind in ("bool", "choice"):
         names = {True: "yes", False: "no"} if key.kind == "bool" else {one: str(one) for one in key.choices or {}}
         choices = tuple(Choice(value, name) for value, name in names.items())

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, Problem
 from llm_lab.recipe.fields import LARGEST_INT
+from llm_lab.recipe.validate import find_key, stage_schema
 from llm_lab.studies.verdict import MIN_SEEDS
 
+from .home import RESUME_SWEEP_WHY
 from .questions import (
     BackTo,
     Choice,
@@ -27,8 +29,10 @@ from .questions import (
     yes_no,
 )
 from .recipe_question import ask_recipe, recipe_name
+from .review import NO, START, YES
 
 if TYPE_CHECKING:
+    from llm_lab.job import Job
     from llm_lab.studies.sweep import Sweep
 
 TITLE = "Sweep"
@@ -44,6 +48,18 @@ STEPS_WHY = (
     "train.max_steps: the optimizer steps of every run of the sweep. Short runs show which values are far off; close "
     "ones need the length that you want to train with."
 )
+WHAT_WHY = (
+    "Each of these names a key and the values that are usually compared; the next question lets you leave some out. "
+    "Other keys takes any key of the recipe, or several: then every combination is a run."
+)
+SEEDS_WHY = (
+    "Every value is trained once for each seed: with other first weights and another order of the data. One seed shows "
+    "large differences; for small ones, use three or more, and a duel to be sure about two."
+)
+START_WHY = (
+    "Ctrl-C stops it at any time and saves the run that is at work; the home screen and Runs then offer to resume it. "
+    "Runs that are done are not repeated."
+)
 SEEDS = (1, 3, 5, 8)
 DUEL = "Duel"
 RECIPE, VALUES = "recipe", "values"
@@ -57,6 +73,10 @@ DUEL_SEEDS_WHY = (
     "a duel says at its end how many."
 )
 DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
+NO_VALUES = "Name a key and its values: optimizer.learning_rate=0.001,0.003."
+NO_TWO_VALUES = (
+    "Name one key and two values: optimizer.name=adamw,muon. Esc leads back, to compare with another recipe."
+)
 
 
 def sweep() -> Flow[Next | None]:
@@ -66,7 +86,7 @@ def sweep() -> Flow[Next | None]:
     recipe = yield from ask_recipe(TITLE, SWEEP_WHY, compares=True)
     where = recipe_name(recipe)
     choices = [Choice(name, f"{name:<20}{about}", _why_not_preset(recipe, name)) for name, about in PRESETS.items()]
-    picked = yield Question("sweep.what", "What should be compared?", why=SWEEP_WHY, screen=Screen(TITLE, where),
+    picked = yield Question("sweep.what", "What should be compared?", why=WHAT_WHY, screen=Screen(TITLE, where),
                             choices=(*choices, Choice(OWN, "other keys          with values of your own")))  # fmt: skip
     preset, known, more = None if picked == OWN else picked, "", ""
     if preset is not None:
@@ -83,7 +103,11 @@ def sweep() -> Flow[Next | None]:
         allowed="key=v1,v2, separated by spaces."
         if picked == OWN
         else "key=value, separated by spaces: train.max_length=64 data.0.path=my.txt; empty: no changes.",
-        check=lambda text: _problem_of(partial(_planned_sweep, recipe, preset), f"{known} {text}"),
+        check=lambda text: (
+            NO_VALUES
+            if picked == OWN and not text.strip()
+            else _problem_of(partial(_planned_sweep, recipe, preset), f"{known} {text}")
+        ),
         wait=CHECKING,
         screen=Screen(TITLE, where),
     )
@@ -93,14 +117,14 @@ def sweep() -> Flow[Next | None]:
         "How many seeds?",
         choices=tuple(Choice(n, str(n)) for n in SEEDS if n >= least),
         default=3,
-        why=SWEEP_WHY,
+        why=SEEDS_WHY,
         screen=Screen(TITLE, where),
     )
     words = f"{known} {words}"
     planned = _planned_sweep(recipe, preset, words, seeds)
     lines = _plan(planned)
-    start = yield yes_no("sweep.start", "Start the sweep?", default=_is_short(lines), yes="Yes, start",
-                         no="No, change it", why=SWEEP_WHY, screen=Screen(TITLE, where, lines=lines))  # fmt: skip
+    start = yield yes_no("sweep.start", START, default=_is_short(lines), yes=YES, no="No, change it",
+                         why=START_WHY, screen=Screen(TITLE, where, lines=lines))  # fmt: skip
     if not start or not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):
         yield BackTo("sweep.words")
     return (yield from _end(planned))
@@ -122,12 +146,19 @@ def _ask_values(recipe: str, preset: str, where: str) -> Flow[list[str]]:
             "several",
             choices=tuple(Choice(value, value, effect=OPTIMIZERS.get(value, "")) for value in values),
             default=list(values),
-            why=SWEEP_WHY,
+            why=_why_these(job, key),
             check=lambda picked: None if len(picked) > 1 else "At least two are compared. Space selects one.",
             screen=Screen(TITLE, where),
         )
         found += [f"{key}={','.join(picked)}"] if list(picked) != list(values) else []
     return found
+
+
+def _why_these(job: Job | None, key: str) -> str:
+    """Return what a key is whose values are compared, as its own question says it."""
+    known = job and find_key(stage_schema(job.stages[0].given), key, job.stages[0].values)
+    about = f"{key}: {known.shown_help}. {known.why or ''}" if known else ""
+    return f"{about} Every value that is selected becomes a run for each seed.".strip()
 
 
 def _ask_steps(recipe: str, where: str) -> Flow[tuple[list[str], str]]:
@@ -190,7 +221,9 @@ def duel() -> Flow[Next | None]:
         why="One key gets two values, separated by a comma: optimizer.name=adamw,muon. A key with one value changes "
         "both: train.max_steps=200.",
         allowed="key=value, separated by spaces; empty: no changes." if other else "key=v1,v2, separated by spaces.",
-        check=partial(_problem_of, partial(_planned_duel, recipe, other)),
+        check=lambda text: (
+            NO_TWO_VALUES if not (other or text.strip()) else _problem_of(partial(_planned_duel, recipe, other), text)
+        ),
         wait="Checking both recipes ...",
         screen=Screen(DUEL, where),
     )
@@ -199,8 +232,8 @@ def duel() -> Flow[Next | None]:
     planned = _planned_duel(recipe, other, words, seeds=seeds)
     then = f"up to {seeds} shorter runs of the slower one, at equal time"
     lines = _plan(planned, then=then)
-    start = yield yes_no("duel.start", "Start the duel?", default=_is_short(lines), yes="Yes, start",
-                         no="No, change it", why=DUEL_WHY, screen=Screen(DUEL, where, lines=lines))  # fmt: skip
+    start = yield yes_no("duel.start", START, default=_is_short(lines), yes=YES, no="No, change it",
+                         why=START_WHY, screen=Screen(DUEL, where, lines=lines))  # fmt: skip
     if not start or not (yield StartDuel(recipe, tuple(shlex.split(words)), seeds, other)):
         yield BackTo("duel.words")
     return (yield from _end(planned))
@@ -222,9 +255,9 @@ def resume_sweep(path: str, is_stopped: bool = False) -> Flow[Next | None]:
 
     yield Wait(CHECKING)
     planned = open_to_resume(path)
-    title, why = (DUEL, DUEL_WHY) if planned.kind == "duel" else (TITLE, SWEEP_WHY)
+    title = DUEL if planned.kind == "duel" else TITLE
     start = yield yes_no("sweep.resume", f"Resume the {planned.kind}?", default=True, yes="Yes, resume",
-                         no="No, go back", why=why, below_output=is_stopped,
+                         no=NO, why=RESUME_SWEEP_WHY, below_output=is_stopped,
                          screen=Screen(title, path, lines=_plan(planned, retry_failed=True)))  # fmt: skip
     return (yield from _end(planned)) if start and (yield ResumeSweep(path)) else None
 

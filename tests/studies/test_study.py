@@ -20,7 +20,7 @@ from llm_lab.studies.experiment_files import check_values, find_experiment
 from llm_lab.studies.study_process import open_study, run_study
 from llm_lab.wizard.questions import Pause, StartStudy
 from llm_lab.wizard.run_questions import checkpoints
-from llm_lab.wizard.study_questions import experiments
+from llm_lab.wizard.study_questions import study
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -109,7 +109,7 @@ def test_an_experiment_that_raises_ends_in_a_clear_message_and_resumes(capfd):
     assert main(["study", "sums", "ending=raise"]) == 1
     printed = capfd.readouterr().err
     line = QUICK.splitlines().index('        {}["missing"]') + 1
-    assert f"experiments/sums.py, line {line}: the experiment raised KeyError: 'missing'." in printed
+    assert f"experiments/sums.py, line {line}: the study raised KeyError: 'missing'." in printed
     assert "Traceback" not in printed
     assert "KeyError" in Path("checkpoints/sums/traceback.txt").read_text()
     assert study_facts()["status"] == "failed"
@@ -131,8 +131,8 @@ def test_input_that_an_experiment_refuses_is_an_error_of_the_user_and_leaves_not
 @pytest.mark.parametrize(
     ("ending", "part"),
     [
-        ("exit", "the experiment raised SystemExit"),
-        ("lose", "the experiment raised FileNotFoundError"),
+        ("exit", "the study raised SystemExit"),
+        ("lose", "the study raised FileNotFoundError"),
         ("die", "was ended by signal 9"),
     ],
 )
@@ -183,13 +183,13 @@ def test_the_list_and_a_dry_run_show_titles_options_and_errors(capsys):
 
 def test_the_wizard_asks_for_the_options_that_the_file_declares():
     Path("experiments/broken.py").write_text("def (")
-    visit = answers(experiments, [
+    visit = answers(study, [
         Refused("broken", "syntax error"), "sums", BACK, "sums", "numbers", Refused("x", "numbers.0 = x"), "7,8",
         "ending", "refuse", "numbers", BACK, "Start",
     ])  # fmt: skip
     assert visit.effects == [StartStudy("sums", {"numbers": [7, 8], "ending": "refuse"}), Pause()]
     assert "numbers to add: a list" in visit.texts()
-    assert answers(experiments, ["sums", ENTER]).effects[0] == StartStudy("sums", {})
+    assert answers(study, ["sums", ENTER]).effects[0] == StartStudy("sums", {})
 
 
 def example() -> str:

@@ -10,7 +10,7 @@ from support.wizard_answers import ENTER, Refused, answers, follow
 
 from llm_lab.commands.arguments import parse
 from llm_lab.runs.folder import RunFolder
-from llm_lab.studies import DUEL_ABOUT, SWEEP_ABOUT
+from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
 from llm_lab.studies.sweep import plan_sweep
 from llm_lab.wizard.home import GROUPS
 from llm_lab.wizard.menu import entries_of
@@ -109,15 +109,29 @@ def test_a_sweep_whose_name_is_taken_by_another_gets_a_number():
     assert any("-learning_rate-2/" in line.text for line in visit.question.screen.lines)
 
 
-def test_one_sentence_says_what_a_sweep_and_a_duel_are_for_wherever_they_are_offered(capsys):
-    about = {entry.flow: entry.about for entry in entries_of("try")}
-    assert [about["sweep"], about["duel"]] == [SWEEP_ABOUT, DUEL_ABOUT]
+def test_one_sentence_says_what_a_sweep_a_duel_and_a_study_are_for_wherever_they_are_offered(capsys):
+    about = {entry.title: entry.about for entry in entries_of("try")}
+    assert [about["Sweep"], about["Duel"], about["Study"]] == [SWEEP_ABOUT, DUEL_ABOUT, STUDY_ABOUT]
     with pytest.raises(SystemExit):
         parse(["--help"])
     printed = " ".join(capsys.readouterr().out.split())
-    for text in (SWEEP_ABOUT, DUEL_ABOUT):
+    for text in (SWEEP_ABOUT, DUEL_ABOUT, STUDY_ABOUT):
         assert text in printed
         assert text in next(group.why for group in GROUPS if group.name == "try")
+
+
+def test_an_empty_answer_says_what_to_name_in_the_words_of_the_question():
+    answers(duel, ["mine", "one key changed", Refused("", "Name one key and two values: optimizer.name=adamw,muon.")])
+    answers(sweep, ["mine", "other keys", Refused(" ", "Name a key and its values: optimizer.learning_rate=")])
+
+
+def test_the_help_of_each_question_of_a_sweep_is_about_that_question():
+    visit = answers(sweep, ["mine", "optimizer", ENTER, ENTER, ENTER, ENTER])
+    helps = {question.key: question.why for question in visit.questions}
+    assert "optimizer.name: the optimizer" in helps["sweep.optimizer.name"]
+    assert "once for each seed" in helps["sweep.seeds"]
+    assert "Ctrl-C stops it" in helps["sweep.start"]
+    assert len({*helps.values()}) == len(helps)
 
 
 def test_the_number_of_seeds_stays_when_the_plan_is_changed():

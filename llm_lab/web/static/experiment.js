@@ -78,7 +78,7 @@ fill(find("#start"),
   data.own ? el("p.small.soft", {}, `This runs the code in ${data.file}.`) : null,
   data.takes ? el("p.small.soft", {}, `With its default options it takes ${data.takes}.`) : null,
   el("p.small.soft", {}, "Started again with the same options, a study that was stopped resumes."),
-  el("label.check", {}, overwrite, el("span", {}, "Replace the last study of this experiment")),
+  el("label.check", {}, overwrite, el("span", {}, "Replace the last run of this study")),
   el("div.actions", {}, button),
   problems,
 );
@@ -131,7 +131,7 @@ if (!data.error) checkNow();
 
 let results = data.earlier;
 let commands = [];
-const list = () => fill(find("#results"), resultList([...launched(commands, data.name), ...results], "This experiment has not run here yet."));
+const list = () => fill(find("#results"), resultList([...launched(commands, data.name), ...results], "This study has not run here yet."));
 list();
 watch(`results:${data.name}`, (rows) => rows && list((results = rows)));
 watch("launches", (rows) => rows && list((commands = rows)));

@@ -18,7 +18,7 @@ fill(find("#found"), data.experiments.map((one) =>
 let results = data.results;
 let commands = [];
 const show = () =>
-  fill(find("#results"), resultList([...launched(commands), ...results], "No results yet. Start an experiment, a sweep or a duel, and it appears here."));
+  fill(find("#results"), resultList([...launched(commands), ...results], "No results yet. Start a study, a sweep or a duel, and it appears here."));
 show();
 watch("results", (rows) => rows && show((results = rows)));
 watch("launches", (rows) => rows && show((commands = rows)));

@@ -73,7 +73,7 @@ function showActions() {
     link(actions.look, "Look inside"),
     link(actions.tune, "Fine-tune this model"),
     kind === "run" && el("a.button", { href: `/compare?run=${encodeURIComponent(name)}` }, "Compare"),
-    kind === "study" && el("a.button.primary", { href: `/experiments/run/${encoded}` }, "Report of the experiment"),
+    kind === "study" && el("a.button.primary", { href: `/experiments/run/${encoded}` }, "Report of the study"),
     actions.new && el("a.button", { href: actions.new, title: "A new run with this recipe, which you can change first" }, "Run again with changes"),
   );
 }

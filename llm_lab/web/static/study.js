@@ -118,7 +118,7 @@ function show() {
   report();
   fill(find("#again"),
     study.command ? [el("h2", {}, "The command"), el("p.soft.small", {}, "Run again, it continues what is not done."), codeBlock(study.command)] : null,
-    study.about.length > 1 ? el("details.about", {}, el("summary", {}, "What this experiment does"), study.about.slice(1).map((text) => el("p", {}, inline(text)))) : null);
+    study.about.length > 1 ? el("details.about", {}, el("summary", {}, "What this study does"), study.about.slice(1).map((text) => el("p", {}, inline(text)))) : null);
 }
 
 // What the command prints: only of one that this server started.
