@@ -219,7 +219,7 @@ def record_session() -> list[Frame]:
         screen.press(down, down)
         screen.look(0.8)
         screen.press(up, up, enter)
-        screen.wait_for("Start training?")
+        screen.wait_for("Start now?")
         screen.look(1.6)
         screen.press(enter)
         begun = time.monotonic()

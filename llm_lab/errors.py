@@ -17,6 +17,7 @@ DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also beyond a quota, or the largest size of a file
 # The most characters of a key and of each part of an error, and the most problems of one error.
 LONGEST_KEY, LONGEST, MOST_PROBLEMS = 300, 2000, 50
+MOST_NAMED = 8  # of what one might have meant
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """Return 'Did you mean X?' with the closest known name, or None."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"Did you mean {near[0]}?" if near else None
+
+
+def suggest(name: str, known: Sequence[str], none: str) -> str:
+    """Return which of the known names is meant: 'Did you mean X?', or what there is. none: said where there is nothing.
+
+    It names no command and no page, so that it is right wherever the error is shown.
+    """
+    if near := did_you_mean(name, known):
+        return near
+    more = f" and {len(known) - MOST_NAMED:,} more" if len(known) > MOST_NAMED else ""
+    return f"There are: {', '.join(known[:MOST_NAMED])}{more}." if known else none
 
 
 def one_of(choices: Sequence[Any]) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from llm_lab.errors import LabError, Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import LabError, Problem, UserError, did_you_mean, one_of, suggest
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.estimate.parameters import token_counter
 from llm_lab.recipe.eval import measures_itself
@@ -96,9 +96,7 @@ def find_recipe(name: str | Path) -> Path:
         return run
     if path.parent == Path() and not path.suffix:
         known = [file.stem for file in list_recipes()] + [run.path.name for run in list_runs()]
-        fix = did_you_mean(str(name), known)
-        fix = fix or "`llm-lab list recipes` lists them."
-        raise UserError(Problem(str(name), "there is no such recipe", fix=fix))
+        raise UserError(Problem(str(name), "there is no such recipe", fix=suggest(str(name), known, "There are none.")))
     return path
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llm_lab.errors import DONE
@@ -50,11 +52,11 @@ def examine_machine(arguments: argparse.Namespace) -> int | Document:
     return doctor_document(_findings()) if arguments.json else print_doctor()
 
 
-def print_doctor() -> int:
-    """Show what this machine can do."""
+def print_doctor(*, title: str = "doctor", show: Callable[[Callable[[], None]], None] = lambda draw: draw()) -> int:
+    """Show what this machine can do. title: above it. show: gets what prints it."""
     from llm_lab.terminal import listing
 
-    listing.print_doctor(_findings())
+    show(partial(listing.print_doctor, _findings(), title))
     return DONE
 
 

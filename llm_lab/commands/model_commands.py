@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ def _folder_named(path: str) -> Path | None:
     return given if given.exists() else find_run(path)
 
 
-def print_show(path: str) -> int:
-    """Show what a checkpoint is, and its lineage; of a study or a sweep, its results."""
+def print_show(path: str, *, heading: bool = True) -> int:
+    """Show what a checkpoint is, and its lineage; of a study or a sweep, its results.
+
+    heading: whether its name is above it, and how to continue below it; the wizard has both on its page.
+    """
     from llm_lab.estimate.cached_models import cached_folder
     from llm_lab.runs.folder import ROOT, RunFolder
 
@@ -47,12 +50,12 @@ def print_show(path: str) -> int:
         if run.facts().get("study"):
             from llm_lab.terminal.study_view import print_study
 
-            print_study(run)
+            print_study(run, heading=heading)
             return DONE
         if (run.path / "sweep.json").is_file():
             from llm_lab.terminal.sweep_screen import print_sweep
 
-            print_sweep(run.path)
+            print_sweep(run.path, hints=heading)
             return DONE
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.runs.lineage import find_traced
@@ -62,7 +65,7 @@ def print_show(path: str) -> int:
     folder = found if Path(found).exists() else str(cached_folder(found) or found)
     is_short = folder_named is not None and not Path(path).expanduser().exists() and folder_named.is_relative_to(ROOT)
     name = folder_named.relative_to(ROOT).as_posix() if is_short and folder_named is not None else path
-    print_checkpoint(name, folder, digest_of=weights_digest)
+    print_checkpoint(name, folder, digest_of=weights_digest, heading=heading)
     return DONE
 
 
@@ -196,40 +199,36 @@ def _evaluation_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def compare_models(arguments: argparse.Namespace) -> int | Document:
     """Compare models side by side."""
-    show = _comparison_document if arguments.json else _print_comparison
-    return show(
-        _compare(
-            arguments.checkpoints,
-            prompts=arguments.prompt or (),
-            prompt_set=arguments.prompts,
-            data=arguments.data or (),
-            steps=arguments.steps,
-            adapter_off=arguments.adapter_off,
-            settings=_sampling_settings(arguments),
-            device=arguments.device,
-            trust_remote_code=arguments.trust_remote_code,
-            trust_code_of=arguments.trust_code_of,
-            out=arguments.out,
-        )
+    compared = _compare(
+        arguments.checkpoints,
+        prompts=arguments.prompt or (),
+        prompt_set=arguments.prompts,
+        data=arguments.data or (),
+        steps=arguments.steps,
+        adapter_off=arguments.adapter_off,
+        settings=_sampling_settings(arguments),
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        trust_code_of=arguments.trust_code_of,
+        out=arguments.out,
     )
+    if arguments.json:
+        from llm_lab.runs.comparison import as_json
 
-
-def _comparison_document(comparison: Any) -> Document:
-    from llm_lab.runs.comparison import as_json
-
-    return Document(json.loads(as_json(comparison)))
-
-
-def _print_comparison(comparison: Any) -> int:
+        return Document(json.loads(as_json(compared)))
     from llm_lab.terminal.compare_screen import print_comparison
 
-    print_comparison(comparison)
+    print_comparison(compared)
     return DONE
 
 
-def start_compare(names: Sequence[str], **options: Any) -> int:
-    """Compare checkpoints and show the result. options: as for _compare."""
-    return _print_comparison(_compare(names, **options))
+def start_compare(names: Sequence[str], *, show: Callable[[str, Callable[[], None]], None], **options: Any) -> int:
+    """Compare checkpoints and show the result. show: gets their names and what prints it. options: as for _compare."""
+    compared = _compare(names, **options)
+    from llm_lab.terminal.compare_screen import name_models, print_comparison
+
+    show(name_models(compared), partial(print_comparison, compared))
+    return DONE
 
 
 def _compare(

@@ -190,7 +190,7 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
     if source.is_dir():
         source /= "recipe.yaml"
     if not source.is_file():
-        raise UserError(Problem(str(source), "there is no such recipe", fix="`llm-lab list recipes` lists them."))
+        raise UserError(Problem(str(source), "there is no such recipe", fix="llm-lab list recipes lists them."))
     if target.is_dir():
         target /= source.name
     if target.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +47,17 @@ def _read_text(file: Path) -> str:
         raise UserError(Problem("--prompt-file", error.strerror or str(error), value=file)) from None
 
 
-def start_look(checkpoint: str, *, device: str | None = None, **options: Any) -> int:
-    """Look inside a model, show the summary and say where the report is. options: as for looking.look.look."""
+def start_look(
+    checkpoint: str,
+    *,
+    device: str | None = None,
+    show: Callable[[Callable[[], None]], None] = lambda draw: draw(),
+    **options: Any,
+) -> int:
+    """Look inside a model, show the summary and say where the report is.
+
+    show: gets what prints it. options: as for looking.look.look.
+    """
     from llm_lab.terminal.console import print_waiting
 
     print_waiting("Preparing ...")
@@ -58,7 +67,7 @@ def start_look(checkpoint: str, *, device: str | None = None, **options: Any) ->
 
     with show_progress() as listener:
         found = look(checkpoint, load=partial(load, device=device), listener=listener, **options)
-    print_look(found)
+    show(partial(print_look, found))
     return DONE
 
 
@@ -182,7 +191,7 @@ def start_sweep(
         return DONE
     outcome = _run_cells(sweep, jobs, **options)
     write_sweep_report(sweep)
-    print_sweep_end(sweep, outcome)
+    print_sweep_end(sweep, outcome, hints=show_plan)
     return _exit_code(outcome)
 
 
@@ -326,7 +335,7 @@ def start_duel(
         duel = with_checked_jobs(timed[0])
         outcome = _run_cells(duel, jobs, **options)
     write_duel_report(duel, by)
-    print_duel_end(duel, outcome, by)
+    print_duel_end(duel, outcome, by, hints=show_plan)
     return _exit_code(outcome)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import LabError, Problem, UserError, did_you_mean
+from llm_lab.errors import LabError, Problem, UserError, suggest
 from llm_lab.hf.adapter import is_adapter, read_adapter, require_base
 from llm_lab.hf.configs import has_own_code, read_config, require_causal_lm
 from llm_lab.hf.load import require_removable_adapter
@@ -112,7 +112,7 @@ def _run_named(name: str) -> RunFolder:
         return RunFolder(found)
     if given.is_dir():
         raise UserError(Problem(name, "this folder is not a run of LLM Lab, so it has no earlier checkpoints"))
-    fix = did_you_mean(name, [run.path.name for run in list_runs()]) or "`llm-lab list runs` lists your runs."
+    fix = suggest(name, [run.path.name for run in list_runs()], f"There are no runs in {ROOT}/ yet.")
     raise UserError(Problem(name, "no such run", fix=fix))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from llm_lab.errors import Problem, UserError, did_you_mean
+from llm_lab.errors import Problem, UserError, suggest
 from llm_lab.safe_text import has_secret
 
 from .fields import Group, flatten, groups_of
@@ -129,7 +129,7 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
             Problem(
                 str(path),
                 "there is no such recipe file",
-                fix=did_you_mean(path.name, nearby) or "`llm-lab list recipes` lists them.",
+                fix=suggest(path.name, nearby, f"There is no recipe in {path.parent}/."),
             )
         )
     if path.is_dir():

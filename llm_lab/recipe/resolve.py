@@ -54,6 +54,11 @@ class Resolved:
     machine: Machine
     examples: ExampleSizes | None = None  # what a look at the data found
 
+    @property
+    def is_upper_estimate(self) -> bool:
+        """Whether the estimate counts all sequences as the longest allowed: the examples have not been measured yet."""
+        return self.examples is None and self.stage.examples not in (None, "text")
+
     def to_yaml(self, header: tuple[str, ...] = ()) -> str:
         """Return the recipe as YAML, with the reasons of derived values. It can be run as it is."""
 
@@ -203,7 +208,7 @@ def _missing_models(values: Values) -> Iterator[Problem]:
         looks_local = name.startswith(LOCAL_PREFIXES) or name.count("/") > 1 or name.endswith((".json", SUFFIX))
         if looks_local and name not in reported and not Path(name).expanduser().exists():
             reported.add(name)
-            usual = "`llm-lab list runs` lists your runs; Design a model in the wizard writes configs."
+            usual = "Name a run by its folder in checkpoints/, or a design by its config.json."
             remote = file_on_the_hub(name)
             fix = f"If it is a file on the Hub, download it. {how_to_download(*remote)}" if remote else usual
             yield Problem(key, "there is no such file or folder", value=name, fix=similar_path(name) or fix)

@@ -35,7 +35,8 @@ BUSY_TOKENS = 4096  # in a batch: matrix products with fewer rows use less of a 
 class Fit:
     """Whether a way of training fits. method: full, lora or qlora.
 
-    memory_bytes: of the first way that fits, else of the one that needs least. rows: sequences in a batch;
+    memory_bytes: of the first way that fits, else of the one that needs least; is_most: with sequences of the longest
+    length, as the data has not been measured. rows: sequences in a batch;
     gradient_checkpointing: whether activations are computed again. why_not: why it can't be done here, or None. note:
     what it requires, or "".
     """
@@ -47,6 +48,7 @@ class Fit:
     gradient_checkpointing: bool
     why_not: str | None = None
     note: str = ""
+    is_most: bool = False
 
     @property
     def fits(self) -> bool:
@@ -55,7 +57,7 @@ class Fit:
     @property
     def reason(self) -> str:
         """What it needs, and of what, in words."""
-        needs = f"about {size(self.memory_bytes)} of {size(self.available_bytes)}"
+        needs = f"{'up to' if self.is_most else 'about'} {size(self.memory_bytes)} of {size(self.available_bytes)}"
         if self.why_not:
             return f"{self.why_not}: {needs}" if self.memory_bytes else self.why_not
         how = ", gradient checkpointing" if self.gradient_checkpointing else ""
@@ -143,7 +145,8 @@ def fits_in(resolved: Resolved) -> dict[str, Fit]:
         costs += [(way, found.estimate)] if found else []
     if not costs or not costs[0][1].memory_bytes:
         return {}
-    fits = {method: _fit(method, costs, resolved.machine) for method in METHODS}
+    most = resolved.is_upper_estimate
+    fits = {method: replace(_fit(method, costs, resolved.machine), is_most=most) for method in METHODS}
     if not _has_weights_to_quantize(resolved):
         fits[QLORA] = replace(fits[QLORA], why_not="requires a whole model in a Hugging Face folder or on the Hub")
     elif resolved.values["train"]["distributed"] == "fsdp" and resolved.values["device"] == "cuda":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import Problem, UserError, did_you_mean
+from llm_lab.errors import Problem, UserError, did_you_mean, suggest
 from llm_lab.estimate.gguf_header import SUFFIX, file_on_the_hub, how_to_download, is_gguf
 from llm_lab.safe_text import redact_values
 
@@ -309,12 +309,11 @@ def _is_work(path: Path) -> bool:
 
 def no_such_run(name: str, *, root: Path = ROOT) -> UserError:
     """Return the error for a name that no run has."""
-    names = [path.name for path in (root.iterdir() if root.is_dir() else ()) if _is_work(path)]
-    known = [*(f"{root}/{one}" for one in names), *names]
-    fix = did_you_mean(name, known)
+    names = sorted(path.name for path in (root.iterdir() if root.is_dir() else ()) if _is_work(path))
+    fix = did_you_mean(name, [*(f"{root}/{one}" for one in names), *names])
     if not fix and (remote := file_on_the_hub(name)):
         fix = f"If it is a file on the Hub, download it. {how_to_download(*remote)}"
-    fix = fix or f"Your runs are in {root}/; `llm-lab list runs` lists them."
+    fix = fix or suggest(name, names, f"There are no runs in {root}/ yet.")
     return UserError(Problem(name, "there is no such run or model", fix=fix))
 
 
@@ -346,7 +345,7 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     if existing is not None:
         why, fix = "no model has been saved here yet", "A run has a model once it has saved its first checkpoint."
         if existing.is_dir() and not any((existing / name).exists() for name in ("run.json", "recipe.yaml")):
-            why, fix = "this folder is neither a run nor a model", "`llm-lab list runs` lists your runs."
+            why, fix = "this folder is neither a run nor a model", f"Your runs are in {root}/."
         if inner := [run.path for run in list_runs(existing) if run.saved_models()]:
             why = "this folder holds several runs, such as those of a study, and no model of its own"
             fix = f"Name one of them: {', '.join(map(str, inner))}."

@@ -143,7 +143,7 @@ def find_folder(name: str, *, root: Path = ROOT) -> tuple[Path, str]:
     if kind is None:
         run = next((one for one in path.parents if kind_of(one)), None)
         why = f"it is a part of {run}" if run else "it was not made by LLM Lab"
-        raise UserError(Problem(name, f"{why}, so it is left alone", fix="`llm-lab list runs` lists your runs."))
+        raise UserError(Problem(name, f"{why}, so it is left alone", fix=f"Name a run in {root}/."))
     return path, kind
 
 

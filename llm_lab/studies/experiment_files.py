@@ -17,7 +17,7 @@ from typing import Any, Literal, Optional, get_args, get_origin
 
 from pydantic import Field, create_model
 
-from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of, suggest
 from llm_lab.recipe.fields import Bool, Float, Group, Int, Key, keys_of
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.validate import validate_as
@@ -81,8 +81,8 @@ def find_experiment(name: str) -> Experiment:
     wanted = _same(name.removesuffix(".py"))
     found = next((one for one in known if wanted in map(_same, (one.name, one.title, str(one.file)[:-3]))), None)
     if found is None:
-        fix = did_you_mean(name, [one.name for one in known]) or "`llm-lab study` lists them."
-        raise UserError(Problem(name, "there is no such experiment", fix=fix))
+        fix = suggest(name, [one.name for one in known], "There are none.")
+        raise UserError(Problem(name, "there is no such study", fix=fix))
     if found.error:
         raise UserError(Problem(str(found.file), found.error))
     return found

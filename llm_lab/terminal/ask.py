@@ -40,6 +40,7 @@ SELECTS = "Space selects"
 ROOM_TO_TYPE = 16
 BESIDE_REASON = 8  # columns of the mark and the brackets of a reason
 ANOTHER = "another value ..."
+READ = "Enter goes back"
 LEFT_OUT_FIRST = ("size", "age", "stage")  # columns of a table that is too wide
 NUMBERS = ("size", "age")  # columns whose entries are aligned to the right
 LEAST_NAME = 12
@@ -47,11 +48,12 @@ PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
 
 
-def ask(question: Question, *, above: int = 0, pane: str = "", show_help: bool = False) -> Any:
+def ask(question: Question, *, above: int = 0, pane: str = "", trouble: str = "", show_help: bool = False) -> Any:
     """Ask a question and return the answer. Raises Back, and Resized.
 
     above: how many lines are above the question on the screen, so that all of it fits the terminal. pane: a text that
-    is scrolled above its choices. show_help: whether the help is open from the start.
+    is scrolled above its choices. trouble: why the default was refused; a change of it removes that. show_help: whether
+    the help is open from the start.
     """
     if question.kind in ("choice", "several") and all(choice.why_not for choice in question.choices):
         if question.kind == "several":
@@ -61,17 +63,18 @@ def ask(question: Question, *, above: int = 0, pane: str = "", show_help: bool =
         from .path_picker import pick_path, pick_plainly
 
         if is_plain():
-            return pick_plainly(question, _read_line)
-        return pick_path(question, above, run=_run, style=style())
+            return pick_plainly(question, _read_line, trouble)
+        return pick_path(question, above, trouble, run=_run, style=style())
     if is_plain():
-        return _ask_plainly(question)
+        return _ask_plainly(question, trouble)
     if question.kind == "text" and question.choices:
         another = Choice(ANOTHER, ANOTHER, effect=question.allowed)
-        picked = _ask_list(replace(question, kind="choice", choices=(*question.choices, another)), above, "", show_help)
+        listed = replace(question, kind="choice", choices=(*question.choices, another))
+        picked = _ask_list(listed, above, "", trouble, show_help)
         return _ask_text(question) if picked == ANOTHER else picked
     if question.kind in ("choice", "several"):
-        return _ask_list(question, above, pane, show_help)
-    return _ask_text(question, show_help)
+        return _ask_list(question, above, pane, trouble, show_help)
+    return _ask_text(question, trouble, show_help)
 
 
 def needed_lines(question: Question) -> int:
@@ -79,7 +82,7 @@ def needed_lines(question: Question) -> int:
     return 1 + len(question.choices) + max((len(wrap_lines(choice.effect)) for choice in question.choices), default=0)
 
 
-def _ask_list(question: Question, above: int, pane: str, show_help: bool) -> Any:
+def _ask_list(question: Question, above: int, pane: str, trouble: str, show_help: bool) -> Any:
     import questionary
 
     several = question.kind == "several"
@@ -115,7 +118,7 @@ def _ask_list(question: Question, above: int, pane: str, show_help: bool) -> Any
         side=(lambda box: question.screen.side) if side is None else lambda box: side(box.choice),
         pane=pane,
     )
-    footer.can_finish, footer.show_help = question.can_finish, show_help
+    footer.can_finish, footer.show_help, footer.trouble = question.can_finish, show_help, trouble
     prompt.application.erase_when_done = True  # or a long line that was picked would be wrapped
     control = next(w.content for w in prompt.application.layout.find_all_windows() if hasattr(w.content, "pointed_at"))
 
@@ -124,6 +127,13 @@ def _ask_list(question: Question, above: int, pane: str, show_help: bool) -> Any
             return [box.choice.value for box in boxes if box in control.selected_options]
         return control.get_pointed_at().value.choice.value
 
+    refused = so_far()
+
+    def forget_trouble(_: Any) -> None:
+        if trouble and footer.trouble == trouble and so_far() != refused:
+            footer.trouble = ""
+
+    prompt.application.before_render += forget_trouble
     picked = _run(prompt, footer, so_far)
     return so_far() if several else picked.choice.value
 
@@ -203,7 +213,7 @@ def reason_of(choice: Choice, columns: int | None = None) -> str | None:
     return fit_words(one_line(choice.why_not), room) if choice.why_not else None
 
 
-def _ask_text(question: Question, show_help: bool = False) -> str:
+def _ask_text(question: Question, trouble: str = "", show_help: bool = False) -> str:
     """Ask for a text; typing replaces the default."""
     text, default = one_line(question.text), str(question.default or "")
     hint = _hint(question)
@@ -215,7 +225,7 @@ def _ask_text(question: Question, show_help: bool = False) -> str:
     # A check that takes a while is the driver's, after the prompt.
     check = (lambda text: None) if question.wait else question.problem
     footer = lay_out_text(prompt.application, question.why, allowed, check)
-    footer.can_finish, footer.show_help = question.can_finish, show_help
+    footer.can_finish, footer.show_help, footer.trouble = question.can_finish, show_help, trouble
     return _run(prompt, footer, lambda: prompt.application.current_buffer.text).strip()
 
 
@@ -231,7 +241,7 @@ def _text_prompt(message: list[tuple[str, str]], default: str = "") -> Any:
     return Prompt(session.app)
 
 
-def wait_for_enter(message: str = "Enter goes back") -> None:
+def wait_for_enter(message: str = READ) -> None:
     """Wait, so that what was printed can be read."""
     with contextlib.suppress(Back, KeyboardInterrupt, EOFError):
         if is_plain():
@@ -241,7 +251,20 @@ def wait_for_enter(message: str = "Enter goes back") -> None:
         _run(prompt, lay_out_text(prompt.application, "", "", lambda text: None))
 
 
-def _ask_plainly(question: Question) -> Any:
+def read(text: str, *, above: int) -> None:
+    """Show a text, scrolled where it is longer than the screen, until Enter is pressed. Raises Resized.
+
+    above: how many lines are above it on the screen.
+    """
+    prompt = _text_prompt([("class:question", f"{READ} ")])
+    app = prompt.application
+    footer = lay_out_text(app, "", "", lambda text: None)
+    prompt_layout.attach_pane(app, footer, text, lambda: app.output.get_size().rows - above - 2, arrows=True)
+    with contextlib.suppress(Back, KeyboardInterrupt, EOFError):
+        _run(prompt, footer, lambda: "")
+
+
+def _ask_plainly(question: Question, trouble: str) -> Any:
     """Ask with lines only: a number or a text."""
     print(printable(question.text))
     if question.allowed:
@@ -251,11 +274,13 @@ def _ask_plainly(question: Question) -> Any:
         text = f"{choice.cells[0]}: {', '.join(filter(None, choice.cells[1:]))}" if choice.cells else choice.text
         print(numbered(number, text, not_now))
     read = _read_numbers if question.choices else _read_text
-    answer, trouble = read(question)
-    while trouble:
-        print(printable(trouble))
-        answer, trouble = read(question)
-    return answer
+    refused: str | None = trouble
+    while True:
+        if refused:
+            print(printable(_folded(refused)))
+        answer, refused = read(question)
+        if not refused:
+            return answer
 
 
 def _folded(text: str) -> str:

@@ -18,7 +18,7 @@ from llm_lab.runs.comparison import (
     reference_of,
     verdict,
 )
-from llm_lab.runs.folder import RunFolder, run_of
+from llm_lab.runs.folder import ROOT, RunFolder, run_of
 from llm_lab.runs.glossary import name_of
 
 from .console import has_colors, make_console, one_line, printable, supports_unicode
@@ -67,6 +67,14 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(line, no_wrap=True, overflow="crop")
     for remark in comparison.remarks:
         console.print(Text(printable(remark), style="help"), overflow="fold")
+
+
+def name_models(comparison: Comparison) -> str:
+    """Return the letter and the name of each model on one line; over time, which checkpoints."""
+    names = [one_line(model.name).removeprefix(f"{ROOT}/") for model in comparison.models]
+    if comparison.over_time:
+        return f"{names[0]} to {names[-1]}"
+    return " · ".join(f"{letter} {name}" for letter, name in zip(letters(comparison), names, strict=True))
 
 
 def _print_models(comparison: Comparison, console: Console, *, modes: bool = True) -> None:

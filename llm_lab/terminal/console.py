@@ -61,33 +61,6 @@ def set_plain() -> None:
     os.environ[PLAIN] = "1"
 
 
-_in_wizard = False
-PAGES = {"llm-lab list runs": "Runs", "llm-lab list recipes": "Run a recipe", "llm-lab study": "Experiments"}
-
-
-@contextlib.contextmanager
-def wizard_pages() -> Iterator[None]:
-    """Let everything that is printed name the wizard's pages instead of commands."""
-    global _in_wizard
-    before, _in_wizard = _in_wizard, True
-    try:
-        yield
-    finally:
-        _in_wizard = before
-
-
-def with_pages(text: str) -> str:
-    """Return a text as it is shown: in the wizard with the name of its page instead of a command that lists things."""
-    for command, page in PAGES.items() if _in_wizard else ():
-        text = text.replace(f"`{command}`", page)
-    return text
-
-
-def in_wizard() -> bool:
-    """Whether the wizard shows what is printed: what one can do next is on its pages."""
-    return _in_wizard
-
-
 def columns() -> int:
     """Return the width of the terminal, 80 where there is none. COLUMNS sets it."""
     return shutil.get_terminal_size().columns
@@ -295,6 +268,6 @@ def print_error(error: LabError) -> None:
 
     console = make_console(stderr=True)
     for problem in error.problems:
-        subject, _, rest = with_pages(str(problem)).partition(": ")
+        subject, _, rest = str(problem).partition(": ")
         text = Text.assemble((printable(subject), "bad"), ": " if rest else "", printable(rest))
         console.print(text, soft_wrap=not console.is_terminal)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.runs.disk import write_atomically
-from llm_lab.wizard.home import DRAFT, LEAVE, MODELS, draft_question, menu_question, next_of
+from llm_lab.wizard.home import DRAFT, EVALUATE, LEAVE, LOOK, MODELS, draft_question, menu_question, next_of
 from llm_lab.wizard.questions import (
     CheckpointDetails,
     Compare,
@@ -45,7 +45,7 @@ from llm_lab.wizard.questions import (
 )
 from llm_lab.wizard.walk import Walk, read_drafts, write_drafts
 
-from .ask import Back, ask, needed_lines, wait_for_enter
+from .ask import Back, ask, needed_lines, read, wait_for_enter
 from .console import (
     captured_output,
     clear_screen,
@@ -56,8 +56,6 @@ from .console import (
     print_waiting,
     printable,
     rows,
-    with_pages,
-    wizard_pages,
 )
 from .keyboard import Keyboard, ignored_keys
 from .prompt_layout import Finish, Resized, wrapped
@@ -68,7 +66,7 @@ if TYPE_CHECKING:
 
 KEPT = "Your answers are kept as a draft."
 IGNORED = "Keys pressed while you waited were ignored."
-READ_AT_ONCE = (Compare, LookInside, ReplayLineage, RunDoctor, RenameRun, DeleteRun, WriteRecipe)
+READ_AT_ONCE = (ReplayLineage, RenameRun, DeleteRun, WriteRecipe)
 ROWS_WITH_CURVE = 24  # of a terminal; a lower one has no room for it
 SCROLLED_LINES = 12  # above a question that is asked below what was printed, which may scroll
 
@@ -79,12 +77,12 @@ class Commands:
 
     start: Callable[..., int]  # (recipe, overrides, resume=, show_plan=)
     chat: Callable[[str], int]
-    show: Callable[[str], int]
-    compare: Callable[..., int]  # (checkpoints, prompts=, steps=, adapter_off=)
+    show: Callable[..., int]  # (checkpoint, heading=)
+    compare: Callable[..., int]  # (checkpoints, prompts=, steps=, adapter_off=, show=)
     replay: Callable[[str], int]
-    doctor: Callable[[], int]
+    doctor: Callable[..., int]  # (title=, show=)
     study: Callable[..., int]  # (experiment, options)
-    look: Callable[..., int]  # (checkpoint, text=, against=, steps=)
+    look: Callable[..., int]  # (checkpoint, text=, against=, steps=, show=)
     sweep: Callable[..., int]  # (recipe, words, seeds=, preset=)
     duel: Callable[..., int]  # (recipe, words, seeds=, other=)
     resume_sweep: Callable[[str], int]
@@ -98,17 +96,13 @@ def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = 
     if not is_plain():  # which reads lines
         Keyboard().open()  # until the process ends: no key is echoed between two pages, or later at the shell
     wizard = Wizard(commands, debug)
-    with wizard_pages():
-        if start is not None:
-            wizard.open(start)
-        last: Any = None
-        while last != LEAVE:
-            last = wizard.ask_menu(last)
-            if last == LEAVE:
-                continue
-            known = wizard.drafts.get(last[1]) if last[0] == DRAFT else None
-            wizard.open(known or next_of(last))
-            last = [DRAFT, wizard.kept] if wizard.kept else last
+    if start is not None:
+        wizard.open(start)
+    last: Any = None
+    while (last := wizard.ask_menu(last)) != LEAVE:
+        known = wizard.drafts.get(last[1]) if last[0] == DRAFT else None
+        wizard.open(known or next_of(last))
+        last = [DRAFT, wizard.kept] if wizard.kept else last
     clear_screen(make_console())
     return 0
 
@@ -135,7 +129,7 @@ class Wizard:
             try:
                 if upcoming:
                     begun = self._begin(upcoming)
-                    walks = [*walks, begun] if upcoming.can_return else [begun]
+                    walks = [*(walks if upcoming.can_return else walks[:-1]), begun]
                     upcoming = None
                 upcoming = self._finish(*walks[-1])
                 if upcoming is None:
@@ -150,6 +144,7 @@ class Wizard:
                 if walks:
                     walks[-1][1].back()
             except (KeyboardInterrupt, EOFError):
+                _end_line()
                 if walks:
                     self._keep(*walks[-1])
                 return
@@ -161,20 +156,29 @@ class Wizard:
             try:
                 return self.ask(replace(menu_question(last, tuple(self.drafts)), notice=notice))
             except Back:
-                if is_sure:
-                    return LEAVE
-                notice, is_sure = "Enter b again to quit." if is_plain() else "Press Esc again to quit.", True
-            except (KeyboardInterrupt, EOFError):
-                if is_plain():
-                    print("\nStopped.")  # the shell's line is below it
+                again = "Enter b again to quit." if is_plain() else "Press Esc again to quit."
+            except KeyboardInterrupt:
+                _end_line()
+                again = "Press Ctrl-C again to quit."
+            except EOFError:
+                _end_line()
                 return LEAVE
+            if is_sure:
+                return LEAVE
+            notice, is_sure = again, True
 
     def ask(
-        self, question: Question, keep: Callable[[Question], None] = lambda page: None, *, show_help: bool = False
+        self,
+        question: Question,
+        keep: Callable[[Question], None] = lambda page: None,
+        *,
+        trouble: str = "",
+        show_help: bool = False,
     ) -> Any:
         """Draw the screen of a question and ask until the answer is accepted. Raises Back.
 
-        keep: gets a page after each change. show_help: whether the help of the question is open.
+        keep: gets a page after each change. trouble: why the default, which was answered before, was refused.
+        show_help: whether the help of the question is open.
         """
         if self._has_ignored:
             notice = "\n".join(filter(None, (question.notice, IGNORED)))
@@ -189,13 +193,13 @@ class Wizard:
             return ask_form(question, ask_one=self.ask, keep=keep, numbers=numbers_of)
         above, pane = self._draw(question)
         try:
-            answer = ask(question, above=above, pane=pane, show_help=show_help)
+            answer = ask(question, above=above, pane=pane, trouble=trouble, show_help=show_help)
         except Resized as resized:
-            again = replace(question, default=resized.answer, notice=resized.trouble or question.notice)
-            return self.ask(again, keep, show_help=resized.show_help)
+            again = replace(question, default=resized.answer)
+            return self.ask(again, keep, trouble=resized.trouble, show_help=resized.show_help)
         with self._waiting(question.wait) if question.wait else contextlib.nullcontext():
-            trouble = question.problem(answer)
-        return self.ask(replace(question, default=answer, notice=trouble)) if trouble else answer
+            refused = question.problem(answer)
+        return self.ask(replace(question, default=answer), trouble=refused) if refused else answer
 
     @contextlib.contextmanager
     def _waiting(self, text: str) -> Iterator[None]:
@@ -310,10 +314,10 @@ class Wizard:
         console = begin_screen(screen.title, screen.where)
         with captured_output() as output:
             if isinstance(screen.panel, CheckpointDetails):
-                self.commands.show(screen.panel.checkpoint)
+                self.commands.show(screen.panel.checkpoint, heading=False)
             _print_screen(console, screen)
             for text, style in ((question.notice, "warn"), (question.help, "help")):
-                for line in with_pages(printable(text)).splitlines():
+                for line in printable(text).splitlines():
                     indent = len(line) - len(line.lstrip())
                     console.print(wrapped(line, console.width, indent and indent + 2), style=style)
         text, title = output.getvalue(), bool(screen.title)
@@ -357,17 +361,19 @@ class Wizard:
             print_waiting("Preparing ...")
             self.commands.start(effect.recipe, effect.overrides, resume=effect.resume, show_plan=False)
         elif isinstance(effect, Compare):
-            begin_screen("Evaluate", "side by side")
+            begin_screen(EVALUATE, "side by side")
             names, options = effect.checkpoints, {"steps": effect.steps, "adapter_off": effect.adapter_off}
-            self.commands.compare(names, prompts=effect.prompts, **options)
+            self.commands.compare(names, prompts=effect.prompts, show=partial(show_page, EVALUATE), **options)
         elif isinstance(effect, LookInside):
-            begin_screen("Look inside", effect.checkpoint)
-            self.commands.look(effect.checkpoint, text=effect.text, against=effect.against, steps=effect.steps)
+            title = (LOOK, effect.checkpoint)
+            begin_screen(*title)
+            of = {"text": effect.text, "against": effect.against, "steps": effect.steps}
+            self.commands.look(effect.checkpoint, show=partial(show_page, *title), **of)
         elif isinstance(effect, ReplayLineage):
             begin_screen("Replay", effect.checkpoint)
             self.commands.replay(effect.checkpoint)
         elif isinstance(effect, StartStudy):
-            begin_screen("Experiments", effect.experiment)
+            begin_screen("Study", effect.experiment)
             self.commands.study(effect.experiment, effect.options)
         elif isinstance(effect, StartSweep):
             begin_screen("Sweep", effect.recipe)
@@ -384,7 +390,7 @@ class Wizard:
         elif isinstance(effect, RunDoctor):
             begin_screen("Doctor")
             print_waiting("Reading ...")
-            self.commands.doctor()
+            self.commands.doctor(title="", show=partial(show_page, "Doctor", ""))
         elif isinstance(effect, RenameRun):
             _rename_run(effect)
         elif isinstance(effect, DeleteRun):
@@ -395,6 +401,27 @@ class Wizard:
             _keep_card(effect)
         elif isinstance(effect, WriteRecipe):
             _write_recipe(effect)
+
+
+def show_page(title: str, where: str, draw: Callable[[], None]) -> None:
+    """Show what a command found on a page of its own, scrolled below the title, until Enter is pressed."""
+    while True:
+        begin_screen(title, where)
+        with captured_output() as output:
+            draw()
+        if is_plain():
+            print(output.getvalue(), end="")
+            return wait_for_enter()
+        try:
+            return read(output.getvalue(), above=1)
+        except Resized:
+            continue  # it is drawn again, for the new width
+
+
+def _end_line() -> None:
+    """End the line on which a key such as Ctrl-C ended a question of plain mode."""
+    if is_plain():
+        print()
 
 
 def numbers_of(question: Question, columns: int, most: int) -> list[Any]:
@@ -470,13 +497,12 @@ def _show_tokens(effect: ShowTokens) -> None:
     from llm_lab.evaluation.xray import xray_stages
     from llm_lab.hf.load import quiet_libraries
 
-    from .xray_view import page_xray
+    from .xray_view import print_xray
 
     quiet_libraries()
     with ignored_keys():
         stages = xray_stages([effect.resolved.recipe], examples=1)
-    with contextlib.suppress(Back):
-        page_xray(stages, lambda: begin_screen(effect.title, "the data as tokens"), end="Enter goes back to the review")
+    show_page(effect.title, "the data as tokens", partial(print_xray, stages))
 
 
 def _rename_run(effect: RenameRun) -> None:
@@ -509,5 +535,5 @@ def _keep_card(effect: KeepCard) -> None:
 
 def _write_recipe(effect: WriteRecipe) -> None:
     write_atomically(effect.path, effect.text)
-    text = f"Written: {effect.path}. Experiment, Run a recipe lists it."
+    text = f"Written: {effect.path}. Experiments, Run a recipe lists it."
     make_console().print(one_line(text), style="good")

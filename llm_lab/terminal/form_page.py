@@ -11,6 +11,7 @@ from .page_lines import Place, lay_out
 from .page_state import ACTIONS, ESSENTIALS, MORE, VIEWS, FormPage
 from .prompt_layout import Back, Finish
 
+NUMBER_SIGNS = "0123456789.-+"  # with which a number begins that is typed over a value
 PAGE = 8  # lines that Page Up and Page Down move
 
 
@@ -201,8 +202,8 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
             page.type_filter(f"{page.filter or ''}{typed}")
         elif typed == "/" or row is None:
             page.type_filter("" if typed == "/" else typed)
-        elif row.question is not None and row.question().kind == "text":
-            begin(row, typed)
+        elif (typed in NUMBER_SIGNS or len(typed) > 1) and row.question is not None and row.question().kind == "text":
+            begin(row, typed)  # a letter filters, as in every list; what is pasted is a value
         else:
             page.type_filter(typed)
 

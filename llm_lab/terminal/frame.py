@@ -348,7 +348,7 @@ def help_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
     return pages if pages[0] else []
 
 
-_VERDICTS = {True: "looks healthy, ", False: "needs attention, ", None: ""}
+_VERDICTS = {True: "looks healthy, ", False: "needs attention (!), ", None: ""}
 
 
 def _sample_pages(track: Track, columns: int, room: int) -> list[list[Text]]:

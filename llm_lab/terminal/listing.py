@@ -26,7 +26,7 @@ from llm_lab.runs.folder import RunFolder, is_reward_model, run_of
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
 from llm_lab.wizard.recipe_question import recipe_summary
 
-from .console import in_wizard, is_plain, make_console, one_line, supports_unicode
+from .console import is_plain, make_console, one_line, supports_unicode
 from .prompt_layout import wrapped
 from .run_list import print_runs
 
@@ -144,7 +144,7 @@ def _print_parts(console: Any) -> None:
         console.print(table(key, choices.items()))
 
 
-def print_doctor(findings: Sequence[Any]) -> None:
+def print_doctor(findings: Sequence[Any], title: str) -> None:
     """Print what the machine can do, and how to fix what it can't."""
     from rich.text import Text
 
@@ -156,7 +156,7 @@ def print_doctor(findings: Sequence[Any]) -> None:
         if finding.fix:
             text.append(f"\n{finding.fix}", style="help")
         rows.append((Text(marks[finding.status], style=finding.status), finding.name, text))
-    console.print(table("doctor", rows))
+    console.print(table(title, rows))
 
 
 # Marks of a model on the main line, of one on a side branch, and below either; with and without line drawing.
@@ -166,10 +166,11 @@ SHOWN_EVALUATIONS, SHOWN_NUMBERS = 5, 8
 Row = tuple[str, str]
 
 
-def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
+def print_checkpoint(name: str, folder: str, *, digest_of: Digest, heading: bool = True) -> None:
     """Print what a checkpoint is, and its lineage.
 
     folder: of its weights, or of a run without a model. digest_of: returns the digest of a folder's weights.
+    heading: whether the name is above it.
     UserError if it can't be read.
     """
 
@@ -183,11 +184,12 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
     has_model = is_gguf(path) or (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
     rows = [*(_model_rows(name, path) if has_model or run is None else [("folder", folder)])]
     if run is not None:
-        rows += _run_rows(run, node)
+        # What went wrong comes first: a low terminal shows the beginning.
+        rows = [*rows, *_run_rows(run, node)] if run.status() == "done" else [*_run_rows(run, node), *rows]
     elif (broken := run_of(path)) is not None:
         rows += [("run", f"{broken.path}: {broken.status()}"), *(("warning", text) for text in warnings_of(broken))]
     rows += [("evaluation", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
-    title = "" if in_wizard() else one_line(name)  # the wizard has it above
+    title = one_line(name) if heading else ""
     console.print(_facts(title, [(key, one_line(str(value))) for key, value in rows], console.width))
     if run is not None or node.links:
         console.print()
@@ -231,8 +233,7 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     if is_reward_model(folder):
         return [*rows, ("reward model", "scores texts; it can't generate text or be exported")]
     if not whole:
-        how = "merge it (Design and train)" if in_wizard() else f"llm-lab merge {name}"
-        rows.append(("loads in", f"peft, together with its base; for a full model: {how}"))
+        rows.append(("loads in", "peft, together with its base; merge it (llm-lab merge) for a full model"))
     return rows + _loading_rows(config, *(("loads in", "GGUF") if whole else ("merged", "merged, GGUF")))
 
 

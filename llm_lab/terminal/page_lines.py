@@ -218,12 +218,12 @@ def _bottom(page: FormPage, columns: int, most: int, *, wide: bool, edits: bool)
             allowed = _first_lines(row.question().allowed, columns, most - len(trouble))
             lines += [[("class:dim", line)] for line in allowed]
     elif not wide and not page.is_read:
-        general = "" if page.row else " ".join(page.question.why.splitlines())
+        general = "" if page.row else page.question.why.partition("\n")[0]
         about = _shortened(_about(page), columns, most)
         about = about or [("class:dim", line) for line in _first_lines(general, columns, most - 1)]
         lines += [[fragment] for fragment in about] + [[("", "")]] * (LEAST_ABOUT - len(about))
     lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - BESIDE_COMMAND))])
-    keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "/ filter", "Tab yours/all"]
+    keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "type to filter", "Tab yours/all"]
     keys += ["Ctrl-R recipe", "? help", "Esc back"]
     if page.is_read:
         keys = ["↑↓ scroll", "Esc back to the page"]
@@ -293,12 +293,11 @@ def _side(page: FormPage, columns: int) -> Lines:
         texts = [f"{name}: {about}" for name, about in groups if about]
         return lines + [[("class:dim", line)] for text in texts for line in ["", *_wrap(text, columns)]]
     question = row.question()
-    lines = [[("class:heading", line)] for line in _wrap(question.text, columns)]
-    lines += [[("class:help", line)] for line in _wrap(row.help, columns)]
+    lines = [[("class:help", line)] for line in _wrap(row.help, columns)]
     origin = f"{row.origin}: {row.reason}" if row.reason else row.origin
     lines += [[("", line)] for line in _wrap(f"Now {one_line(row.value)} ({origin}).", columns)]
     lines += _choice_lines(question, columns)
-    texts = [*question.why.splitlines()[1:], question.allowed, page.form.sections.get(row.section, "")]
+    texts = [*question.why.splitlines(), question.allowed, page.form.sections.get(row.section, "")]
     return lines + [[("class:dim", line)] for text in texts if text for line in ["", *_wrap(text, columns)]]
 
 
@@ -316,11 +315,17 @@ def _choice_lines(question: Question, columns: int) -> Lines:
     return [[("", "")], *lines] if lines else []
 
 
-def with_remarks_near(lines: list[str]) -> list[str]:
-    """Return the lines of a recipe with their remarks two columns after the longest of them."""
+def with_remarks_near(lines: list[str], columns: int) -> list[str]:
+    """Return the lines of a recipe with their remarks wrapped in a column that begins after the longest of them."""
     parts = [(line.rstrip(), remark) for line, _, remark in (line.partition("  # ") for line in lines)]
-    column = max((_width(line) for line, remark in parts if remark), default=0) + 2
-    return [f"{_pad(line, column)}# {remark}" if remark else line for line, remark in parts]
+    column = min(max((_width(line) for line, remark in parts if remark), default=0) + 2, columns // 2)
+    found = []
+    for line, remark in parts:
+        notes = [f"# {note}" for note in _wrap(remark, columns - column - len("# "))]
+        before = [line, *[""] * (len(notes) - 1)] if _width(line) + 2 <= column else [line, *[""] * len(notes)]
+        after = notes if len(notes) == len(before) else ["", *notes]
+        found += [f"{_pad(left, column)}{right}" if right else left for left, right in zip(before, after, strict=True)]
+    return found
 
 
 def _fits_below(page: FormPage, columns: int) -> bool:
@@ -331,7 +336,8 @@ def _fits_below(page: FormPage, columns: int) -> bool:
 
 def _recipe(page: FormPage, columns: int) -> Lines:
     text = page.form.recipe() if page.form.recipe else ""
-    lines = [_cut_at_word(line, columns) for line in with_remarks_near([*map(one_line, text.splitlines())])]
+    near = with_remarks_near([*map(one_line, text.splitlines())], columns)
+    lines = [part for line in near for part in _wrap_indented(line, columns)]
     if not _fits_below(page, columns):
         lines += ["", "The same as a command:", *_wrap(page.form.command, columns)]
     return [[("", line)] for line in lines]
@@ -362,10 +368,12 @@ def _fit_command(text: str, columns: int) -> str:
     return text if len(tail) == len(words) - 3 else _fit(" ".join([*head, "…", *tail]), columns)
 
 
-def _cut_at_word(text: str, columns: int) -> str:
-    indent = text[: len(text) - len(text.lstrip())]
-    fitting = _fit(text.strip(), columns - len(indent))
-    return indent + (fitting or _cut(text.strip(), columns - len(indent)))
+def _wrap_indented(line: str, columns: int) -> list[str]:
+    """Return a line of a recipe; a longer one wrapped, its further lines a little to the right of where it begins."""
+    if _width(line) <= columns:
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(line, columns, initial_indent="", subsequent_indent=f"{indent}    ", break_on_hyphens=False)
 
 
 def _cut(text: str, columns: int) -> str:

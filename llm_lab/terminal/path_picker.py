@@ -147,11 +147,11 @@ def _parent(folder: str) -> str:
     return str(here.relative_to(current)) if here.is_relative_to(current) else str(here)
 
 
-def pick_path(question: Question, above: int, *, run: Callable[..., Any], style: Any) -> Any:
+def pick_path(question: Question, above: int, trouble: str = "", *, run: Callable[..., Any], style: Any) -> Any:
     """Ask for a path, or several, with a list of what is there. Raises Back.
 
-    above: how many lines are above the question on the screen. run: asks a prompt that has a footer, with the keys of
-    every question. style: of prompts.
+    above: how many lines are above the question on the screen. trouble: why the default was refused. run: asks a prompt
+    that has a footer, with the keys of every question. style: of prompts.
     """
     import questionary
     from prompt_toolkit.application import Application, get_app_session
@@ -285,7 +285,8 @@ def pick_path(question: Question, above: int, *, run: Callable[..., Any], style:
         filters=False,
     )
     footer.is_untouched = lambda: not place.typed  # type: ignore[method-assign]
-    place.forgets = bool(question.notice) and len(default) == 1
+    footer.trouble = trouble
+    place.forgets = bool(trouble) and len(default) == 1
     if place.forgets and not any(row.answer == default[0] for row in place.rows()):
         place.typed, place.was_refused = default[0], True
     offers_none = any(choice.value == "" for choice in question.choices)
@@ -310,7 +311,7 @@ def _title_in(row: Row, columns: int) -> str:
     return fit_words(row.title, min(columns, text_columns()) - BESIDE_TITLE)
 
 
-def pick_plainly(question: Question, read_line: Callable[[Question, str, str], str]) -> Any:
+def pick_plainly(question: Question, read_line: Callable[[Question, str, str], str], trouble: str = "") -> Any:
     """Ask for a path, or several, with numbered lines; a path may be typed, too. Raises Back.
 
     read_line: (question, before, default) -> the text that was typed, or the default.
@@ -327,6 +328,8 @@ def pick_plainly(question: Question, read_line: Callable[[Question, str, str], s
             not_now = f"  (not available: {row.why_not})" if row.why_not else ""
             title = row.title.removeprefix(UNMARKED).strip()
             print(numbered(number, title, not_now))
+        if trouble:
+            print(printable(trouble))
         text = read_line(question, "Numbers or a path" if several else "Number or path", default)
         words = text.replace(",", " ").split()
         numbers = [int(word) for word in words if word.isdecimal() and 1 <= int(word) <= len(rows)]
@@ -334,6 +337,7 @@ def pick_plainly(question: Question, read_line: Callable[[Question, str, str], s
             picked = [rows[number - 1] for number in numbers]
             if len(picked) == 1 and picked[0].goes_to is not None:
                 place.go(picked[0].goes_to)
+                trouble = ""
                 continue
             trouble = next((f"Not available: {row.why_not}." for row in picked if row.why_not), "")
             paths = [row.answer for row in picked if row.answer]
@@ -344,4 +348,3 @@ def pick_plainly(question: Question, read_line: Callable[[Question, str, str], s
         trouble = trouble or ("" if question.wait else question.problem(answer) or "")
         if not trouble:
             return answer
-        print(printable(trouble))

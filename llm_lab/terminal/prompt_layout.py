@@ -271,7 +271,7 @@ def lay_out_list(
         most = (lambda: room() + 1) if pane else free
         _attach_side(app, footer, lambda: side(control.get_pointed_at().value)[: most() + len(footer.lines()) - 1])
     if pane:
-        _attach_pane(app, footer, pane, lambda: max(LEAST_LINES, free() - room() - 1))
+        attach_pane(app, footer, pane, lambda: max(LEAST_LINES, free() - room() - 1))
     return footer
 
 
@@ -300,8 +300,11 @@ def _scrollbar() -> Any:
     return Scrollbar(display_arrows=True)
 
 
-def _attach_pane(app: Any, footer: Footer, text: str, height: Callable[[], int]) -> None:
-    """Show a text above a prompt, a part at a time, and below it which part."""
+def attach_pane(app: Any, footer: Footer, text: str, height: Callable[[], int], *, arrows: bool = False) -> None:
+    """Show a text above a prompt, a part at a time, and below it which part.
+
+    height: how many lines there is room for. arrows: whether the arrow keys move it, too, as nothing else takes them.
+    """
     from prompt_toolkit.filters import IsDone
     from prompt_toolkit.formatted_text import ANSI, to_formatted_text
     from prompt_toolkit.formatted_text.utils import split_lines
@@ -317,16 +320,25 @@ def _attach_pane(app: Any, footer: Footer, text: str, height: Callable[[], int])
         last = min(len(lines), first + height())
         if last - first == len(lines):
             return []
-        keys = "Page Down: more" if last < len(lines) else "Page Up: back"
+        keys = "↑↓ scroll" if arrows else "Page Down: more" if last < len(lines) else "Page Up: back"
         return [("class:accent", f" lines {first + 1} to {last} of {len(lines)} · {keys}")]
 
     def scroll(by: int) -> None:
         nonlocal first
-        first = max(0, min(len(lines) - height(), first + by * max(1, height() - 1)))
+        first = max(0, min(len(lines) - height(), first + by))
 
-    footer.keys.add("pagedown", eager=True)(lambda event: scroll(1))
-    footer.keys.add("pageup", eager=True)(lambda event: scroll(-1))
-    body = Window(FormattedTextControl(shown), height=lambda: Dimension.exact(height()), wrap_lines=False)
+    def page() -> int:
+        return max(1, height() - 1)
+
+    footer.keys.add("pagedown", eager=True)(lambda event: scroll(page()))
+    footer.keys.add("pageup", eager=True)(lambda event: scroll(-page()))
+    if arrows:
+        for key, by in (("down", 1), ("up", -1), ("end", len(lines)), ("home", -len(lines))):
+            footer.keys.add(key, eager=True)(lambda event, by=by: scroll(by))
+        footer.keys.add(" ", eager=True)(lambda event: scroll(page()))
+    body = Window(
+        FormattedTextControl(shown), height=lambda: Dimension.exact(min(len(lines), height())), wrap_lines=False
+    )
     above = HSplit([body, Window(FormattedTextControl(where), height=1)])
     app.layout.container = HSplit([ConditionalContainer(above, filter=~IsDone()), app.layout.container])
 

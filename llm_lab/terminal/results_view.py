@@ -17,7 +17,8 @@ from llm_lab.runs.evaluations import numbers_of
 from llm_lab.runs.folder import RunFolder, is_reward_model
 from llm_lab.runs.glossary import name_of, quantity, write
 
-from .console import make_console, one_line
+from .console import columns, is_plain, make_console, one_line
+from .prompt_layout import fit_words, text_columns, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 PATH_LENGTH = 70  # about two lines next to the numbers
+LEAST_NAME = 20  # columns
+BESIDE_EXAMPLE = 11  # columns of the name of what is shown, and the space before it
 # The columns and rows of each table: the key in the evaluation, and the key in the glossary.
 LOSSES = {"loss": "text_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
 SCORES = (
@@ -233,9 +236,8 @@ def _example(example: Row) -> Text:
     lines += [("expected", example["reference"])] if example.get("reference") is not None else []
     text = Text()
     for name, value in lines:
-        shown = one_line(str(value).strip())
-        text.append(f"  {name:<9}", style="dim")
-        text.append(shown if len(shown) <= 66 else f"{shown[:65]}…")
+        text.append(f"  {name:<{BESIDE_EXAMPLE - 2}}", style="dim")
+        text.append(fit_words(one_line(str(value).strip()), max(LEAST_NAME, text_columns() - BESIDE_EXAMPLE)))
         text.append("\n")
     return text
 
@@ -246,13 +248,22 @@ def _all_rows(measured: Row) -> Iterator[Row]:
     yield from [measured["scores"]] if "scores" in measured else []
 
 
+def _width(cell: Any) -> int:
+    return len(one_line(str(cell)))
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    # What the other columns leave for the names, which are wrapped after slashes and spaces.
+    others = [max(_width(row[number]) for row in [head, *rows]) + 2 for number in range(1, len(head))]
+    room = max(LEAST_NAME, columns() - 2 - sum(others))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="help")
     for number, name in enumerate(head):
         table.add_column(Text(one_line(name)), overflow="fold", justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*(Text(one_line(cell)) if isinstance(cell, str) else cell for cell in row))
+        first, *rest = (one_line(cell) if isinstance(cell, str) else cell for cell in row)
+        first = wrapped(first, room) if isinstance(first, str) and not is_plain() else first
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in (first, *rest)))
     return table

@@ -90,6 +90,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = 
     from llm_lab.recipe.registry import STAGES
 
     from .frame import draw_curve
+    from .prompt_layout import wrapped
 
     if resolved is None:
         console.print("No estimates: some of the values don't fit together.", style="dim")
@@ -101,11 +102,14 @@ def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = 
     if train is None:
         return
     parameters = f"{count(cost.parameters)} parameters, " if cost.parameters else ""
-    seconds = f", {about_time(cost.wall_seconds)}" if cost.wall_seconds else ""
-    # Until their lengths are measured, for the plan, all sequences count as the longest that are allowed.
-    most = "at most " if resolved.examples is None and resolved.stage.examples != "text" else ""
-    memory = f", {most}{size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
-    console.print(Text(f"{parameters}{_length(values, cost)}{memory}{seconds}"))
+    needs = [f"{size(cost.memory_bytes)} of memory"] if cost.memory_bytes else []
+    needs += [about_time(cost.wall_seconds)] if cost.wall_seconds else []
+    if needs and resolved.is_upper_estimate:
+        console.print(Text(f"{parameters}{_length(values, cost)}"))
+        at_most = f"at most {' and '.join(needs).replace('about ', '')} with full sequences; the plan measures yours"
+        console.print(Text(wrapped(at_most, console.width)))
+    else:
+        console.print(Text(", ".join([f"{parameters}{_length(values, cost)}", *needs])))
     if not cost.fits:
         console.print(Text("This does not fit in memory.", style="bad"))
     if not curve:

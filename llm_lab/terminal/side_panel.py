@@ -74,7 +74,8 @@ def head_of(path: str) -> Iterator[Line]:
         return
     from .page_lines import with_remarks_near
 
-    for shown in with_remarks_near([one_line(line.rstrip()) for line in islice(text.splitlines(), MOST_LINES)]):
+    head = [one_line(line.rstrip()) for line in islice(text.splitlines(), MOST_LINES)]
+    for shown in with_remarks_near(head, 10**6):  # cut below
         yield Line(shown if len(shown) <= SIDE_COLUMNS else f"{shown[: SIDE_COLUMNS - 1]}…", "dim")
 
 

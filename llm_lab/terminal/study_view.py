@@ -1,4 +1,4 @@
-"""Experiments on the screen: the list, one with its options, and the end of a study."""
+"""Studies on the screen: the list, one with its options, and the end of one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.studies.experiment_files import Experiment, written
 from llm_lab.studies.study import REPORT_PAGE, shown
 
-from .console import in_wizard, make_console, one_line
+from .console import make_console, one_line
 from .listing import table
 from .prompt_layout import wrapped
 
@@ -25,7 +25,7 @@ def print_experiments(experiments: Sequence[Experiment]) -> None:
     console = make_console()
     own = [one for one in experiments if not one.is_shipped]
     shipped = [one for one in experiments if one.is_shipped]
-    for title, group in (("your experiments: ./experiments", own), ("experiments: llm-lab study NAME", shipped)):
+    for title, group in (("your studies: ./experiments", own), ("studies: llm-lab study NAME", shipped)):
         if group:
             console.print(table(title, [(Text(one_line(one.name)), _about(one)) for one in group]))
             console.print()
@@ -73,19 +73,18 @@ def print_study_end(folder: RunFolder) -> None:
     if folder.status() == "done":
         line = f"Report: {folder.path / REPORT_PAGE} (or {folder.report_path.name})"
     else:
-        how = "Its page under Runs" if in_wizard() else "The same command"
-        line = f"{folder.path}: {folder.status()}. {how} resumes it."
+        line = f"{folder.path}: {folder.status()}. Started again with the same options, it resumes."
     console.print(Text(line), soft_wrap=True)
 
 
-def print_study(folder: RunFolder) -> None:
-    """Print what a study is: its experiment and options, its runs, its results."""
+def print_study(folder: RunFolder, *, heading: bool = True) -> None:
+    """Print what a study is: its title and options, its runs, its results. heading: whether its name is above it."""
     from rich.text import Text
 
     console = make_console()
     facts = folder.facts()
     about = facts["study"]
-    rows = [("study", f"{folder.path}: {folder.status()}"), ("experiment", str(about.get("title")))]
+    rows = [("study", f"{folder.path}: {folder.status()}"), ("title", str(about.get("title")))]
     rows += [("command", str(about["command"]))] if about.get("command") else []
     if facts.get("error"):
         rows.append(("error", str(facts["error"])))
@@ -94,8 +93,7 @@ def print_study(folder: RunFolder) -> None:
         child = RunFolder(folder.path / name)
         results = headline_results(child.facts().get("results") or {})
         children.append((name, ", ".join([child.status(), *results])))
-    heading = "" if in_wizard() else folder.path.name  # the wizard has it above
-    for title, lines in ((heading, rows), ("runs", children)):
+    for title, lines in ((folder.path.name if heading else "", rows), ("runs", children)):
         if lines:
             console.print(table(one_line(title), [(one_line(key), Text(one_line(text))) for key, text in lines]))
             console.print()

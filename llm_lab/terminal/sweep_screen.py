@@ -14,7 +14,7 @@ from llm_lab.studies.results import summarize
 from llm_lab.studies.sweep import Sweep, open_sweep
 from llm_lab.studies.sweep_report import describe_sweep, how_to_read, plan_rows, result_table, what_is_missing
 
-from .console import in_wizard, is_plain, make_console, one_line
+from .console import is_plain, make_console, one_line
 from .prompt_layout import fit_words
 
 if TYPE_CHECKING:
@@ -156,18 +156,21 @@ def _without_keys(label: str) -> str:
     return ", ".join(part if part.startswith("seed=") else part.partition("=")[2] or part for part in parts)
 
 
-def print_sweep(folder: Path) -> None:
-    """Print what a sweep or a duel has found so far. UserError where it can't be read."""
+def print_sweep(folder: Path, *, hints: bool = True) -> None:
+    """Print what a sweep or a duel has found so far. UserError where it can't be read. hints: as in print_sweep_end."""
     sweep = open_sweep(folder)
     states = [state_of(cell, sweep.measure) for cell in sweep.cells()]
     if sweep.kind == "duel":
-        print_duel_end(sweep, Outcome(states), "both")
+        print_duel_end(sweep, Outcome(states), "both", hints=hints)
     else:
-        print_sweep_end(sweep, Outcome(states))
+        print_sweep_end(sweep, Outcome(states), hints=hints)
 
 
-def print_sweep_end(sweep: Sweep, outcome: Outcome) -> None:
-    """Print the table, what failed, where the report is, and how to continue what is not done."""
+def print_sweep_end(sweep: Sweep, outcome: Outcome, *, hints: bool = True) -> None:
+    """Print the table, what failed, where the report is, and how to continue what is not done.
+
+    hints: whether the command that continues it is named; the wizard asks instead.
+    """
     from rich.text import Text
 
     console, rows = make_console(), summarize(sweep)
@@ -179,11 +182,11 @@ def print_sweep_end(sweep: Sweep, outcome: Outcome) -> None:
     for line in what_is_missing(rows):
         console.print(Text(line, style="warn"))
     console.print()
-    _print_end(console, sweep, outcome)
+    _print_end(console, sweep, outcome, hints=hints)
 
 
-def print_duel_end(duel: Sweep, outcome: Outcome, by: str) -> None:
-    """Print the pairs and the verdicts of a duel, what failed, and how to continue what is not done."""
+def print_duel_end(duel: Sweep, outcome: Outcome, by: str, *, hints: bool = True) -> None:
+    """Print the pairs and the verdicts of a duel, what failed, and how to continue. hints: as above."""
     from rich.text import Text
 
     from llm_lab.studies.duel import compare
@@ -196,10 +199,10 @@ def print_duel_end(duel: Sweep, outcome: Outcome, by: str) -> None:
         console.print(Text(verdict_words(duel, one), style="title"))
         console.print(one_line(f"What is held equal: {one.how}"), style="dim")
         console.print()
-    _print_end(console, duel, outcome)
+    _print_end(console, duel, outcome, hints=hints)
 
 
-def _print_end(console: Console, sweep: Sweep, outcome: Outcome) -> None:
+def _print_end(console: Console, sweep: Sweep, outcome: Outcome, *, hints: bool) -> None:
     """Print what failed, where the report is, and how to continue."""
     from rich.text import Text
 
@@ -210,21 +213,18 @@ def _print_end(console: Console, sweep: Sweep, outcome: Outcome) -> None:
     report = sweep.folder / "report.html"
     console.print(f"Report: {report}", soft_wrap=True)
     console.print("Next to it: report.md, results.csv, results.json")
+    hint = ""
     if outcome.stopped:
-        console.print(f"Stopped; the work is saved. {_how('Resume', sweep.command)}", soft_wrap=not console.is_terminal)
+        console.print("Stopped; the work is saved.")
+        hint = f"Resume: {sweep.command}"
     elif outcome.count("running"):
         console.print("The runs in progress belong to another command; the one that ends last writes the report.")
     elif outcome.count("failed"):
-        console.print(
-            _how("Try the failed runs again", f"{sweep.command} --retry-failed"), soft_wrap=not console.is_terminal
-        )
+        hint = f"Try the failed runs again: {sweep.command} --retry-failed"
     elif outcome.count("done") < len(outcome.states):
-        console.print(_how("Run what is left", sweep.command), soft_wrap=not console.is_terminal)
-
-
-def _how(what: str, command: str) -> str:
-    """Return how one does what comes next: with a command, or on the page of the sweep in the wizard."""
-    return f"{what}: Runs, Resume." if in_wizard() else f"{what}: {command}"
+        hint = f"Run what is left: {sweep.command}"
+    if hint and hints:
+        console.print(hint, soft_wrap=not console.is_terminal)
 
 
 def print_result_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

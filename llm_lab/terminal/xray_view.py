@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from llm_lab.wizard.questions import Choice, Question
-
-from .ask import ask, wait_for_enter
 from .console import has_colors, make_console, one_line, printable, supports_unicode
 
 TRAINED, SPECIAL, TRAINED_SPECIAL, MASKED = "bold green", "magenta", "bold green reverse", "dim"
 _SHOWN_RENDERED = 1_500
-
-
-def page_xray(stages: Sequence[Any], begin: Callable[[], Any], *, end: str) -> None:
-    """Print the X-ray one screen at a time. begin: clears the screen and prints the title. Raises Back."""
-    from rich.text import Text
-
-    console = make_console()
-    with console.capture() as captured:
-        print_xray(stages, console)
-    lines = captured.get().rstrip("\n").split("\n")
-    page = max(4, console.size.height - 3)
-    for start in range(0, len(lines), page):
-        begin()
-        console.print(Text.from_ansi("\n".join(lines[start : start + page])), soft_wrap=True)
-        more = len(lines) - start - page
-        if more > 0:
-            more_question = Question("more", f"{more} more lines", choices=(Choice(True, "Show more"),))
-            ask(more_question, above=console.size.height - 3)
-    wait_for_enter(end)
 
 
 def print_xray(stages: Sequence[Any], console: Any = None) -> None:

@@ -24,8 +24,8 @@ COLUMNS = 79
 OWN_DATA = "the validation data of its run"
 RUN = "run"  # the section of the keys that are in no group
 WHY = (
-    "yours: you chose it. default: the built-in default. derived: computed from the other values, for the reason "
-    "given, and updated with them. Delete sets a value back. Tab shows the values you chose, then all values."
+    "yours: you chose it. default: built in. derived: computed from other values. Delete sets a value back.\n"
+    "A derived value has its reason, and follows the others. Tab shows the values you chose, then all values."
 )
 
 
@@ -118,35 +118,45 @@ def _rows(draft: Draft, page: Page) -> Iterator[Row]:
 
 def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
     """Return the row of a key or a group."""
-    key = draft.key(path)
-    group, _, rest = path.partition(".")
     origin, reason = draft.origin(path)
-    is_own = path == "data" and measures_own_data(draft)
-    if is_own:
+    if path == "data" and measures_own_data(draft):
         origin, reason = "derived", "nothing else is named"
-    label = rest or path if section == group else path
-    if section not in (group, RUN):
-        label = group if path.endswith(".name") else path.rpartition(".")[2]
 
     def question() -> Question:
         return page.questions[path](draft) if path in page.questions else key_question(draft, path)
 
-    asked = page.questions[path](draft) if path in page.questions else None
-    named = [choice.text for choice in asked.choices if choice.value == asked.default] if asked else []
     return Row(
         path,
-        label,
-        OWN_DATA
-        if is_own
-        else " ".join(named[0].split())
-        if named and asked and asked.kind == "choice"
-        else summary(draft, path),
+        _label(path, section),
+        _value(draft, page, path),
         section,
         origin,
         reason,
-        f"{path}: {key.shown_help}" if key else path,
+        draft.help(path),
         None if page.asker_of(path) else question,
     )
+
+
+def _label(path: str, section: str) -> str:
+    """Return what a row is called under the heading of its section."""
+    group, _, rest = path.partition(".")
+    if section == group:
+        return rest or path
+    if section == RUN:
+        return path
+    return group if path.endswith(".name") else path.rpartition(".")[2]
+
+
+def _value(draft: Draft, page: Page, path: str) -> str:
+    """Return the value of a row as it is shown: as the choices of its own question name it, where it has one."""
+    if path == "data" and measures_own_data(draft):
+        return OWN_DATA
+    question = page.questions[path](draft) if path in page.questions else None
+    if question is not None and question.kind == "choice":
+        for choice in question.choices:
+            if choice.value == question.default:
+                return " ".join(choice.text.split())
+    return summary(draft, path)
 
 
 def measures_own_data(draft: Draft) -> bool:

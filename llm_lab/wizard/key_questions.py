@@ -30,8 +30,7 @@ def key_question(draft: Draft, path: str) -> Question:
     key = draft.key(path)
     assert key is not None, path
     now = draft.run_name if path == "name" else draft.value(path)
-    why = "\n".join(part for part in (key.shown_help[:1].upper() + key.shown_help[1:] + ".", key.why or "") if part)
-    question = draft.ask(path, key.question or f"{path}?", help=f"{path}: {key.shown_help}", why=why)
+    question = draft.ask(path, key.question or f"{path}?", help=f"{path}: {key.shown_help}", why=key.why or "")
     if key.kind == "bool" or key.choices:
         choices = [*_left_open(key, now), *_choices(draft, path, key), *_derive_again(draft, path, key)]
         return replace(question, choices=tuple(choices), default=UNSET if now is None else now)

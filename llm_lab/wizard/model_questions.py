@@ -229,7 +229,8 @@ def ask_model_to_pretrain(draft: Draft) -> Flow[Draft]:
     )
     if picked == "parts":
         fresh = draft.with_notice("") if source == "parts" else draft.with_answer("model", {})
-        return (yield from ask_key(fresh, "model.size"))
+        sized = yield from ask_key(fresh, "model.size")
+        return sized if sized.raw.get("model") else sized.with_answer("model.size", sized.value("model.size"))
     now = draft.raw.get("model") or {}
     key = "model.config" if picked in ("design", "config") else "model.checkpoint"
     if picked == "design":

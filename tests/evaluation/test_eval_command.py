@@ -301,6 +301,15 @@ def test_the_results_fit_into_80_columns_with_any_names(in_tmp_path, capsys, mon
         assert words in output
 
 
+def test_a_long_name_next_to_numbers_is_wrapped_between_its_parts(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"path": "validation data of checkpoints/a-run-with-a-long-name", "tokens": 12_345, "max_length": 128}
+    row |= {"loss": 1.2345, "perplexity": 3.4, "bits_per_byte": 1.1}
+    print_evaluation({"checkpoint": "checkpoints/a", "device": "cpu", "dtype": "float32", "texts": [row]})
+    names = [line.split("  ")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert names[4:7] == ["validation data of", "checkpoints/", "a-run-with-a-long-name"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(find_machine().cuda_problem is not None, reason="no CUDA GPU that does bf16")
 def test_on_a_gpu_in_bf16_the_loss_equals_the_runs_own(in_tmp_path):

@@ -289,7 +289,7 @@ def test_the_claims_about_a_foreign_config_follow_its_values(config, architectur
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"position_embedding": "learned", **GPT2}], ids=str)
 @pytest.mark.parametrize(("pattern", "layers"), [("L", 2), ("LS", 2), ("SL", 2), ("S", 1)])
-def test_a_pattern_of_windows_is_judged_by_the_layers_that_have_one(changes, pattern, layers):
+def test_a_pattern_of_windows_follows_the_layers_that_have_one(changes, pattern, layers):
     parts = {"position_embedding": "rope", "norm": "rmsnorm", "activation": "swiglu", "tie_word_embeddings": True}
     parts |= {"sliding_window": 5, "max_position_embeddings": 64, "num_hidden_layers": layers} | changes
     plain, windowed = parts | {"sliding_window": None}, parts | {"sliding_window_pattern": pattern}

@@ -161,6 +161,15 @@ def test_show_prints_verification_and_evaluations_of_an_export_within_80_columns
     assert capsys.readouterr().out.split("\n")[0].strip() == "file", "not what was typed for it"
 
 
+def test_what_went_wrong_with_a_run_comes_first(line, capsys):
+    RunFolder(Path("checkpoints/best")).update(status="failed", error="out of memory")
+    assert main(["show", "best"]) == 0
+    shown = [row.strip() for row in capsys.readouterr().out.splitlines() if row.strip()]
+    assert "failed" in shown[1]
+    assert shown[2].startswith("warning")
+    assert "out of memory" in shown[2]
+
+
 def test_show_of_a_reward_model_lists_no_formats(line, capsys):
     config = CONFIG | {"architectures": ["LlamaForSequenceClassification"]}
     Path("checkpoints/scorer/model/config.json").write_text(json.dumps(config))

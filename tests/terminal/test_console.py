@@ -17,7 +17,7 @@ from llm_lab.runs.comparison import Answer, Compared, Comparison
 from llm_lab.runs.folder import find_model
 from llm_lab.terminal import console as console_module
 from llm_lab.terminal.compare_screen import print_comparison
-from llm_lab.terminal.console import columns, is_plain, print_error, printable, wizard_pages
+from llm_lab.terminal.console import columns, is_plain, print_error, printable
 from llm_lab.terminal.screens import begin_screen
 
 HOSTILE = "a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
@@ -124,12 +124,13 @@ def test_the_curves_of_compared_runs_are_drawn_in_one_picture_with_a_letter_each
     assert "of each run" not in alone.file.getvalue()
 
 
-def test_an_error_in_the_wizard_names_a_page_where_it_names_a_command_elsewhere(in_tmp_path, capsys):
-    with pytest.raises(UserError) as raised:
+def test_an_error_about_a_name_says_what_there_is_and_names_no_command(in_tmp_path):
+    with pytest.raises(UserError, match=r"There are no runs in checkpoints/ yet\."):
         find_model("nope")
-    print_error(raised.value)
-    with wizard_pages():
-        print_error(raised.value)
-    print_error(raised.value)
-    shown = " ".join(capsys.readouterr().err.split())
-    assert [shown.count("`llm-lab list runs` lists"), shown.count("Runs lists")] == [2, 1]
+    for name in ("tales", "sums", *map(str, range(8))):
+        Path("checkpoints", name).mkdir(parents=True)
+        Path("checkpoints", name, "run.json").write_text("{}")
+    for wrong, said in (("tlaes", "Did you mean tales?"), ("nope", "There are: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more.")):
+        with pytest.raises(UserError, match=re.escape(said)) as raised:
+            find_model(wrong)
+        assert "llm-lab" not in str(raised.value)

@@ -107,7 +107,7 @@ def modes(child):
 
 
 def wait_for_modes(child, wanted):
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 120
     while modes(child) != wanted:
         assert time.monotonic() < ends, f"the terminal's modes are {modes(child)}, not {wanted}"
         time.sleep(0.02)

@@ -398,7 +398,7 @@ def test_the_question_mark_says_of_each_number_whether_it_looks_healthy():
         track.log({**full_row(step), "loss": 4.0, "grad_norm": 40.0 if step in (610, 650, 690) else 0.4})
     found = "\n".join(line for page in pages_of("?", track) for line in page)
     assert "training loss 4.0000: looks healthy, falling" in found
-    assert "gradient norm 40.00: needs attention, 3 spikes" in found
+    assert "gradient norm 40.00: needs attention (!), 3 spikes" in found
     assert "gradient norm 40.00 !" in "\n".join(shown_lines(track)), "the number has a mark"
 
 

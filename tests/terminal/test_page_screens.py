@@ -1,5 +1,7 @@
 """The page of a run's settings, as it looks in a narrow, a usual and a wide terminal."""
 
+import re
+
 import pytest
 from support.screens import assert_matches_snapshot
 
@@ -50,6 +52,21 @@ def test_the_numbers_above_a_page_are_whole_sentences(in_tmp_path, columns, line
     text = " ".join(line.strip() for line in shown)
     assert text.startswith("771 k parameters, 500 steps = 1.0 M tokens, ")
     assert ("of memory" in text, "┤" in text, "Learning rate" in text) == (True, is_whole, is_whole)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24)])
+def test_the_memory_of_examples_that_were_not_read_yet_is_an_upper_limit_that_says_why(in_tmp_path, columns, rows):
+    raw = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "openai-community/gpt2"}}
+    start = Draft(raw | {"data": [{"path": "builtin:sums"}], "train": {"max_steps": 20}}, CPU, "Fine-tune (SFT)")
+    page = FormPage(page_question(start, start, run_page("sft")), numbers_of)
+    page.at = "lora"
+    lines = ["".join(text for _, text, *_ in line) for line in lay_out(page, columns, rows, Place())]
+    assert max(map(len, lines)) < columns
+    shown = " ".join(" ".join(lines).split())
+    assert re.search(
+        r"at most [\d.]+ [MG]iB of memory and [\d:]+ \w+ with full sequences; the plan measures yours", shown
+    )
+    assert re.search(r"(Up to|Does not fit: up to) [\d.]+ [MG]iB of 7.0 GiB", shown)
 
 
 @pytest.mark.parametrize(("typed", "key"), [("lr", "optimizer.learning_rate"), ("wd", "optimizer.weight_decay"),

@@ -48,13 +48,13 @@ def group() -> Question:
         "Duel": "two recipes: is one really better?",
     }
     choices = [line_of(name, name, about, WIDTH, "Runs a recipe once for each value.") for name, about in texts.items()]
-    return Question("group", "Which one?", choices=tuple(choices), screen=Screen("Experiment"))
+    return Question("group", "Which one?", choices=tuple(choices), screen=Screen("Experiments"))
 
 
 def options() -> Question:
     values = {"learning_rates": RATES, "steps": "200", "device": "auto"}
     choices = [Choice(key, f"{key:<{WIDTH}}{value}", effect=f"{key}: what it is.") for key, value in values.items()]
-    screen = Screen("Experiments", "learning_rate", lines=(Line("Too small, right, too large: what a rate does."),))
+    screen = Screen("Study", "learning_rate", lines=(Line("Too small, right, too large: what a rate does."),))
     return Question("options", "Start, or change an option?", choices=tuple(choices), screen=screen)
 
 

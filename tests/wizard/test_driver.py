@@ -1,10 +1,12 @@
 """The wizard in a terminal: every kind of question at the keyboard, the way back, drafts, errors, and 80 by 24."""
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 
 import pytest
-from conftest import write_text
+from conftest import tiny_recipe, write_text
 from questionary.prompts.common import InquirerControl
 from support.wizard_keys import Key, To, answer, keyboard, pick
 from support.wizard_lab import base, lab  # noqa: F401 - fixtures
@@ -39,7 +41,9 @@ EVALUATE = (*pick("Use a model"), *pick("Evaluate "))
 TO_TEXTS = (*PRETRAIN, *pick("a preset size"), *pick("nano"))
 TEXT = (*answer("text.txt"), *pick("No, continue"))
 TO_PAGE = (*TO_TEXTS, *TEXT)
-FILLED = (To("name "), *answer("first"), To("max_steps"), *answer("4"))
+FILLED = (To("name "), Key.ENTER, *answer("first"), To("max_steps"), *answer("4"))
+RUN_PAGE = (*pick("Runs"), *pick("base "), *pick("Evaluate it"))
+MEASURE = (*EVALUATE, *pick("Measure a model"), *pick("base "))
 CHOICE = Question("a", "Which?", choices=(Choice(1, "one"), Choice(2, "two"), Choice(3, "three", "not now")),
                   why="The reason.")  # fmt: skip
 TYPED = Question("b", "Name?", "text", default="x", why="The reason.", allowed="Allowed: anything.")
@@ -131,9 +135,9 @@ def test_a_wrong_text_is_refused_below_the_question(press):
 
 def test_an_answer_that_takes_a_while_to_check_is_asked_again_with_the_reason(press):
     slow = dataclasses.replace(TYPED, check=lambda text: "not there" if text == "bad" else None, wait="Reading ...")
-    value, screens = press(slow, *answer("bad"), *answer("good"))
+    value, screens = press(slow, *answer("bad"), Key.ERASE_LINE, *answer("good"))
     assert value == "good"
-    assert "not there" in screens[-1]
+    assert ["not there" in screen for screen in screens] == [False, False, True, False, False]
 
 
 def test_a_long_list_scrolls_within_the_terminal(press):
@@ -253,10 +257,13 @@ def test_a_dumb_list_says_its_columns_as_words_and_parts_no_number_from_its_unit
     assert capsys.readouterr().out.splitlines() == ["Which?", *lines, "      98.4 %"]
 
 
-def test_ctrl_c_leaves_the_menu_and_escape_does_when_it_is_pressed_again(visit):
-    visit(Key.CTRL_C)
-    screens = visit(Key.ESCAPE, Key.ESCAPE)
-    assert [("Press Esc again to quit." in screen) for screen in screens] == [False, True]
+@pytest.mark.parametrize(("key", "name"), [(Key.CTRL_C, "Ctrl-C"), (Key.ESCAPE, "Esc")], ids=["Ctrl-C", "Esc"])
+def test_ctrl_c_and_escape_leave_the_menu_when_they_are_pressed_again(visit, key, name):
+    screens = visit(key, key)
+    assert [(f"Press {name} again to quit." in screen) for screen in screens] == [False, True]
+
+
+def test_escape_on_another_page_leads_to_the_menu_and_does_not_count_there(visit):
     assert "Press Esc again" not in visit(Key.ESCAPE, *pick("Use a model"), Key.ESCAPE, *LEAVE)[-1]
 
 
@@ -290,6 +297,15 @@ def test_a_draft_survives_the_end_of_the_wizard(visit):
     assert "Which dataset of texts?" in screens[asked + 1]
 
 
+def test_the_draft_of_a_sweep_is_kept(visit):
+    Path("configs").mkdir()
+    Path("configs/mine.yaml").write_text(json.dumps(tiny_recipe()))
+    way = (*pick("Experiment"), *pick("Sweep "), *pick("mine "), *pick("optimizer"), Key.ENTER, Key.CTRL_C)
+    screens = visit(*way, *pick("Continue your draft"), Key.CTRL_C, *LEAVE)
+    asked = max(number for number, screen in enumerate(screens) if "» Continue your draft" in screen)
+    assert "How many steps for each run?" in screens[asked - 1]
+
+
 def test_the_draft_is_kept_from_the_page(visit):
     to_menu = (Key.LEFT, Key.RIGHT, Key.RIGHT, Key.RIGHT, Key.ENTER)
     screens = visit(*TO_PAGE, *to_menu, *PRETRAIN, *pick("Continue"), Key.CTRL_C, *LEAVE)
@@ -303,7 +319,7 @@ def line_of(screen, label):
 
 def test_a_page_is_filled_in_place_with_arrow_keys_and_by_typing(press):
     page = page_of("pretrain")
-    steps = (To("optimizer "), Key.RIGHT, To("max_steps"), "abc", Key.ENTER, Key.ERASE_LINE, *answer("7"))
+    steps = (To("optimizer "), Key.RIGHT, To("max_steps"), Key.ENTER, "abc", Key.ENTER, Key.ERASE_LINE, *answer("7"))
     steps = (*steps, Key.ENTER, *answer("40"))  # what is typed into an opened row replaces its value
     value, screens = press(page, *steps, Key.FINISH)
     changes = {"optimizer": {"name": "adamw"}, "train": {"max_steps": 40}}
@@ -320,8 +336,16 @@ def test_a_value_is_erased_as_soon_as_its_row_is_open(press):
 
 
 def test_a_value_that_was_refused_is_typed_over(press):
-    steps = (To("max_steps"), *answer("many"), *answer("7"), Key.FINISH)
+    steps = (To("max_steps"), Key.ENTER, *answer("many"), *answer("7"), Key.FINISH)
     assert press(page_of("pretrain"), *steps)[0]["changes"] == {"train": {"max_steps": 7}}
+
+
+def test_letters_filter_a_page_whatever_is_pointed_at_and_digits_change_a_number(press):
+    steps = (To("name "), "decay", Key.ESCAPE, To("max_steps"), *answer("7"), Key.FINISH)
+    value, screens = press(page_of("pretrain"), *steps)
+    assert value["changes"] == {"train": {"max_steps": 7}}
+    assert seen(screens, 'filter "decay"')
+    assert seen(screens, "scheduler.decay_ratio") or seen(screens, "weight_decay")
 
 
 def test_a_page_shows_its_groups_filters_all_values_and_sets_them_back(press):
@@ -362,7 +386,7 @@ def test_escape_leads_from_a_following_flow_back_to_the_one_before(visit):
 def test_a_run_is_started_without_its_plan_a_second_time_and_can_be_left(visit):
     started = []
     visit(
-        *TO_PAGE, *FILLED, Key.FINISH, *pick("Yes"), Key.ENTER, *LEAVE,
+        *TO_PAGE, *FILLED, Key.FINISH, *pick("Yes"), Key.ENTER, Key.ESCAPE, *LEAVE,
         start=lambda recipe, overrides, **options: started.append((recipe["name"], options)),
     )  # fmt: skip
     assert started == [("first", {"resume": False, "show_plan": False})]
@@ -380,8 +404,8 @@ def test_a_run_that_can_not_start_leads_back_to_the_page(visit):
 
 def test_a_page_that_comes_again_points_at_what_was_changed_last(visit):
     from_row = (*TO_PAGE, *FILLED, Key.FINISH)
-    from_bar = (*TO_PAGE, To("name "), *answer("first"), Key.HOME, Key.ENTER)
-    from_data = (*TO_PAGE, To("name "), *answer("first"), Key.ESCAPE, *pick("No, continue"))
+    from_bar = (*TO_PAGE, To("name "), Key.ENTER, *answer("first"), Key.HOME, Key.ENTER)
+    from_data = (*TO_PAGE, To("name "), Key.ENTER, *answer("first"), Key.ESCAPE, *pick("No, continue"))
     for keys, label in ((from_row, "max_steps"), (from_bar, "name")):
         screens = visit(*keys, Key.ESCAPE, Key.CTRL_C, *pick("Continue your draft"), Key.CTRL_C, *LEAVE)
         plan = next(number for number, screen in enumerate(screens) if "Start now?" in screen)
@@ -402,7 +426,7 @@ def test_an_error_of_a_command_is_shown_and_leads_back_to_the_question(visit):
 
 
 def test_an_internal_error_is_reported_and_the_menu_stays(visit, monkeypatch, capsys):
-    def doctor():
+    def doctor(**options):
         raise RuntimeError("boom")
 
     with keyboard([*pick("Doctor"), Key.ENTER, *LEAVE], monkeypatch):
@@ -446,11 +470,22 @@ def test_a_push_without_a_token_is_refused_before_anything_is_written(visit, mon
     monkeypatch.setenv("HF_HOME", str(Path("no-login").resolve()))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     screens = visit(
-        *pick("Use a model"), *pick("Export "), *pick("base "), To("name "), *answer("sent"), To("push"),
-        *answer("me/mine"), Key.FINISH, Key.ENTER, Key.ENTER, *pick("Yes, start"), Key.ENTER, Key.CTRL_C, *LEAVE,
+        *pick("Use a model"), *pick("Export "), *pick("base "), To("name "), Key.ENTER, *answer("sent"), To("push"),
+        Key.ENTER, *answer("me/mine"), Key.FINISH, Key.ENTER, Key.ENTER, *pick("Yes, start"), Key.ENTER, Key.CTRL_C,
+        *LEAVE,
     )  # fmt: skip
     assert seen(screens, "me/mine on the Hub (private)")
     assert not Path("checkpoints/sent").exists()
+
+
+@pytest.mark.usefixtures("lab")
+@pytest.mark.parametrize(("way", "page"), [(RUN_PAGE, "What next?"), (MEASURE, "Measure or compare")],
+                         ids=["the page of a run", "Evaluate"])  # fmt: skip
+def test_after_an_evaluation_enter_leads_back_to_the_page_that_one_came_from(visit, way, page):
+    keys = (*way, Key.FINISH, *pick("Yes, start"), Key.ENTER, Key.ESCAPE, Key.ESCAPE)
+    screens = visit(*keys, *LEAVE, start=lambda *words, **options: 0)
+    ended = next(number for number, screen in enumerate(screens) if "Enter goes back" in screen)
+    assert page in screens[ended + 1]
 
 
 @pytest.mark.usefixtures("lab")
@@ -460,18 +495,21 @@ def test_models_are_compared_and_the_comparison_is_printed(visit):
     shutil.copytree("checkpoints/base/model", "copied")
     screens = visit(
         *EVALUATE, *pick("Compare models"), *pick("base "), *pick("another folder"),
-        *answer("copied"), *pick("compare these"), *answer("Tom has"), Key.ENTER, Key.ESCAPE, *LEAVE,
+        *answer("copied"), *pick("compare these"), *answer("Tom has"), Key.PAGE_DOWN, Key.ENTER, Key.ESCAPE, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "same as A")
+    assert seen(screens, "Evaluate · A base · B copied"), "above what is scrolled"
     assert "Use a model" in screens[-3], "the menu that one came from"
 
 
 def test_the_data_are_shown_as_tokens_page_by_page(monkeypatch, capsys):
-    monkeypatch.setenv("LINES", "20")
     resolved, _ = new_draft("pretrain").with_answer("tokenizer", "bytes").look()
-    with keyboard([*pick("Show more"), Key.ENTER], monkeypatch, lambda: capsys.readouterr().out) as keys:
+    with keyboard([Key.PAGE_DOWN, Key.UP, Key.ENTER], monkeypatch, lambda: capsys.readouterr().out) as keys:
         assert Wizard(wizard_commands(), debug=True)._execute(ShowTokens(resolved, "Pretrain"))
-    assert seen(keys.screens, "more lines")
+    assert all("Pretrain · the data as tokens" in screen for screen in keys.screens)
+    parts = [re.search(r"lines (\d+) to (\d+) of (\d+)", screen) for screen in keys.screens]
+    (first, middle, last), of = [(int(part[1]), int(part[2])) for part in parts], int(parts[0][3])
+    assert (first, middle, last) == ((1, 21), (of - 20, of), (of - 21, of - 1))
 
 
 def test_a_recipe_is_written_and_a_full_or_read_only_disk_is_reported(monkeypatch, capsys):
@@ -505,7 +543,7 @@ def test_the_plan_of_a_large_run_fits_the_terminal_with_its_question(press):
 
 
 def test_a_panel_that_is_higher_than_the_terminal_is_scrolled_below_its_title(monkeypatch, capsys):
-    def show(checkpoint):
+    def show(checkpoint, heading):
         make_console().print("\n".join(f"line {number}." for number in range(40)))
 
     commands = dataclasses.replace(wizard_commands(), show=show)
@@ -556,9 +594,22 @@ def test_what_is_cut_in_a_list_is_in_its_help_in_full(press):
 def test_the_whole_help_of_a_row_is_a_page_that_scrolls(press):
     _, screens = press(page_of("pretrain"), To("optimizer "), Key.HELP, Key.END, Key.ESCAPE, Key.FINISH)
     first, last = [screen for screen in screens if "Esc back to the page" in screen]
-    assert "Which optimizer?" in first
+    assert "optimizer.name: the optimizer" in first
     assert first != last, "the rest of it"
     assert "Esc back to the page" not in screens[-1]
+
+
+def test_a_page_of_plain_mode_wraps_between_words(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("builtins.input", lambda prompt: "b")
+    with pytest.raises(Back):
+        Wizard(wizard_commands(), debug=True).ask(page_of("pretrain"))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    words = " ".join(lines).split()
+    for word in ("per_device_train_batch_size:", "data.0.path=builtin:stories", "(derived:", "Enter:"):
+        assert word in words
 
 
 def test_a_list_has_no_history_to_search(press):

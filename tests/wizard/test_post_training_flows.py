@@ -326,7 +326,7 @@ def test_where_all_weights_do_not_fit_an_adapter_is_suggested_and_all_weights_st
     draft = new_draft("sft", model="HuggingFaceTB/SmolLM2-360M")
     question = training_runs.lora_question(draft)
     assert question.suggested != "all"
-    assert "Does not fit: about" in question.choices[0].effect
+    assert "Does not fit: up to" in question.choices[0].effect
     answered = training_runs.change(draft, "lora", "all")
     assert answered.raw["lora"] is None
     assert "lora" in answered.raw

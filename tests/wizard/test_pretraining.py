@@ -63,6 +63,11 @@ def test_a_model_and_data_that_are_given_are_not_asked_for():
     assert (row(visit.question, "model").value, row(visit.question, "data").value) == ("preset size micro", "text.txt")
 
 
+def test_a_size_that_was_chosen_is_ones_own_also_where_it_is_the_default():
+    model = row(answers(PRETRAIN, TO_PAGE).question, "model")
+    assert (model.value, model.origin) == ("preset size nano", "yours")
+
+
 def test_the_answers_of_a_page_are_kept_on_the_way_back_and_forward():
     visit = answers(PRETRAIN, [*TO_PAGE, Fill(SHORT, STAY), BACK, BACK, ENTER, ENTER, *START])
     assert started(visit) == started(answers(PRETRAIN, [*TO_PAGE, Fill(SHORT), "Yes, start"]))

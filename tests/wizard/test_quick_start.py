@@ -47,9 +47,9 @@ def folder(in_tmp_path, monkeypatch):
     Path("program.py").touch()
 
 
-def press(question, monkeypatch, *steps):
+def press(question, monkeypatch, *steps, trouble=""):
     with keyboard(steps, monkeypatch) as keys:
-        return Wizard(wizard_commands(), debug=True).ask(question), keys.screens
+        return Wizard(wizard_commands(), debug=True).ask(question, trouble=trouble), keys.screens
 
 
 def test_texts_are_listed_nearest_first_and_what_can_not_be_read_says_why():
@@ -83,7 +83,7 @@ def test_enter_alone_leads_from_home_to_the_training_in_at_most_five_screens(mon
     assert (recipe["name"], recipe["data"]) == ("book", [{"path": "book.txt"}])
     assert ["What would you like to do?" in keys.screens[0], "Which text?" in keys.screens[1]] == [True, True]
     assert "How large should the model be?" in keys.screens[2]
-    assert "Start training?" in keys.screens[3]
+    assert "Start now?" in keys.screens[3]
     assert check(recipe).stages[0].values["train"]["max_steps"] == recipe["train"]["max_steps"]
 
 
@@ -97,10 +97,10 @@ def test_several_texts_are_read_in_proportion_to_their_size():
 
 def test_the_way_back_longer_training_and_all_settings_are_reached_from_the_plan():
     usual = answers(quick_start, [ENTER, ENTER, ENTER]).effects[0].recipe["train"]["max_steps"]
-    visit = answers(quick_start, [ENTER, ENTER, "Train longer", BACK, "Train longer", "Start"])
+    visit = answers(quick_start, [ENTER, ENTER, "Train longer", BACK, "Train longer", "start"])
     assert visit.effects == [StartRun(visit.effects[0].recipe)]
     assert visit.effects[0].recipe["train"]["max_steps"] == 2 * usual
-    assert answers(quick_start, [ENTER, ENTER, "Back to the sizes"]).question.key == "quick.size"
+    assert answers(quick_start, [ENTER, ENTER, "back to the sizes"]).question.key == "quick.size"
     settings = answers(quick_start, [ENTER, "micro", "Change settings"])
     assert settings.question.screen.title == "Train on my text"
     assert "quick" not in settings.question.key
@@ -144,18 +144,19 @@ def test_a_file_is_picked_with_the_arrow_keys_and_several_with_the_space_bar(mon
 
 
 def test_a_path_that_was_refused_is_there_to_be_corrected(monkeypatch):
-    refused = dataclasses.replace(PATH, default="/nope", notice="/nope: No such file.")
-    picked, screens = press(refused, monkeypatch, Key.ENTER)
+    refused, trouble = dataclasses.replace(PATH, default="/nope"), "/nope: No such file."
+    picked, screens = press(refused, monkeypatch, Key.ENTER, trouble=trouble)
     assert picked == "/nope"
-    assert press(refused, monkeypatch, "no", Key.ENTER)[0] == "note.md"  # a letter replaces it
+    assert press(refused, monkeypatch, "no", Key.ENTER, trouble=trouble)[0] == "note.md"  # a letter replaces it
     assert 'use "/nope" as typed' in screens[0]
     assert text_question().problem(["/nope"]).startswith("/nope: ")
 
 
 def test_a_name_that_was_refused_does_not_stay_in_the_list(monkeypatch):
-    refused = dataclasses.replace(PATH, default="/nope", notice="/nope: No such file.")
-    picked, screens = press(refused, monkeypatch, Key.ERASE_LINE, Key.ENTER)
+    refused = dataclasses.replace(PATH, default="/nope")
+    picked, screens = press(refused, monkeypatch, Key.ERASE_LINE, Key.ENTER, trouble="/nope: No such file.")
     assert picked == "book.txt"
+    assert "No such file." in screens[0]
     assert "/nope" not in screens[-1]
 
 

@@ -59,7 +59,7 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.at("model.size:", ENTER)
     here.at("data.0.path:", "text.txt", ENTER)
     here.at("Add another dataset", ENTER)
-    name = (DOWN, "first", ENTER)
+    name = (DOWN, ENTER, "first", ENTER)
     optimizer = (*[DOWN] * 4, RIGHT)
     numbers = (*[DOWN] * 3, "32", ENTER, DOWN, "2", ENTER, DOWN, "10", ENTER)
     here.at("[Continue to the plan]", *name, *optimizer, *numbers, FINISH)
@@ -72,6 +72,7 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.child.expect(r"tokens?(, [\d,]+ tokens\/s)?;")  # a text that ends at once has no speed
     here.at(TAKES_KEYS, END_OF_INPUT)  # before, the terminal itself would take a Ctrl-D
     here.at("What next with first?", ESCAPE)
+    here.at("Which one?", ESCAPE)
     here.at("What would you like to do?", ESCAPE)
     here.at("Press Esc again to quit.")
     here.at("What would you like to do?", ESCAPE)
@@ -103,8 +104,20 @@ def test_a_dumb_terminal_gets_plain_lines(terminal):
     here.at("Which one?")
     here.at("Number [1]", "b\r")
     here.at("7  Quit")
-    here.at("Number [", "7\r")
+    here.at("Number [", "2\r")
+    here.at("Which one?")
+    here.at("Number [1]", "1\r")
+    here.at("Which model?")
+    here.at("Number [1]", "1\r")
+    here.at("Number [1]", "\x03")
+    here.at("Your answers are kept as a draft.")
+    here.at("What would you like to do?")
+    here.at("Number [", "\x03")
+    here.at("Press Ctrl-C again to quit.")
+    here.at("Number [", "\x03")
     here.child.expect(pexpect.EOF)
+    assert here.child.before.endswith("\n"), "the line of the shell is its own"
+    assert "Traceback" not in here.child.before
     assert "\x1b" not in here.child.before
 
 
