@@ -197,21 +197,34 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None, state_dict
 
 
 def restore_weights(model: Any, folder: str | Path) -> bool:
-    """Load the weights that `save_model` has written with other names into the model; returns whether it did so."""
+    """Load a checkpoint that the Trainer can't load into the model; returns whether it did so.
+
+    These are weights that `save_model` has written with other names, and models with YaRN or Llama 3's RoPE: the
+    Trainer reads the version from config.json as a plain PreTrainedConfig, which fails on the names of `older_config`
+    there, because it has no context length.
+    """
     from safetensors.torch import load_file
+    from transformers import PreTrainedConfig
 
     if any(parameter.ndim == 3 and ".experts." in name for name, parameter in model.named_parameters()):
         # transformers stores each expert by itself, under the names of the first releases.
         weights = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
         model.load_state_dict(weights)
         return True
-    saved = read_object(Path(folder) / "config.json") or {}
-    if getattr(getattr(model, "config", None), "model_type", None) != "llm_lab" or saved.get("model_type") != "gpt2":
+    file = Path(folder) / "config.json"
+    saved = read_object(file) or {}
+    if getattr(getattr(model, "config", None), "model_type", None) == "llm_lab" and saved.get("model_type") == "gpt2":
+        weights = load_file(Path(folder) / "model.safetensors")
+        model.load_state_dict(from_gpt2_weights(weights, model.state_dict()))
+        return True
+    try:
+        if file.exists():
+            PreTrainedConfig.from_json_file(file)
         return False
-    wanted = model.state_dict()
-    weights = load_file(Path(folder) / "model.safetensors")
-    model.load_state_dict(from_gpt2_weights(weights, wanted))
-    return True
+    except AttributeError:
+        for part in sorted(Path(folder).glob("model*.safetensors")):
+            model.load_state_dict(load_file(part), strict=False)  # without a tied head, or a shard
+        return True
 
 
 def older_config(config: dict[str, Any]) -> dict[str, Any]:

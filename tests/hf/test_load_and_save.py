@@ -16,7 +16,7 @@ from llm_lab.estimate.parameters import context_in
 from llm_lab.hf.adapter import make_peft_model
 from llm_lab.hf.configs import config_of_parts, read_config
 from llm_lab.hf.load import build_from_config, context_of, load_model, write_design
-from llm_lab.hf.save import lab_config, native_config, save_model, set_special_tokens, to_native
+from llm_lab.hf.save import lab_config, native_config, restore_weights, save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
@@ -125,6 +125,26 @@ def test_the_native_model_shares_weights_and_training_continues(name):
         assert torch.equal(parameter, other)
 
 
+LLAMA_3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA_3 |= {"original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_the_weights_of_a_model_with_scaled_rope_are_restored_which_the_trainer_fails_to_do(kind, tmp_path):
+    small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 40}
+
+    def made():
+        if kind == "yarn":
+            return LabForCausalLM(tiny_config("yarn", norm="layernorm", tie_word_embeddings=True))
+        return AutoModelForCausalLM.from_config(LlamaConfig(**small, vocab_size=61, rope_parameters=LLAMA_3))
+
+    model, other = made(), made()
+    save_model(model, tmp_path)
+    assert restore_weights(other, tmp_path)
+    for (name, weight), restored in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(weight, restored), name
+
+
 def test_to_native_ignores_other_models():
     assert to_native(model_of(OWN["alibi"])) is None
     assert to_native(AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9))) is None
@@ -132,9 +152,7 @@ def test_to_native_ignores_other_models():
 
 def test_models_with_unsupported_parts_are_not_loaded_as_lab_models():
     small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 40}
-    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
-    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
-    assert lab_config(LlamaConfig(**small, rope_parameters=rope)) is None
+    assert lab_config(LlamaConfig(**small, rope_parameters=LLAMA_3)) is None
     assert lab_config(LlamaConfig(**small, hidden_act="tanh")) is None
     assert lab_config(LlamaConfig(**small, hidden_act="gelu")).activation == "geglu"
     assert lab_config(GPT2Config()) is None

@@ -4,23 +4,35 @@ import itertools
 
 import pytest
 import torch
+from peft import LoraConfig
 from support.sampling import covering
 from support.tiny_models import (
+    EXPERT_FACTORS,
     FACTORS,
     combinations,
     decode_in_chunks,
     every_combination,
+    expert_combinations,
     left_padded,
     named,
+    recipe_keys,
     tiny_config,
+    tiny_experts,
     tiny_model,
     tokens,
 )
 
 from llm_lab.estimate.parameters import shape_of_config
+from llm_lab.hf.adapter import make_peft_model
 from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.recipe.parts import ModelParts
 
 TRIPLES, PAIRS = combinations(3), combinations(2)
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+# Keys that are numbers of parts, not parts; how a model is trained with them has tests of its own.
+NUMBERS = {"size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "intermediate_size"}
+NUMBERS |= {"max_position_embeddings", "rope_theta", "yarn_factor", "original_max_position_embeddings", "norm_eps"}
+NUMBERS |= {"initializer_range", "router_aux_loss_coef", "dropout", "attention_dropout"}
 
 
 def check_training(model) -> None:
@@ -38,25 +50,125 @@ def check_decoding(model) -> None:
     full = model.eval()(ids, attention_mask=mask).logits
     chunked = decode_in_chunks(model, ids, mask, ends=[7, 8, 12])
     real = mask.bool()
-    torch.testing.assert_close(chunked[real], full[real], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(chunked[real], full[real], **CLOSE)
 
 
-def check(parts) -> None:
-    model = tiny_model(**parts)
+@torch.no_grad()
+def check_packing(model) -> None:
+    documents = [tokens(2, 7, seed=3), tokens(2, 9, seed=4)]
+    positions = torch.cat((torch.arange(7), torch.arange(9))).repeat(2, 1)
+    packed = model.eval()(torch.cat(documents, dim=1), position_ids=positions, use_cache=False).logits
+    apart = torch.cat([model(document).logits for document in documents], dim=1)
+    torch.testing.assert_close(packed, apart, **CLOSE)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    model.train().zero_grad()
+    model(tokens(2, 12), labels=tokens(2, 12)).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def check_checkpointing(model) -> None:
+    expected = gradients(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+def check_compiled(model) -> None:
+    torch._dynamo.reset()
+    expected = gradients(model)
+    model.compile(fullgraph=True, backend="aot_eager")
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+def check_generation(model) -> None:
+    ids, mask = left_padded((9, 4), 9)
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    expected = model.eval().generate(ids, attention_mask=mask, **settings)
+    for options in ({"use_cache": False}, {"cache_implementation": "static"}, {"prefill_chunk_size": 4}):
+        assert torch.equal(model.generate(ids, attention_mask=mask, **settings, **options), expected), options
+    assert torch.equal(model.generate(ids[1:, 5:], **settings), expected[1:, 5:]), "without padding"
+
+
+def check_adapter(model) -> None:
+    ids = tokens(2, 12)
+    before = model(ids).logits.detach()
+    settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = make_peft_model(model, settings).train()
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(2):
+        adapted(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attached = adapted.eval()(input_ids=ids).logits
+    assert not torch.allclose(attached, before)
+    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, attached, atol=3e-5, rtol=1e-4)
+
+
+def check(model) -> None:
     assert shape_of_config(model.config.to_dict()).parameters == sum(p.numel() for p in model.parameters())
     check_training(model)
     check_decoding(model)
 
 
+def test_every_part_of_a_recipe_is_in_the_combinations():
+    covered = {key for parts in PAIRS for key in recipe_keys(parts)} | set(EXPERT_FACTORS)
+    covered |= {"attention"}  # by num_key_value_heads
+    assert set(ModelParts.model_fields) == covered | NUMBERS, "a new part belongs into FACTORS or EXPERT_FACTORS"
+    assert not covered & NUMBERS
+
+
 @pytest.mark.parametrize("parts", TRIPLES, ids=named)
 def test_every_triple_of_parts_is_counted_trains_and_decodes(parts):
-    check(parts)
+    check(tiny_model(**parts))
+
+
+CHECKPOINTING = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+
+
+@CHECKPOINTING
+@pytest.mark.parametrize("parts", PAIRS, ids=named)
+def test_every_pair_of_parts_keeps_packed_documents_apart_and_its_gradients_when_checkpointed(parts):
+    check_packing(tiny_model(**parts))
+    check_checkpointing(tiny_model(**parts))
+
+
+@CHECKPOINTING
+@pytest.mark.parametrize("parts", expert_combinations(1), ids=named)
+def test_experts_keep_the_promises_of_the_other_parts(parts):
+    model = tiny_experts(**parts)
+    check(model)
+    check_packing(model)
+    check_checkpointing(model)
+
+
+@CHECKPOINTING
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", expert_combinations(2), ids=named)
+def test_every_pair_of_parts_with_experts_keeps_every_promise(parts):
+    model = tiny_experts(**parts)
+    check(model)
+    check_packing(model)
+    check_generation(model)
+    check_adapter(model)
+    check_checkpointing(tiny_experts(**parts))
+    check_compiled(tiny_experts(**parts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", PAIRS, ids=named)
+def test_every_pair_of_parts_generates_alike_with_every_cache_compiles_and_takes_an_adapter(parts):
+    check_generation(tiny_model(**parts))
+    check_adapter(tiny_model(**parts))
+    check_compiled(tiny_model(**parts))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", every_combination(), ids=named)
 def test_every_combination_is_counted_trains_and_decodes(parts):
-    check(parts)
+    check(tiny_model(**parts))
 
 
 @pytest.mark.parametrize("parts", PAIRS, ids=named)

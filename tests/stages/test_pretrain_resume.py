@@ -13,6 +13,7 @@ import torch
 from conftest import tiny_recipe, write_text
 from support.listeners import Handlers
 from support.pretrain_runs import losses, start, wait_until, weights
+from support.tiny_models import combinations, expert_combinations, named, recipe_keys
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
@@ -57,6 +58,24 @@ def test_resume_bitwise_after_kill_9():
     assert_same(resumed, run({**raw, "name": "whole"}))
     samples = [(Path(path) / "samples.md").read_text() for path in (resumed["path"], "checkpoints/whole")]
     assert samples[0] == samples[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [*map(recipe_keys, combinations(2)), *expert_combinations(2)], ids=named)
+def test_a_run_of_every_pair_of_parts_is_exported_alike_and_resumes_bit_for_bit(parts, quick_verification):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32}
+    steps = {"train.max_steps": 4, "train.eval_steps": 2, "train.save_steps": 2, "train.logging_steps": 1}
+    raw = tiny_recipe(model=sizes | parts, optimizer={"name": "muon"}, **steps)
+    whole = run(raw)
+    rows, kept = losses(whole), weights(whole)
+    export = {"stage": "export", "name": "out", "device": "cpu", "model": "checkpoints/tiny", "export": {"to": "hf"}}
+    checks = run(export)["proof"]
+    assert checks["verdict"] == "proven", checks
+    shutil.rmtree(TINY.path / "steps" / "checkpoint-4")
+    shutil.rmtree(TINY.model_path)
+    resumed = run(raw, resume=True)
+    assert losses(resumed) == rows
+    assert all(torch.equal(weight, kept[name]) for name, weight in weights(resumed).items())
 
 
 def test_a_second_ctrl_c_says_what_is_saved_and_the_resumed_run_is_recorded_as_one():

@@ -6,11 +6,14 @@ from typing import Any
 import torch
 
 from llm_lab.estimate.parameters import layer_types_of
+from llm_lab.hf.configs import config_of_parts
+from llm_lab.hf.load import build_from_config
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.feed_forward import ACTIVATIONS
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.model.norms import NORMS
 from llm_lab.model.positions import POSITION_EMBEDDINGS
+from llm_lab.recipe.resolve import resolve
 
 from .sampling import covering
 
@@ -31,6 +34,18 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None, 3.0),
     "residual_scalars": (False, True),
     "value_embeddings": (False, True),
+    "zero_init": (False, True),
+}
+# The same for a mixture of experts, as `model` keys of a recipe.
+EXPERT_FACTORS: dict[str, tuple[Any, ...]] = {
+    "position_embedding": ("rope", "yarn"),
+    "attention": tuple(KEY_VALUE_HEADS),
+    "activation": ("swiglu", "geglu", "reglu"),
+    "qk_norm": (False, True),
+    "tie_word_embeddings": (True, False),
+    "sliding_window": (None, 5),
+    "num_experts": (4, 6),
+    "num_experts_per_tok": (2, 1),
 }
 
 
@@ -40,6 +55,12 @@ EXTRAS: dict[str, Any] = {"final_logit_softcapping": 3.0, "residual_scalars": Tr
 def combinations(strength: int) -> list[dict[str, Any]]:
     """Return few combinations of parts that contain every pair (2) or triple (3) of them."""
     return [dict(zip(FACTORS, row, strict=True)) for row in covering(list(FACTORS.values()), strength)]
+
+
+def expert_combinations(strength: int) -> list[dict[str, Any]]:
+    """Return the same of a mixture of experts. Biases in attention are of all those with QK-norm, its other half."""
+    rows = (dict(zip(EXPERT_FACTORS, row, strict=True)) for row in covering(list(EXPERT_FACTORS.values()), strength))
+    return [row | {"attention_bias": row["qk_norm"]} for row in rows]
 
 
 def every_combination() -> list[dict[str, Any]]:
@@ -87,7 +108,19 @@ def tiny_config(position: str = "rope", **changes) -> LabConfig:
 def tiny_model(position: str = "rope", **changes) -> LabForCausalLM:
     """Return a model whose weights are large enough that a mistake in any part changes the logits."""
     torch.manual_seed(0)
-    model = LabForCausalLM(tiny_config(position, **changes)).eval()
+    return with_large_weights(LabForCausalLM(tiny_config(position, **changes)).eval())
+
+
+def tiny_experts(**parts) -> torch.nn.Module:
+    """Return the native model of a recipe with experts, with weights as large."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    design = resolve({"stage": "pretrain", "model": sizes | parts, "data": [{"path": "builtin:stories"}]})
+    torch.manual_seed(0)
+    return with_large_weights(build_from_config(config_of_parts(design.values["model"], VOCABULARY)).eval())
+
+
+def with_large_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """Change all weights so much that a mistake in any part changes the logits."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
