@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import os
+import random
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,16 @@ from llm_lab.errors import UserError
 from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS
 from llm_lab.export.gguf_file import LEADING_SPACE, LLAMA3, QWEN2, SPACE, read_tokenizer, write_gguf
 from llm_lab.export.plan import plan_export
-from llm_lab.export.verify import MIN_AGREEMENT, TEXTS, TOLERANCES, ask, ask_others, compare_answers, make_probe
+from llm_lab.export.verify import (
+    MIN_AGREEMENT,
+    TEXTS,
+    TOLERANCES,
+    Answers,
+    ask,
+    ask_others,
+    compare_answers,
+    make_probe,
+)
 from llm_lab.hf.load import load_model
 from llm_lab.hf.save import save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
@@ -232,6 +243,20 @@ def test_each_weight_type_is_within_its_rounding(in_tmp_path):
         assert kinds["output_norm.weight"] == "F32"
 
 
+@pytest.mark.parametrize(
+    ("has_experts", "changed", "verdict"), [(True, 1, "proven"), (True, 5, "failed"), (False, 1, "failed")]
+)
+def test_rounding_may_send_one_token_in_a_hundred_to_another_expert(has_experts, changed, verdict):
+    logits = torch.randn(200, 16, generator=torch.Generator().manual_seed(1)).numpy()
+    other = logits.copy()
+    other[:changed] += 0.5  # the top tokens stay
+    ours = Answers(logits, (), (), (), None, has_experts=has_experts)
+    theirs = {"logits": other, "written": [], "texts": [], "decoded": [], "chat": None, "loaded_as": "it"}
+    check = compare_answers(ours, theirs, TOLERANCES[LLAMA_CPP]["f16"], 0.99)
+    assert check.verdict == verdict, check.describe()
+    assert ("in 99 % of positions" in check.describe()) == has_experts
+
+
 def test_q8_0_stores_rows_that_are_not_a_multiple_of_32_as_f16(in_tmp_path):
     from gguf import GGUFReader
 
@@ -241,16 +266,35 @@ def test_q8_0_stores_rows_that_are_not_a_multiple_of_32_as_f16(in_tmp_path):
     assert (kinds["blk.0.ffn_up.weight"], kinds["blk.0.ffn_down.weight"]) == ("F16", "Q8_0")
 
 
+GPT2 = {"position_embedding": "learned", "norm": "layernorm", "activation": "gelu", "attention": "mha"}
+GPT2 |= {"num_key_value_heads": 4, "tie_word_embeddings": True}
+DESIGNS = {
+    "llama": {},
+    "gpt2": GPT2,
+    "gpt2 with biases": GPT2 | {"attention_bias": True, "mlp_bias": True},
+    "untied, with biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+    "yarn": {"position_embedding": "yarn"},
+    "qwen3": {"qk_norm": True},
+    "qwen3 with yarn": {"qk_norm": True, "position_embedding": "yarn"},
+    "mixtral": {"num_experts": 4},
+    "qwen3-moe": {"num_experts": 4, "qk_norm": True},
+}
+
+
 @pytest.mark.skipif(not HAS_LLAMA_CPP, reason=NO_LLAMA_CPP)
 @pytest.mark.parametrize("weights", ["f32", "f16"])
-def test_llama_cpp_agrees_within_005_and_on_99_percent_of_tokens(weights, in_tmp_path):
+@pytest.mark.parametrize(
+    "design", [pytest.param(name, marks=[] if name == "llama" else pytest.mark.slow) for name in DESIGNS]
+)
+def test_llama_cpp_agrees_within_005_and_on_99_percent_of_tokens(design, weights, in_tmp_path):
     Path("text.txt").write_text("the small red bird sings near the old tree.\n" * 400)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     trained = run(
         {
             "stage": "pretrain",
             "name": "taught",
             "device": "cpu",
-            "model": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+            "model": sizes | DESIGNS[design],
             "data": [{"path": "text.txt"}],
             "train": {"max_steps": 40, "max_length": 48, "per_device_train_batch_size": 8, "dtype": "float32"}
             | {"compile": False, "eval_steps": 40, "save_steps": 40},
@@ -260,13 +304,55 @@ def test_llama_cpp_agrees_within_005_and_on_99_percent_of_tokens(weights, in_tmp
     model, tokenizer = load(trained["path"])
     probe = make_probe(model, tokenizer)
     ours = ask(model, tokenizer, probe)
-    write_gguf(to_native(model), tokenizer, Path("taught.gguf"), weights=weights, name="taught")
+    write_gguf(to_native(model) or model, tokenizer, Path("taught.gguf"), weights=weights, name="taught")
     (answer,) = ask_others([({"loader": "llama.cpp", "folder": ".", "file": "taught.gguf"}, probe)])
-    assert np.abs(answer["logits"] - ours.logits).max() < 0.05
+    differences = np.abs(answer["logits"] - ours.logits).max(axis=-1)
+    assert np.quantile(differences, 0.99 if ours.has_experts else 1) < 0.05
     assert (answer["logits"].argmax(-1) == ours.logits.argmax(-1)).mean() >= 0.99
     assert [list(tokens) for tokens in ours.written] == answer["written"]
-    if weights == "f32":
-        assert np.abs(answer["logits"] - ours.logits).max() < 1e-3
+    if weights == "f32" and "gpt2" not in design:  # whose GELU comes from a table in f16 there
+        assert np.quantile(differences, 0.99 if ours.has_experts else 1) < 1e-3
+
+
+def varied_texts(count: int) -> tuple[str, ...]:
+    """Return texts of pieces on which tokenizers differ: scripts, white space, digits, symbols, contractions."""
+    pieces = ["the", " a", "It's", "'ll", "WE'RE", "don’t", "123", "3.14", "1,000,000", "  ", "\t", "\n\n", "\r\n"]
+    pieces += [
+        "...",
+        "!?",
+        "<b>",
+        "&amp;",
+        "http://a.b/c?d=e",
+        "def f(x):",
+        "    return",
+        "$$",
+        "a_b",
+        "x" * 40,
+        "e\u0301",
+    ]
+    pieces += [piece for text in TEXTS for piece in text.split()]
+    pick = random.Random(5)
+    ranges = ((32, 0x250), (0x370, 0x1000), (0x2000, 0x2C00), (0x3040, 0x9FFF), (0x1F300, 0x1F700))
+    found = []
+    for index in range(count):
+        parts = [pick.choice(pieces) + pick.choice(("", " ", "\n")) for _ in range(pick.randint(1, 14))]
+        parts += [chr(pick.randrange(*pick.choice(ranges))) for _ in range(20 if index % 4 == 0 else 0)]
+        found.append("".join(parts))
+    return tuple(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LLAMA_CPP, reason=NO_LLAMA_CPP)
+def test_llama_cpp_splits_200_varied_texts_as_the_tokenizers_made_here_do(in_tmp_path):
+    jobs, probes = {}, {}
+    for name, tokenizer in {"bytes": make_byte_tokenizer(), "bpe": train_bpe(varied_texts(400), 900)}.items():
+        model = load_model(save_llama(name, tokenizer))
+        write_gguf(to_native(model), load_tokenizer(name), Path(f"{name}.gguf"), weights="f32", name=name)
+        probes[name] = replace(make_probe(model, tokenizer), texts=varied_texts(200))
+        jobs[f"{name}.gguf", LLAMA_CPP] = ask(model, load_tokenizer(name), probes[name]), probes[name]
+    for key, check in checks_of(jobs).items():
+        assert check.verdict == "proven", (key, check.describe())
+        assert check.texts_alike == check.texts == 200
 
 
 def test_a_pipeline_exports_an_adapter_with_new_tokens_and_a_chat_template_to_one_gguf_file(in_tmp_path):
