@@ -434,7 +434,8 @@ class Answer:
 class Next:
     """The flow that comes next (a name that menu.flow_named knows), what it is called with, and answers that are known.
 
-    can_return: whether going back from its first question returns to the flow before it.
+    can_return: whether going back from its first question, or its end, returns to the flow before it; else it takes the
+    place of that flow.
     """
 
     flow: str

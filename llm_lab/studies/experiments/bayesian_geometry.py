@@ -40,7 +40,7 @@ from llm_lab.studies.bijections import Bijections
 from llm_lab.studies.hidden_markov import HiddenMarkov
 from llm_lab.studies.study import Study
 
-APP_NAME = "Bayesian geometry"
+APP_NAME = "Bayesian geometry: how close to the best"
 TAKES = "about 4 minutes on two cores"
 OTHER = {"bijection": "hidden_markov", "hidden_markov": "bijection"}
 POSITIONS_SHARE = 6  # the model without attention has converged after a sixth of the steps
