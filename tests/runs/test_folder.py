@@ -268,7 +268,7 @@ def test_a_missing_model_is_an_error_with_suggestions():
         find_model("shakespeare")
     with pytest.raises(UserError, match=r"there is no such run or model.*Did you mean shakespeare\?"):
         find_model("shakespere")
-    with pytest.raises(UserError, match="llm-lab list runs"):
+    with pytest.raises(UserError, match=r"There are: shakespeare\."):
         find_model("xyzzy")
 
 
