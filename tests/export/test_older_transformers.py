@@ -5,18 +5,15 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import tiny_recipe
 from support.post_runs import post_recipe, write_base
-from support.tiny_models import combinations, recipe_keys, tiny_model
+from support.tiny_models import combinations, expert_combinations, recipe_keys, tiny_experts, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm_lab.estimate.compatibility import TRANSFORMERS
 from llm_lab.export.verify import TOLERANCES, ask, ask_others, compare_answers, make_probe
-from llm_lab.hf.configs import config_of_parts
-from llm_lab.hf.load import build_from_config, load_model
+from llm_lab.hf.load import load_model
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
-from llm_lab.recipe.resolve import resolve
 from llm_lab.runner import run
 from llm_lab.stages.merge import merge_into
 
@@ -44,8 +41,6 @@ NATIVE = {
         "tie_word_embeddings": True,
     },
 }
-EXPERTS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-EXPERTS |= {"num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 128}
 
 
 def write_parts(folder: str, **parts) -> str:
@@ -61,8 +56,7 @@ def write_parts(folder: str, **parts) -> str:
 
 def write_experts(folder: str, **parts) -> str:
     tokenizer = make_byte_tokenizer()
-    resolved = resolve(tiny_recipe(model=EXPERTS | parts))
-    model = build_from_config(config_of_parts(resolved.recipe.model.model_dump(), len(tokenizer)))
+    model = tiny_experts(len(tokenizer), **parts)
     set_special_tokens(model, tokenizer)
     save_model(model, Path(folder), tokenizer)
     return folder
@@ -83,7 +77,8 @@ def fine_tune(name: str, **changes) -> str:
 
 def test_older_transformers_loads_every_native_folder_with_the_same_logits_tokens_and_template(in_tmp_path):
     folders = [write_parts(name, **parts) for name, parts in NATIVE.items()]
-    folders += [write_gpt2("gpt2"), write_experts("mixtral"), write_experts("qwen3-moe", qk_norm=True)]
+    folders += [write_experts(f"experts-{number}", **parts) for number, parts in enumerate(expert_combinations(2))]
+    folders.append(write_gpt2("gpt2"))
     write_base()
     folders.append(fine_tune("tuned"))
     fine_tune("adapter", lora={"r": 2}, **{"optimizer.learning_rate": 0.1})

@@ -111,12 +111,12 @@ def tiny_model(position: str = "rope", **changes) -> LabForCausalLM:
     return with_large_weights(LabForCausalLM(tiny_config(position, **changes)).eval())
 
 
-def tiny_experts(**parts) -> torch.nn.Module:
+def tiny_experts(vocab_size: int = VOCABULARY, **parts) -> torch.nn.Module:
     """Return the native model of a recipe with experts, with weights as large."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
     design = resolve({"stage": "pretrain", "model": sizes | parts, "data": [{"path": "builtin:stories"}]})
     torch.manual_seed(0)
-    return with_large_weights(build_from_config(config_of_parts(design.values["model"], VOCABULARY)).eval())
+    return with_large_weights(build_from_config(config_of_parts(design.values["model"], vocab_size)).eval())
 
 
 def with_large_weights(model: torch.nn.Module) -> torch.nn.Module:
