@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMES = {stage.name for stage in BUILT_IN}
 
 # The complete stage that docs/stages.md shows: its recipe and what runs it.
-TOY_RECIPE, TOY_MODULE, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "stages.md").read_text(), re.DOTALL)
+PAGE = (ROOT / "docs" / "stages.md").read_text()
+TOY_RECIPE, TOY_MODULE, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+(GROUP,) = re.findall(r"\[project\.entry-points\.\"(.+)\"\]", PAGE)  # of the entry points, as the page says it
 
 
 @pytest.fixture
@@ -44,6 +48,7 @@ def toy_stage(in_tmp_path, monkeypatch):
 def test_a_stage_from_another_package_runs_from_a_recipe_file(toy_stage, capsys):
     Path("greet.yaml").write_text("stage: toy\ndevice: cpu\n")
     assert cli.main(["check", "greet.yaml"]) == 0
+    assert "model   " not in capsys.readouterr().out
     facts = run("greet.yaml", ["toy.times=2"])
     folder = RunFolder(Path(facts["path"]))
     assert (facts["status"], facts["stage"], facts["results"]["times"]) == ("done", "toy", 2)
@@ -51,6 +56,33 @@ def test_a_stage_from_another_package_runs_from_a_recipe_file(toy_stage, capsys)
     assert yaml.safe_load(folder.recipe_path.read_text())["toy"] == {"times": 2}
     assert "greet" in folder.report_path.read_text()
     assert run(folder.recipe_path)["results"]["times"] == 2
+
+
+def test_the_stages_of_an_installed_package_are_known_to_the_command(in_tmp_path):
+    site = {
+        "toy_lab/__init__.py": TOY_RECIPE,
+        "toy_lab/greet.py": TOY_MODULE,
+        "toy_lab-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: toy-lab\nVersion: 1.0\n",
+        "toy_lab-1.0.dist-info/entry_points.txt": f"[{GROUP}]\ntoy = toy_lab\n",
+    }
+    for name, text in site.items():
+        Path("site", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("site", name).write_text(text)
+    Path("greet.yaml").write_text("stage: toy\ndevice: cpu\n")
+
+    def lab(*arguments):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["site", str(ROOT)])}
+        command = [sys.executable, "-m", "llm_lab", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    ended = lab("run", "greet.yaml")
+    assert ended.returncode == 0, ended.stderr
+    (greeting,) = Path("checkpoints").glob("*/greeting.txt")
+    assert greeting.read_text() == "hello hello hello"
+    Path("site/toy_lab/__init__.py").write_text("import a_missing_package\n")
+    refused = lab("check", "greet.yaml")
+    assert refused.returncode == 2
+    assert "toy_lab: ModuleNotFoundError: No module named 'a_missing_package'" in " ".join(refused.stderr.split())
 
 
 def test_a_stage_from_another_package_is_checked_derived_and_described_like_ours(toy_stage, capsys):
@@ -76,7 +108,8 @@ def test_a_stage_name_can_be_registered_once_only(toy_stage):
 
 def test_each_stage_says_what_other_layers_need():
     for stage in BUILT_IN:
-        assert all((stage.title, stage.label, stage.about, stage.next_step)), stage.name
+        said = {field: getattr(stage, field) for field in ("title", "label", "about", "next_step")}
+        assert all(said.values()), f"{stage.name}: {said}"
         assert stage.recipe.model_fields["stage"].default == stage.name
         assert set(stage.next) <= NAMES - {stage.name}
         assert not stage.trains or stage.examples in ("text", "conversation", "preference", "prompt")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llm_lab.errors import Problem
-from llm_lab.estimate.parameters import GATED
+from llm_lab.estimate.compatibility import HIDDEN_ACTS
 
 from .files import format_value
 from .parts import parts_of
@@ -115,7 +115,7 @@ def _experts_are_those_of_mixtral(values: Values) -> Iterator[Problem]:
 MIXTRAL: dict[str, tuple[Any, ...]] = {  # {key: the values that it has}
     "position_embedding": ("rope", "yarn"),
     "norm": ("rmsnorm",),
-    "activation": GATED,
+    "activation": tuple(HIDDEN_ACTS),
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "sliding_window_pattern": (None,),

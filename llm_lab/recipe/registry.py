@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Annotated, Any
+
+from llm_lab.errors import first_line
 
 from .dpo import DPO
 from .eval import EVAL
@@ -29,9 +32,29 @@ def register(stage: Stage) -> None:
     STAGES[stage.name] = stage
 
 
+@functools.cache
+def load_installed_stages() -> tuple[str, ...]:
+    """Import the packages that add stages: those with an entry point in the group "llm_lab.stages".
+
+    Returns why some can't be imported. It takes some 30 ms, so it is left until a stage isn't known or all are listed.
+    """
+    from importlib.metadata import entry_points
+
+    problems = []
+    for entry in entry_points(group="llm_lab.stages"):
+        try:
+            entry.load()
+        except Exception as error:  # it is somebody else's code
+            problems.append(f"{entry.value}: {type(error).__name__}: {first_line(error)}")
+    return tuple(problems)
+
+
 def stage_of(values: Values) -> Stage | None:
     """Return the stage that a recipe, or a run's run.json, names; None where it names none that exists."""
-    return STAGES.get(str(values.get("stage")))
+    name = values.get("stage")
+    if isinstance(name, str) and name not in STAGES:
+        load_installed_stages()
+    return STAGES.get(str(name))
 
 
 class PipelineRecipe(Group):
@@ -84,6 +107,7 @@ def _names(group: type[Group], steps: list[str]) -> str | None:
 
 def json_schema() -> dict[str, Any]:
     """Return a JSON Schema of recipes: one stage, or a pipeline of stages."""
+    load_installed_stages()
     members = [stage.recipe.model_json_schema(by_alias=True) for stage in STAGES.values()]
     definitions: dict[str, Any] = {}
     for schema in members:

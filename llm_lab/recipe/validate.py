@@ -14,7 +14,7 @@ from llm_lab.errors import Problem, UserError, did_you_mean, one_of, with_articl
 
 from .fields import Group, Key, flatten, groups_of, value_at
 from .files import apply_overrides, format_value
-from .registry import STAGES, stage_of
+from .registry import STAGES, load_installed_stages, stage_of
 from .stage import Stage, StageRecipe, Values
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
@@ -74,11 +74,12 @@ def require_stage(raw: Values) -> Stage:
     """Return the stage that a recipe names. UserError where it names none that exists."""
     if stage := stage_of(raw):
         return stage
-    name, names = raw.get("stage"), list(STAGES)
+    name, names = raw.get("stage"), list(STAGES)  # with those of installed packages: stage_of has loaded them
     if name is None:
         why = "a recipe must name a stage"
         raise UserError(Problem("stage", why, allowed=one_of(names), fix=f"Add `stage: {names[0]}`."))
-    fix = did_you_mean(str(name), names)
+    unusable = "; ".join(load_installed_stages())
+    fix = f"A package with stages can't be imported: {unusable}" if unusable else did_you_mean(str(name), names)
     raise UserError(Problem("stage", "there is no such stage", value=name, allowed=one_of(names), fix=fix))
 
 

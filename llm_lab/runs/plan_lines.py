@@ -40,7 +40,8 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
         values, reasons = fill_steps(
             resolved.stage, values, examples=examples.training, processes=resolved.machine.processes
         )
-    yield "model", _model(values), ""
+    if values.get("model") is not None:  # a stage of one's own may have none
+        yield "model", _model(values), ""
     if cost.parameters:
         parts = sorted(cost.parameters_by_part.items(), key=lambda item: -item[1])
         many = ", ".join(f"{part} {count(number)}" for part, number in parts if number)

@@ -14,7 +14,7 @@ from llm_lab.recipe.grpo import GRPO
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.ppo import PPO
 from llm_lab.recipe.pretrain import PRETRAIN
-from llm_lab.recipe.registry import BUILT_IN, STAGES
+from llm_lab.recipe.registry import BUILT_IN, STAGES, load_installed_stages
 from llm_lab.recipe.reward import REWARD
 from llm_lab.recipe.sft import SFT
 from llm_lab.recipe.stage import Stage
@@ -119,6 +119,7 @@ TRY = (
 
 def entries_of(name: str) -> tuple[Entry, ...]:
     """Return the lines of a group; stages of other packages come after the built-in ones that train."""
+    load_installed_stages()
     own = [stage for stage in STAGES.values() if stage not in BUILT_IN]
     training = (*map(_of_stage, (PRETRAIN, SFT, REWARD, DPO, GRPO, PPO, MERGE, *own)), DESIGN)
     return {"train": training, "use": USE, "try": TRY}[name]

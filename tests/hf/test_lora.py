@@ -36,7 +36,7 @@ from llm_lab.chat.session import ChatSession, ChatSettings
 from llm_lab.cli import main
 from llm_lab.errors import MachineError, UserError
 from llm_lab.estimate.machine import Gpu, Machine
-from llm_lab.estimate.parameters import read_config_json, shape_of_config
+from llm_lab.estimate.parameters import GATED, read_config_json, shape_of_config
 from llm_lab.estimate.tuning_cost import adapter_parameters
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import load_model, require_4bit
@@ -59,7 +59,7 @@ def from_config(config):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_preset_trains_exactly_its_layers_for_every_activation(preset, activation):
-    feed_forward = [*(["gate_proj"] if activation in ("swiglu", "geglu", "reglu") else []), "up_proj", "down_proj"]
+    feed_forward = [*(["gate_proj"] if activation in GATED else []), "up_proj", "down_proj"]
     layers = {
         "minimal": (ATTENTION[0], ATTENTION[2]),
         "attention_only": ATTENTION,
