@@ -181,7 +181,7 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
     missing = ["experts"] if architecture == "mixtral" else []
     if found == "qwen3moe" and (parts.get("moe_intermediate_size") or parts.get("intermediate_size")) != 768:
         missing.append("the width of experts")
-    if rope["rope_type"] in STRETCHES:
+    if rope["rope_type"] in STRETCHES and rope.get("factor", parts.get("yarn_factor")) != 1.0:
         missing.append(STRETCHES[rope["rope_type"]])
     missing += [words for key, words in (("attention_bias", "biases"), ("mlp_bias", "biases")) if parts.get(key)][:1]
     head_dim = parts.get("head_dim")

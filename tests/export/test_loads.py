@@ -170,6 +170,7 @@ VARIANTS = {
     "heads wider than the model": {"head_dim": 32},
     "other base and epsilon": {"rope_parameters": {"rope_theta": 500.0}, "norm_eps": 0.05},
     "yarn, other base": {"position_embedding": "yarn", "rope_parameters": {**YARN, "rope_theta": 500.0}},
+    "yarn, factor 1": {"position_embedding": "yarn", "rope_parameters": {**YARN, "factor": 1.0}},
     "yarn, custom settings": {"position_embedding": "yarn", "rope_parameters": {**YARN, "beta_fast": 16}},
     "yarn, custom factor": {"position_embedding": "yarn", "rope_parameters": {**YARN, "attention_factor": 0.5}},
 }
