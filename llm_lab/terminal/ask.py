@@ -369,7 +369,8 @@ def _run(prompt: Any, footer: Any, so_far: Callable[[], Any] | None = None) -> A
 
         def look(_: Any) -> None:
             if app.output.get_size() != size and not app.is_done:
-                app.exit(exception=Resized(so_far(), footer.trouble, footer.show_help))
+                trouble = "" if footer.filter else footer.trouble  # that of a filter goes with it
+                app.exit(exception=Resized(so_far(), trouble, footer.show_help))
 
         app.after_render += look
     app.ttimeoutlen = app.timeoutlen = prompt_layout.ESCAPE_SECONDS
