@@ -233,7 +233,7 @@ def _rm(commands: Commands) -> None:
 def _mv(commands: Commands) -> None:
     parser = commands.add(
         "mv",
-        "rename a run; runs made from it, adapters and recipes follow",
+        "rename a run, also in the runs made from it, adapters and recipes",
         "housekeeping_commands.rename",
         "mv stories-2 stories-long",
         "mv sweep rates",
@@ -254,7 +254,7 @@ def _gc(commands: Commands) -> None:
     )
     parser.add_argument("runs", nargs="*", metavar="run", help="only these runs; default: all, and the caches")
     parser.option("--keep", "N", "checkpoints to keep of each run (default 4)", type=int)
-    parser.flag("--dry-run", "show what would be deleted, with the bytes of each")
+    parser.flag("--dry-run", "show what would be deleted, with the size of each")
     parser.flag("--yes", "delete without asking")
     _json_argument(parser)
 
@@ -361,10 +361,10 @@ def _export(commands: Commands) -> None:
     parser.option("--out", "DIR", "folder to write; default: a new run in checkpoints/", type=Path)
     parser.option("--push", "OWNER/NAME", "push to this Hub repository")
     parser.flag("--public", "create the repository as public")
-    parser.option("--author", "NAME", "for the model cards; kept, so given once")
-    parser.option("--license", "ID", "for the model cards, such as apache-2.0 or mit; kept")
-    parser.option("--intended-use", "TEXT", "for the card of this model; kept")
-    parser.option("--limitations", "TEXT", "for the card of this model; kept")
+    parser.option("--author", "NAME", "author, for all model cards; saved for later exports")
+    parser.option("--license", "ID", "license, for all model cards, such as apache-2.0 or mit; saved")
+    parser.option("--intended-use", "TEXT", "for the model card of this model; saved")
+    parser.option("--limitations", "TEXT", "for the model card of this model; saved")
     parser.flag("--dry-run", "show compatibility and the files, without writing anything")
     _trust_argument(parser)
 
@@ -434,7 +434,10 @@ def _duel(commands: Commands) -> None:
         "the second recipe, or a key with two values; key=value changes the recipe for both",
     )
     parser.add_argument(
-        "--by", choices=("tokens", "time", "both"), default="both", help="what is held equal (default both)"
+        "--by",
+        choices=("tokens", "time", "both"),
+        default="both",
+        help="what both sides get the same amount of (default both)",
     )
     _json_argument(parser)
 
@@ -445,17 +448,17 @@ def _compared_arguments(parser: Parser, metavar: str, what: str) -> None:
     parser.add_argument("overrides", nargs="*", default=[], metavar=metavar, help=what)
     parser.option("--seeds", "N", "runs of each configuration: seed, seed + 1, ...", type=int)
     parser.option("--jobs", "N", "runs at a time; they share the cores", type=int, default=1)
-    parser.option("--measure", "NAME", "the result to compare by; default: the held-out one")
-    parser.option("--name", "NAME", "name of its folder in checkpoints/; the same name continues it")
+    parser.option("--measure", "NAME", "the result to compare by; default: the held-out result of the stage")
+    parser.option("--name", "NAME", "folder in checkpoints/; the name of an existing one resumes it or adds runs to it")
     parser.flag("--dry-run", "check all recipes and show the plan only")
-    parser.flag("--retry-failed", "also run again what failed before")
+    parser.flag("--retry-failed", "also run failed runs again")
     _trust_recipe_argument(parser)
 
 
 def _study(commands: Commands) -> None:
     parser = commands.add(
         "study",
-        f"run a study: {STUDY_ABOUT}; without a name, list them",
+        f"run a study: {STUDY_ABOUT}; without a name, list all",
         "study_commands.study",
         "study",
         "study attention --dry-run",
@@ -478,7 +481,7 @@ def _web(commands: Commands) -> None:
         "web",
         "web --port 8000",
     )
-    parser.option("--port", "N", "port of the page; default: the first free from 7750 on", type=int)
+    parser.option("--port", "N", "port of the page; default: the first free one from 7750 on", type=int)
 
 
 def _doctor(commands: Commands) -> None:
@@ -524,7 +527,7 @@ def _trust_recipe_argument(parser: Parser) -> None:
 
 
 def _json_argument(parser: Parser) -> None:
-    parser.flag("--json", "print one JSON document; all else to standard error")
+    parser.flag("--json", "print one JSON document; everything else goes to standard error")
 
 
 def _trust_argument(parser: Parser) -> None:

@@ -67,8 +67,8 @@ class EvalOptions(Group):
         advanced=True,
     )
     stride: Int | None = option(
-        help="tokens by which the window of a text moves on; smaller than max_length, windows overlap and every token "
-        "has more context, at the cost of time",
+        help="tokens by which the window over a text advances; null: max_length. If it is smaller, windows overlap: "
+        "every token has more context, at the cost of time",
         question="Tokens by which the window moves on (empty: no overlap)?",
         ge=1,
         advanced=True,

@@ -18,7 +18,7 @@ OPTIMIZERS = {
     "adamw_8bit": "AdamW with 8-bit moments, a quarter of their memory; requires CUDA and bitsandbytes",
     "lion": "sign of the momentum; half of AdamW's memory, a smaller learning rate",
     "sophia": "momentum over estimated curvature, clipped; an extra pass every k steps",
-    "adafactor": "factored second moments; almost no memory",
+    "adafactor": "factored second moments; almost no memory for its state",
 }
 
 
@@ -53,7 +53,7 @@ def _weight_decay(default: float, why: str | None = None) -> Any:
 def _cautious() -> Any:
     return option(
         False,
-        help="decay only weights that the update moves towards zero, not those that it moves away",
+        help="decay only weights that the update moves toward zero, not those that it moves away from zero",
         question="Cautious weight decay?",
         why="Chen et al. (2025): the decay no longer works against the update, so a larger one does less harm; in "
         "published speed records about 1 % fewer steps. It costs a copy of the decayed weights during a step.",
@@ -67,7 +67,7 @@ def _betas(default: tuple[float, float], what: str) -> Any:
 
 Beta = Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(strict=True, gt=0.0)]
-_EPSILON = "added to the root, for numerical stability"
+_EPSILON = "added to the denominator, for numerical stability"
 
 
 class AdamW(Group):
@@ -197,7 +197,7 @@ class Adafactor(Group):
     )
     decay_rate: Float = option(
         0.8,
-        help="the second moment averages over about step ** decay_rate steps",
+        help="at step t, the second moment averages over about t ** decay_rate steps",
         question="Decay rate?",
         gt=0.0,
         le=1.0,
@@ -215,7 +215,7 @@ class Adafactor(Group):
     )
     eps: tuple[Positive, Positive] = option(
         (1e-30, 1e-3),
-        help="added to squared gradients; minimum size of a weight matrix",
+        help="two numbers: added to squared gradients; minimum root mean square of a weight matrix in scale_parameter",
         question="The two epsilons?",
         advanced=True,
     )

@@ -18,7 +18,7 @@ POSITIONS = {
     "rope": "rotary: rotates queries and keys by their position; today's standard",
     "yarn": "rotary, extended to contexts longer than the original",
     "alibi": "no position vectors: a penalty that grows with distance; extrapolates",
-    "learned": "a trained vector for each position; GPT-2's, and no longer context than trained",
+    "learned": "a trained vector for each position, as in GPT-2; the context can't be longer than in training",
     "sinusoidal": "fixed sine waves added to the embeddings; the original Transformer",
 }
 NORMS = {
@@ -64,7 +64,7 @@ SIZES: dict[str, Size] = {
     "mini": Size("about 33 M: a first GPU run", 512, 10, 8, 4, 1024, True, 8192),
     "small": Size("about 100 M: GPT-2's depth and width", 768, 12, 12, 4, 1024, True, 32768),
     "medium": Size("about 310 M: GPT-2 medium's depth and width", 1024, 24, 16, 8, 2048, True, 32768),
-    "large": Size("about 670 M: GPT-2 large's width", 1536, 24, 16, 8, 2048, True, 32768),
+    "large": Size("about 670 M: between GPT-2 medium and GPT-2 large", 1536, 24, 16, 8, 2048, True, 32768),
     "1b": Size("about 1 B: one 80 GB GPU", 2048, 20, 32, 8, 2048, False, 32768),
     "3b": Size("about 3 B: several GPUs", 3072, 26, 24, 8, 4096, False, 65536),
     "7b": Size("about 7 B: many GPUs", 4096, 36, 32, 8, 4096, False, 65536),
@@ -133,7 +133,7 @@ class ModelParts(Group):
     )
     norm_eps: Float = option(
         1e-5,
-        help="added under the root of the norm, for numerical stability",
+        help="added under the square root of the norm, for numerical stability",
         question="Epsilon of the norm?",
         gt=0.0,
         le=0.1,
@@ -217,7 +217,7 @@ class ModelParts(Group):
         question="Tie the embedding and output matrices?",
         why="Tying saves vocabulary × hidden_size parameters: a large share of a small model, a small one of a large "
         "model.",
-        derived="from size: true up to large",
+        derived="from size: true up to size large, false above",
         advanced=True,
     )
     attention_bias: Bool = option(False, help="biases in q, k, v, o", question="Biases in attention?", advanced=True)
@@ -239,8 +239,8 @@ class ModelParts(Group):
         advanced=True,
     )
     sliding_window_pattern: Annotated[str, Field(pattern="^[SL]+$")] | None = option(
-        help="which layers have the sliding window: S has it, L sees everything; repeated over the layers, of which "
-        "the last is always L; null: all have it",
+        help="which layers have the sliding window: a text of S (with the window) and L (the whole context), repeated "
+        "over the layers; the last layer is always L; null: all layers have the window",
         question="Pattern of windows, as SSSL (empty: a window in every layer)?",
         why="Most layers need little context, and a few long ones carry it on: as in Gemma 2 and GPT-3, and SSSL in "
         "nanochat. Long contexts get cheaper and the KV cache smaller; at short ones there is nothing to gain.",
@@ -264,7 +264,8 @@ class ModelParts(Group):
     )
     residual_scalars: Bool = option(
         False,
-        help="two learned numbers per layer: how much of the residual stream, and of the embeddings, enters it",
+        help="two learned numbers per layer: how much of the residual stream, and of the token embeddings, is its "
+        "input",
         question="Learned scalars for the residual stream and the embeddings?",
         why="As in modded-nanogpt and nanochat, which gained 0.4 to 1 % of the loss at 12 to 20 layers, more in small "
         "models. It costs two numbers per layer, and the model needs its own code.",

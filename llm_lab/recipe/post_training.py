@@ -220,7 +220,7 @@ class TuneRecipe(StageRecipe):
         derived="own where the tokenizer has a template, else chatml",
     )
     template_date: str | None = option(
-        help="the date that a chat template gets which writes the current date, such as 2026-11-28",
+        help="the date that chat templates write as the current date, such as 2026-11-28",
         derived="the current date, which is kept with the run and its tokenizer",
         pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
         advanced=True,
@@ -283,7 +283,7 @@ def on_collapse() -> Any:
     """Return the option of what happens when learning from rewards goes wrong."""
     return option(
         "warn",
-        help="if entropy collapses, KL explodes, outputs are cut off or rewards do not differ",
+        help="what happens if entropy collapses, KL explodes, outputs are cut off or rewards do not differ",
         question="What if RL training goes wrong?",
         choices=ON_COLLAPSE,
         advanced=True,

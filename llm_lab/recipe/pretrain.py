@@ -117,7 +117,7 @@ class Validation(Group):
     )
     stream_documents: Int = option(
         1000,
-        help="for streams: how many documents at the start are held out, at most (and at most max_tokens tokens)",
+        help="streams: maximum number of documents at the start that are held out (and at most max_tokens tokens)",
         question="Maximum number of documents held out at the start of a stream?",
         ge=1,
         le=100_000,

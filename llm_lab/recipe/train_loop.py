@@ -100,7 +100,7 @@ class Scheduler(Group):
     )
     power: Float = option(
         2.0,
-        help="power of the polynomial; 1 is linear",
+        help="polynomial: its power; 1 is linear",
         question="Power of the polynomial?",
         gt=0.0,
         le=10.0,
@@ -108,7 +108,7 @@ class Scheduler(Group):
     )
     decay_ratio: Float = option(
         0.2,
-        help="share of the run, at its end, in which the learning rate decays",
+        help="wsd: share of the run, at its end, in which the learning rate decays",
         question="Share of the run in which the learning rate decays?",
         why="10 to 20 % is enough (Hu et al. 2024). The constant part can be continued later.",
         gt=0.0,
@@ -117,7 +117,7 @@ class Scheduler(Group):
     )
     weight_decay: Annotated[str, OneOf(DECAYS)] = option(
         "constant",
-        help="the optimizer's weight decay over the run",
+        help="how the optimizer's weight decay changes over the run",
         question="Weight decay over the run?",
         choices=DECAYS,
         why="Decay keeps weights small while the learning rate is high. Letting it fall to zero, as in "
@@ -167,8 +167,8 @@ class TrainLoop(Group):
     )
     save_total_limit: Int = option(
         4,
-        help="number of checkpoints to keep: the last two, the first, and between them ones at even distances; with 1 "
-        "only the last one",
+        help="number of checkpoints to keep: the last two, the first, and others evenly spaced between them; 1: only "
+        "the last one",
         question="How many checkpoints to keep?",
         ge=1,
         advanced=True,
@@ -201,7 +201,7 @@ class TrainLoop(Group):
         advanced=True,
     )
     threads: Int | None = option(
-        help="CPU threads; without it, as many as cores are free when the run starts, or what OMP_NUM_THREADS says",
+        help="CPU threads; null: OMP_NUM_THREADS where it is set, else as many as cores are free when the run starts",
         question="How many CPU threads (empty: as many as cores are free)?",
         when={"device": ("cpu",)},
         ge=1,
@@ -210,14 +210,15 @@ class TrainLoop(Group):
     )
     deterministic: Bool = option(
         False,
-        help="on a GPU: only kernels that give the same bits in every run on the same machine. Some are slower, and a "
-        "kernel that has no such form ends the run. On a CPU, runs with as many threads are the same anyway",
+        help="on a GPU: use only deterministic kernels, so that every run on the same machine gives the same bits. "
+        "Some are slower, and an operation without one ends the run. On a CPU, runs with the same number of threads "
+        "are always the same",
         question="The same bits in every run on this GPU?",
         advanced=True,
     )
     distributed: Annotated[str, OneOf(DISTRIBUTED)] = option(
         "ddp",
-        help="what several processes divide (not by DeepSpeed: fsdp does what its ZeRO 3 does); no effect in one "
+        help="how several processes share the model; fsdp does what DeepSpeed's ZeRO 3 does; no effect with one "
         "process",
         question="How do several processes share the model?",
         choices=DISTRIBUTED,
