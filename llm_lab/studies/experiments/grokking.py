@@ -1,15 +1,15 @@
 """Grokking: a model first memorizes its training sums and learns the rule behind them much later.
 
-A model of one layer learns sums modulo a number (41 + 30 = 12 modulo 59) from about half of all sums. It soon is right
-on every training sum and wrong on almost all others: it has memorized. If weight decay keeps pressing on the weights,
-it later becomes right on the others too, long after the training loss has nothing left to say. Without weight decay
-the same model stays with what it memorized.
+A model of one layer learns sums modulo a number (41 + 30 = 12 modulo 59) from about half of all sums. It is soon right
+on every training sum and wrong on almost all others: it has memorized them. With weight decay, which keeps the weights
+small, it later becomes right on the others too, long after the training loss is close to 0. Without weight decay the
+same model only memorizes.
 
 What to expect, with the default options: after some 150 steps the model is right on
 all training sums, and until step 500 on almost none of the others, about which it gets more and more wrong. Then the
 test accuracy rises, to 90 % at about step 1,750; without weight decay it stays below 10 %. The embeddings of the
 numbers end up on a few circles: eight of 29 frequencies have almost 90 % of their spectrum, because the model adds by
-turning angles, as on a clock.
+rotating angles, as on a clock.
 
 What it teaches: a training curve that has ended says little about what the model has learned; weight decay prefers the
 rule, which needs smaller weights than a table of answers; and a mechanism can be recognized in the weights. It also

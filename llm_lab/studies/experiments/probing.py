@@ -9,7 +9,7 @@ What to expect, with the default options: the embedding of a token says nothing 
 a story. At the end of the story the person can be read, the thing and the answer can't. At the last "=", the answer can
 be read from the first layer on, and little else. An untrained model of the same shape carries more: its attention takes
 the mean of all tokens, so a probe finds almost every word. What training adds is the answer, which has to be computed;
-the rest it drops as far as the next tokens do not need it.
+other facts are lost where the next tokens do not need them.
 
 What it teaches: what a probe is and how to doubt it. Three controls are printed with every figure: the most common
 label, the same probe on an untrained model with the same shape, and random labels that a probe could only memorize.
