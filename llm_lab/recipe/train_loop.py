@@ -218,8 +218,8 @@ class TrainLoop(Group):
     )
     distributed: Annotated[str, OneOf(DISTRIBUTED)] = option(
         "ddp",
-        help="how several processes share the model; fsdp does what DeepSpeed's ZeRO 3 does; no effect with one "
-        "process",
+        help="how several processes share the model (not by DeepSpeed: fsdp does what its ZeRO 3 does); no effect with "
+        "one process",
         question="How do several processes share the model?",
         choices=DISTRIBUTED,
         why="With ddp, every GPU holds the whole model and its optimizer, and only the batch is divided. fsdp divides "
