@@ -26,7 +26,7 @@ from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as, with_groups_off, with_overrides
 from llm_lab.recipe.what_fits import make_it_fit
 from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs, require_no_links, settle, slug
-from llm_lab.runs.recipe_paths import with_paths_of
+from llm_lab.runs.recipe_paths import require_own_data, with_paths_of
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 # Names on the Hub without an owner. A run whose name begins like that needs its whole name.
@@ -116,7 +116,7 @@ def check(
     job, problems = read_job(recipe, overrides, machine=machine)
     remarks = [*job.dropped] if job else []
     for index, resolved in enumerate(job.stages if job else ()):
-        found, more = _look_at_data(resolved, job.home if job and job.is_pipeline else None)
+        found, more = look_at_data(resolved, job.home if job and job.is_pipeline else None)
         found = [within_stage(index, problem) for problem in found] if job and job.is_pipeline else found
         problems += [problem for problem in found if str(problem) not in map(str, problems)]
         remarks += more
@@ -186,7 +186,7 @@ def _full_name(text: str) -> str:
     return text if text in ONE_WORD_MODELS or cached_folder(text) else str(run)
 
 
-def _look_at_data(resolved: Resolved, home: Path | None) -> tuple[list[Problem | str], list[str]]:
+def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Problem | str], list[str]]:
     """Look whether data, prompts to score on and reward functions exist; returns problems and remarks.
 
     home: of a pipeline. What an earlier stage will make is not looked at: the folder may hold a killed or an older run.
@@ -194,7 +194,6 @@ def _look_at_data(resolved: Resolved, home: Path | None) -> tuple[list[Problem |
     from llm_lab.data.examples import look_at_examples
     from llm_lab.data.paths import default_split
     from llm_lab.data.sources import look_at_source
-    from llm_lab.evaluation.self_eval import require_own_data
     from llm_lab.hf.adapter import read_adapter
     from llm_lab.hf.hub import look_at_model
     from llm_lab.rewards.build import check_files
@@ -204,9 +203,10 @@ def _look_at_data(resolved: Resolved, home: Path | None) -> tuple[list[Problem |
     checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
     if home is not None and _is_inside(checkpoint, home):
         checkpoint = None
-    if stage.makes is None and measures_itself(resolved.values) and checkpoint and Path(checkpoint).exists():
+    is_here = checkpoint and (Path(checkpoint).expanduser().exists() or (ROOT / checkpoint).exists())
+    if stage.makes is None and measures_itself(resolved.values) and is_here:
         looks.append(lambda: require_own_data(str(find_model(checkpoint))))
-    if stage.takes_adapter and checkpoint and Path(checkpoint).exists():
+    if stage.takes_adapter and is_here:
         looks.append(lambda: read_adapter(find_model(checkpoint), key="model.checkpoint"))
     looks += [partial(look_at_model, name, key=key) for key, name in hub_models(resolved)]
     for index, source in enumerate(getattr(recipe, "data", None) or ()):

@@ -16,9 +16,8 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, find_run, is_reward_model, list_runs, run_of
+from llm_lab.runs.recipe_paths import read_run
 from llm_lab.runs.samples import last_prompts
-
-from .self_eval import read_run
 
 NO_GENERATION = "a reward model can't generate text"
 

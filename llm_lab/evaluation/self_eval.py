@@ -4,59 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from llm_lab.data.examples import open_examples
 from llm_lab.data.split import split_examples
-from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, progress_of
 from llm_lab.recipe.eval import EvalOptions
 from llm_lab.recipe.post_training import TalkRecipe, TuneRecipe
 from llm_lab.recipe.pretrain import PretrainRecipe
-from llm_lab.recipe.registry import STAGES, stage_of
+from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.stage import StageRecipe
-from llm_lab.recipe.validate import validate
-from llm_lab.runs.folder import RunFolder, run_of
-from llm_lab.runs.recipe_paths import read_run_recipe
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.recipe_paths import has_validation
 from llm_lab.training.loop import require_same_data
 from llm_lab.training.loss import total_loss
 
 from .perplexity import context_length, figures
 from .score import Scorer
-
-NAME_DATA = "Name data to measure on: `--data FILE` for the loss on a text, `--prompts FILE` for scored outputs."
-
-
-def read_run(folder: str | Path) -> tuple[RunFolder, StageRecipe] | None:
-    """Return the run that trained a model, and its recipe; merges and exports are followed back to training."""
-    run = run_of(folder) if Path(folder).is_dir() else None
-    while run is not None and (stage := stage_of(run.facts())) and stage.makes and not stage.trains:
-        parent = (run.facts().get("parent") or {}).get("path")
-        run = run_of(parent) if parent and Path(parent).is_dir() else None
-    if run is None or not run.recipe_path.is_file():
-        return None
-    raw = read_run_recipe(run)
-    recipe, problems, _ = validate(raw) if "stage" in raw else (None, [], set())
-    return None if recipe is None or problems else (run, recipe)
-
-
-def require_own_data(folder: str, key: str = "data") -> tuple[RunFolder, StageRecipe]:
-    """Return a model's run and recipe. Raises UserError if it has no run, or the run measured nothing."""
-    found = read_run(folder)
-    if found is None:
-        why = f"{folder} does not belong to a run of LLM Lab, so there is no data to repeat its evaluation on"
-        raise UserError(Problem(key, why, fix=NAME_DATA))
-    run, recipe = found
-    if not has_validation(recipe) and getattr(recipe, "score", None) is None:
-        why = f"{run.path} has no validation data and scored no prompts"
-        raise UserError(Problem(key, why, fix=NAME_DATA))
-    return found
-
-
-def has_validation(recipe: StageRecipe) -> bool:
-    """Return whether a run held out texts from pretraining."""
-    return isinstance(recipe, PretrainRecipe) and recipe.validation.fraction > 0
 
 
 def measure_validation(

@@ -10,17 +10,56 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_lab.errors import Problem, UserError
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.recipe.registry import named_in
+from llm_lab.recipe.pretrain import PretrainRecipe
+from llm_lab.recipe.registry import named_in, stage_of
+from llm_lab.recipe.stage import StageRecipe
+from llm_lab.recipe.validate import validate
 
-from .folder import ROOT, RunFolder
+from .folder import ROOT, RunFolder, run_of
 
 DATA = ("data", "score", "forgetting")  # groups of a recipe whose `path` names data
+NAME_DATA = (
+    "Name texts (data, or `--data FILE`) for a loss, or prompts (score.path, or `--prompts FILE`) for scored outputs."
+)
 
 
 def read_run_recipe(run: RunFolder) -> dict[str, Any]:
     """Read the recipe.yaml of a run, with paths that are valid in the working folder. UserError as for any recipe."""
     return with_paths_of(read_recipe_file(run.recipe_path), run.path)
+
+
+def read_run(folder: str | Path) -> tuple[RunFolder, StageRecipe] | None:
+    """Return the run that trained a model, and its recipe; merges and exports are followed back to training."""
+    run = run_of(folder) if Path(folder).is_dir() else None
+    while run is not None and (stage := stage_of(run.facts())) and stage.makes and not stage.trains:
+        parent = (run.facts().get("parent") or {}).get("path")
+        run = run_of(parent) if parent and Path(parent).is_dir() else None
+    if run is None or not run.recipe_path.is_file():
+        return None
+    raw = read_run_recipe(run)
+    recipe, problems, _ = validate(raw) if "stage" in raw else (None, [], set())
+    return None if recipe is None or problems else (run, recipe)
+
+
+def require_own_data(folder: str, key: str = "data") -> tuple[RunFolder, StageRecipe]:
+    """Return a model's run and recipe. Raises UserError if it has no run, or the run measured nothing."""
+    found = read_run(folder)
+    if found is None:
+        why = f"{folder} does not belong to a run of LLM Lab, so there is no data to repeat its evaluation on"
+        raise UserError(Problem(key, why, fix=NAME_DATA))
+    run, recipe = found
+    if not has_validation(recipe) and getattr(recipe, "score", None) is None:
+        kept = "has no validation data" if isinstance(recipe, PretrainRecipe) else "has no held-out texts"
+        why = f"{run.path} {kept}, and scored no prompts"
+        raise UserError(Problem(key, why, fix=NAME_DATA))
+    return found
+
+
+def has_validation(recipe: StageRecipe) -> bool:
+    """Return whether a run held out texts from pretraining."""
+    return isinstance(recipe, PretrainRecipe) and recipe.validation.fraction > 0
 
 
 def with_paths_of(values: Mapping[str, Any], run: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from llm_lab.data.sources import TextSource
 from llm_lab.errors import Problem, UserError
 from llm_lab.evaluation.perplexity import context_length, measure_text, open_texts, total_of
 from llm_lab.evaluation.score import SHOWN, Scorer, text_scores
-from llm_lab.evaluation.self_eval import measure_validation, read_run, require_own_data, run_scorer
+from llm_lab.evaluation.self_eval import measure_validation, run_scorer
 from llm_lab.evaluation.speed import measure_speed
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import is_adapter, read_adapter
@@ -26,6 +26,7 @@ from llm_lab.runs.describe import installed
 from llm_lab.runs.evaluations import data_of, evaluations_of, flat_results, with_before
 from llm_lab.runs.folder import RunFolder, is_reward_model, now
 from llm_lab.runs.processes import from_first_process, is_first_process
+from llm_lab.runs.recipe_paths import read_run, require_own_data
 from llm_lab.runs.report import keep_evaluation
 from llm_lab.training.loop import Result, describe_parent, find_local, set_seed_and_precision
 

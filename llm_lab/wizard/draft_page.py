@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llm_lab.errors import UserError
+from llm_lab.errors import LabError, UserError
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.fields import flatten, groups_of
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.scoring import describe_term
 from llm_lab.recipe.validate import OFF, optional_groups, stage_schema
+from llm_lab.runs.folder import find_model
+from llm_lab.runs.recipe_paths import require_own_data
 
 from .draft import Ask, Draft
 from .home import MODELS
 from .key_questions import answer_key, key_question
 from .questions import Choice, Flow, Form, Line, Question, Row
+from .walk import remember
 
 COLUMNS = 79
 OWN_DATA = "the validation data of its run"
@@ -150,13 +153,23 @@ def _label(path: str, section: str) -> str:
 def _value(draft: Draft, page: Page, path: str) -> str:
     """Return the value of a row as it is shown: as the choices of its own question name it, where it has one."""
     if path == "data" and measures_own_data(draft):
-        return OWN_DATA
+        return why_no_own_data(str(draft.value("model.checkpoint") or "")) or OWN_DATA
     question = page.questions[path](draft) if path in page.questions else None
     if question is not None and question.kind == "choice":
         for choice in question.choices:
             if choice.value == question.default:
                 return " ".join(choice.text.split())
     return summary(draft, path)
+
+
+@remember
+def why_no_own_data(model: str) -> str:
+    """Return what is left to choose where a model's run held nothing out to measure it on; "" where it did."""
+    try:
+        require_own_data(str(find_model(model)))
+    except LabError:
+        return "to be chosen: texts here, or prompts or tasks below"
+    return ""
 
 
 def measures_own_data(draft: Draft) -> bool:

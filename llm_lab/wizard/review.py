@@ -89,11 +89,12 @@ def settings_and_start(draft: Draft, page: Page) -> Flow[Next]:
 
 def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
     """Show the plan and start after a yes; return whether it was started, and the draft with what the plan changed."""
-    from llm_lab.job import problems_of_length, with_sizes
+    from llm_lab.job import look_at_data, problems_of_length, with_sizes
 
     yield Wait("Reading the data ...")
-    resolved = make_it_fit(with_sizes(resolved))
-    if problems := problems_of_length(resolved):
+    problems, _ = look_at_data(resolved)
+    resolved = make_it_fit(with_sizes(resolved)) if not problems else resolved
+    if problems := problems or [*problems_of_length(resolved)]:
         raise UserError(*problems)
     card = (yield from ask_card(draft, *OF_ALL_MODELS)) if is_card_open(draft) else None
     while (answer := (yield start_question(Plan(resolved), enough_epochs(resolved)))) == EPOCHS:

@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.old_runs import copy_to, unpack
 from support.recipe_keys import every_key
 from support.wizard_answers import BACK, ENTER, STAY, Fill, Refused, answers, ask, follow, rows_of
 from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtures
 
 from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.job import look_at_data, read_job
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.optimizers import TUNED
 from llm_lab.recipe.plan_warnings import enough_epochs
@@ -292,6 +294,22 @@ def test_every_question_of_a_stage_is_on_its_page(stage):
     reachable = {".".join(step for step in row.key.split(".") if not step.isdigit()) for row in rows}
     asked = {key.path for key in every_key(STAGES[stage].recipe) if key.question}
     assert asked <= reachable
+
+
+def test_an_evaluation_without_anything_to_measure_says_so_on_its_page_and_before_its_plan(in_tmp_path):
+    copy_to(in_tmp_path, unpack(in_tmp_path / "unpacked"))
+    recipe = Path("checkpoints/tiny-sft/recipe.yaml")
+    values = read_recipe_file(recipe)
+    recipe.write_text(json.dumps({key: value for key, value in values.items() if key != "score"}))
+    page, shown = run_page("eval"), {}
+    for model in ("tiny", "tiny-sft"):
+        draft = new_draft("eval", model=model)
+        shown[model] = next(row.value for row in rows_of(page_question(draft, draft, page)) if row.key == "data")
+    assert shown["tiny"] == "the validation data of its run"
+    assert shown["tiny-sft"].startswith("to be chosen")
+    job, _ = read_job({"stage": "eval", "model": "tiny-sft", "device": "cpu"})
+    (problem,), _ = look_at_data(job.stages[0])
+    assert "has no held-out texts, and scored no prompts" in str(problem)
 
 
 def test_a_second_model_is_chosen_from_the_runs_or_left_open():
