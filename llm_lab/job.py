@@ -203,11 +203,11 @@ def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Pro
     checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
     if home is not None and _is_inside(checkpoint, home):
         checkpoint = None
-    is_here = checkpoint and (Path(checkpoint).expanduser().exists() or (ROOT / checkpoint).exists())
-    if stage.makes is None and measures_itself(resolved.values) and is_here:
-        looks.append(lambda: require_own_data(str(find_model(checkpoint))))
-    if stage.takes_adapter and is_here:
-        looks.append(lambda: read_adapter(find_model(checkpoint), key="model.checkpoint"))
+    if checkpoint and (Path(checkpoint).expanduser().exists() or (ROOT / checkpoint).exists()):
+        if stage.makes is None and measures_itself(resolved.values):
+            looks.append(lambda: require_own_data(str(find_model(checkpoint))))
+        if stage.takes_adapter:
+            looks.append(lambda: read_adapter(find_model(checkpoint), key="model.checkpoint"))
     looks += [partial(look_at_model, name, key=key) for key, name in hub_models(resolved)]
     for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
