@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
-from .builtin import BUILTIN, builtin_documents
+from .builtin import BUILTIN, BUILTIN_EXAMPLES, builtin_documents
 from .formats import list_columns, pick_column
 from .paths import SNIFFED_ROWS, LocalFiles, find_files, is_on_hub, refuse_extras, refuse_local_extras, sniff
 from .readers import Reader
@@ -74,6 +74,11 @@ def open_source(
 
 def _open_builtin(path: str, key: str) -> TextSource:
     name = path.removeprefix("builtin:")
+    if name in BUILTIN_EXAMPLES and name not in BUILTIN:
+        why = "This built-in dataset has conversations, preferences or prompts, not texts"
+        fix = "For an evaluation, name it in score.path (`eval --prompts`); to train on it, use SFT or a later stage."
+        allowed = one_of([f"builtin:{known}" for known in BUILTIN])
+        raise UserError(Problem(f"{key}.path", why, value=path, allowed=allowed, fix=fix))
     if name not in BUILTIN:
         raise UserError(
             Problem(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from .stage import Stage, StageRecipe, Values
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 OFF, NULL = "off", {type(None)}
 _UNIONS = ("model", "optimizer", "tokenizer")
-MOST_NAMED = 3  # keys in a remark
+MOST_NAMED = 3  # keys in a remark or a suggestion
 
 
 def find_key(group: type[Group], path: str, raw: dict[str, Any] | None = None) -> Key | None:
@@ -252,7 +253,8 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
     if kind in ("model_type", "model_attributes_type"):
         groups = groups_of(key.info)
         named = [g.model_fields["name"].default for g in groups if "name" in g.model_fields]
-        fix = f"Write {path}: {{name: {value}}}." if value in named else None
+        near = difflib.get_close_matches(str(value), named, n=1)
+        fix = f"Write {path}: {{name: {near[0]}}}. On the command line: {path}.name={near[0]}." if near else None
         names = list(dict.fromkeys(n for g in groups for n in g.model_fields))
         allowed = None if fix else one_of(names)
         return Problem(path, "this must be a group of keys", value=value, allowed=allowed, fix=fix)
@@ -306,8 +308,23 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     fix = _of_another(last, parent_path, groups_of(parent.info)) if parent else None
     if path == "weights" and "data" in schema.model_fields:
         fix = _each_its_weight(raw)
-    fix = fix or did_you_mean(last, names) or _elsewhere(last, schema) or _by_meaning(last, keys)
+    fix = fix or _elsewhere(last, schema) or _by_ending(last, schema) or did_you_mean(last, names)
+    fix = fix or _by_meaning(last, keys)
     return Problem(path, f"unknown key of {where}", allowed=None if fix else one_of([*names]), fix=fix)
+
+
+def _by_ending(name: str, schema: type[Group]) -> str | None:
+    """Suggest the keys of all groups whose last word is a name: steps, epochs, batch_size."""
+    found = [
+        f"{top}.{key}"
+        for top, info in schema.model_fields.items()
+        for group in groups_of(info)
+        for key in group.model_fields
+        if key.endswith(f"_{name.lower()}")
+    ]
+    whole = [key for key in found if key.split(".")[1].startswith(("max_", "num_"))]
+    found = list(dict.fromkeys(whole or found))
+    return f"Did you mean {' or '.join(found)}?" if 0 < len(found) <= MOST_NAMED else None
 
 
 def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:

@@ -242,6 +242,12 @@ def test_an_unknown_builtin_gets_a_suggestion():
     assert "Did you mean stories?" in message
 
 
+def test_a_builtin_of_conversations_that_is_named_as_a_text_is_said_to_be_one():
+    message = refusal("builtin:instruct")
+    assert "has conversations, preferences or prompts, not texts" in message
+    assert "score.path" in message
+
+
 def test_several_file_types_in_a_folder_are_listed():
     write_file("d/a.txt", "one")
     write_jsonl("d/b.jsonl", {"text": "two"})

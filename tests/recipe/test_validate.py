@@ -191,3 +191,18 @@ def test_a_problem_is_one_short_paragraph():
 def test_an_optimizer_given_as_a_name_is_reported_with_the_right_form():
     found = problems_of(tiny_recipe(optimizer="adamw"))
     assert "Write optimizer: {name: adamw}." in found["optimizer"]
+    found = problems_of(tiny_recipe(optimizer="adam"))
+    assert "On the command line: optimizer.name=adamw." in found["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("steps", "train.max_steps?"),
+        ("batch_size", "train.per_device_train_batch_size?"),
+        ("layers", "model.num_hidden_layers?"),
+        ("heads", "model.num_attention_heads or model.num_key_value_heads?"),
+    ],
+)
+def test_the_last_word_of_a_key_leads_to_the_key(name, meant):
+    assert f"Did you mean {meant}" in problems_of(tiny_recipe() | {name: 3})[name]
