@@ -224,8 +224,8 @@ def _ask_text(question: Question, trouble: str = "", show_help: bool = False) ->
     prompt = _text_prompt(parts, default)
     # A check that takes a while is the driver's, after the prompt.
     check = (lambda text: None) if question.wait else question.problem
-    footer = lay_out_text(prompt.application, question.why, allowed, check)
-    footer.can_finish, footer.show_help, footer.trouble = question.can_finish, show_help, trouble
+    footer = lay_out_text(prompt.application, question.why, allowed, check, trouble)
+    footer.can_finish, footer.show_help = question.can_finish, show_help
     return _run(prompt, footer, lambda: prompt.application.current_buffer.text).strip()
 
 

@@ -132,9 +132,11 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
     @on("enter")
     def _(event: Any) -> None:
         row = page.row
-        if page.is_read or page.is_filtering:
-            page.show_recipe = page.show_help = page.is_filtering = False
-        elif page.at == ACTIONS:
+        was_read, found_none = page.is_read, page.is_filtering and row is None
+        page.show_recipe = page.show_help = page.is_filtering = False
+        if was_read or found_none:
+            return
+        if page.at == ACTIONS:
             _end(event.app, page, page.form.actions[page.action])
         elif page.at == MORE:
             page.show(page.sections[page.section])

@@ -19,6 +19,7 @@ SIDE_COLUMNS = 46  # of the panel next to a list
 LEAST_LINES = 3
 LEAST_PANE = 8  # lines of a text above a list that are shown, where the list needs the others
 PAGE = 8  # lines that Page Up and Page Down move
+CLEARS = "Esc or Ctrl-U clears the filter."
 NO_HELP = "There is no more help for this question."
 MOST_ABOUT = 3  # lines
 AGE = re.compile(r"\d+ (s|m|min|h|d|days?|w|weeks?)( ago\b|$)")  # how long ago something was, in a list
@@ -81,7 +82,7 @@ class Footer:
         self.least = 0
         self.has_room: Callable[[int], bool] = lambda lines: False
         self.filter = ""
-        self.has_none = False  # nothing contains the filter: Enter does nothing then
+        self.has_none = False  # nothing contains the filter: no line is shown, and Enter does nothing
         self.set_filter: Callable[[str], None] = lambda text: None
         self.keys = KeyBindings()
 
@@ -100,7 +101,7 @@ class Footer:
             found += [("class:bad", line) for line in wrap_lines(self.trouble, width)]
         if self.show_help:
             found += [("class:help", line) for line in wrap_lines(self.help() or NO_HELP, width)]
-        if not (self.show_help and self.is_list):  # help and list leave no room for more
+        if not (self.show_help and self.is_list) and not self.has_none:  # help and list leave no room for more
             about = wrap_lines(self.about(), width)
             if len(about) > MOST_ABOUT:
                 about = [*about[: MOST_ABOUT - 1], fit_words(" ".join(about[MOST_ABOUT - 1 :]), width)]
@@ -206,6 +207,8 @@ def lay_out_list(
         return app.output.get_size().rows - above - 1 - len(footer.lines())
 
     def room() -> int:
+        if footer.has_none:
+            return 0
         least = max(free() // 3, free() - min(LEAST_PANE, pane.count("\n")) - 1) if pane else free()
         return min(len(control.choices), max(LEAST_LINES, least))
 
@@ -235,7 +238,7 @@ def lay_out_list(
         pointed, is_shorter = control.get_pointed_at(), len(text) < len(footer.filter)
         footer.filter, footer.has_none = text, not possible
         possible.sort(key=lambda number: _rank(_searched(found[number]), text.lower()))
-        footer.trouble = "" if possible else f"Nothing contains {text}."
+        footer.trouble = "" if possible else f"Nothing contains {text}. {CLEARS}"
         if possible:
             kept = [number for number in possible if is_shorter and found[number] is pointed]
             control.choices, control.pointed_at = found, (kept or possible)[0]
@@ -254,6 +257,10 @@ def lay_out_list(
         def _(event: Any) -> None:
             set_filter(footer.filter[:-1])
 
+        @footer.keys.add("c-u", eager=True)
+        def _(event: Any) -> None:
+            set_filter("")
+
         has_none = Condition(lambda: footer.has_none)
 
         @footer.keys.add("up", filter=has_none, eager=True)
@@ -263,13 +270,19 @@ def lay_out_list(
 
         @footer.keys.add("enter", filter=has_none, eager=True)
         @footer.keys.add("c-j", filter=has_none, eager=True)
+        @footer.keys.add(" ", filter=has_none, eager=True)
         def _(event: Any) -> None:
             """Do nothing: none of the lines is what was typed."""
 
     footer.attach()
     if any(side(choice.value) for choice in control.choices if not choice.disabled):
         most = (lambda: room() + 1) if pane else free
-        _attach_side(app, footer, lambda: side(control.get_pointed_at().value)[: most() + len(footer.lines()) - 1])
+
+        def shown_side() -> Sequence[Line]:
+            lines = () if footer.has_none else side(control.get_pointed_at().value)
+            return lines[: most() + len(footer.lines()) - 1]
+
+        _attach_side(app, footer, shown_side)
     if pane:
         attach_pane(app, footer, pane, lambda: max(LEAST_LINES, free() - room() - 1))
     return footer
@@ -370,16 +383,19 @@ def _attach_side(app: Any, footer: Footer, lines: Callable[[], Sequence[Line]]) 
     layout.container = VSplit([layout.container, ConditionalContainer(side, filter=shown)])
 
 
-def lay_out_text(app: Any, help: str, about: str, check: Callable[[str], str | None]) -> Footer:
-    """Show below a text what is wrong with it, and let the first key typed replace the default."""
+def lay_out_text(app: Any, help: str, about: str, check: Callable[[str], str | None], trouble: str = "") -> Footer:
+    """Show below a text what is wrong with it, and let the first key typed replace the default.
+
+    trouble: why the text was refused before; what is typed then continues it.
+    """
     from prompt_toolkit.filters import has_completions, has_selection, to_filter
     from prompt_toolkit.keys import Keys
 
     footer = Footer(app, lambda: help, is_list=False)
-    footer.about = lambda: about
+    footer.about, footer.trouble = (lambda: about), trouble
     buffer = app.current_buffer
     app.layout.current_window.dont_extend_height = to_filter(True)
-    if buffer.text:
+    if buffer.text and not trouble:
         buffer.cursor_position = 0
         buffer.start_selection()
         buffer.selection_state.enter_shift_mode()

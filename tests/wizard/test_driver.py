@@ -186,10 +186,40 @@ def test_typing_filters_a_long_list(press):
     assert value == 24
     assert "Filter: 2" in screens[1]
     assert "number 3" not in screens[1]
-    assert "Nothing contains 24x." in screens[3]
+    assert "Nothing contains 24x. Esc or Ctrl-U clears the filter." in screens[3]
     assert press(long, "8", Key.BACKSPACE, Key.HOME, Key.ENTER)[0] == 0
     assert press(long, "8", Key.DOWN, Key.BACKSPACE, Key.ENTER)[0] == 18  # the line that was pointed at
     assert press(long, "z", Key.DOWN, Key.ENTER)[0] == 0
+
+
+@pytest.mark.parametrize(("kind", "taken"), [("choice", 7), ("several", [3])])
+def test_a_filter_without_a_match_shows_and_marks_no_line_until_ctrl_u_clears_it(press, kind, taken):
+    lines = tuple(Choice(n, f"number {n}", effect=f"the meaning of {n}") for n in range(9))
+    asked = Question("n", "Which number?", kind, choices=lines, default=[3])
+    value, screens = press(asked, "7x", " ", Key.ENTER, Key.ERASE_LINE, Key.ENTER)
+    assert value == taken
+    for screen in screens[2:4]:
+        assert "Nothing contains 7x" in screen
+        assert not any(text in screen for text in ("number 7", "»", "the meaning of"))
+    assert "number 8" in screens[-1]
+    assert "Filter" not in screens[-1]
+
+
+def test_a_page_opens_the_row_that_a_filter_found_with_one_enter(press):
+    value, _ = press(page_of("pretrain"), *"max_steps", Key.ENTER, *answer("7"), Key.FINISH)
+    assert value["changes"] == {"train": {"max_steps": 7}}
+    value, _ = press(page_of("pretrain"), *"scheduler.name", Key.ENTER, *pick("wsd"), Key.FINISH)
+    assert value["changes"] == {"scheduler": {"name": "wsd"}}
+
+
+def test_enter_starts_nothing_where_a_filter_of_a_page_finds_no_row(press):
+    value, _ = press(page_of("pretrain"), *"zzz", Key.ENTER, Key.ESCAPE, To("max_steps"), *answer("7"), Key.FINISH)
+    assert value["changes"] == {"train": {"max_steps": 7}}
+
+
+def test_a_text_that_was_refused_is_continued_at_its_end(press):
+    slow = dataclasses.replace(TYPED, check=lambda text: None if "," in text else "two values", wait="Reading ...")
+    assert press(slow, *answer("adamw"), *answer(",muon"))[0] == "adamw,muon"
 
 
 def test_typing_filters_a_short_list_and_one_of_several_and_the_line_above_says_so(press):
