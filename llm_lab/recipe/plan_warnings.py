@@ -19,16 +19,28 @@ from .what_fits import ACCUMULATION, ROWS, estimate_with
 
 FEW_STEPS = 30  # of a fine-tune: fewer are enough for a large model only
 FAR_ABOVE = 30.0  # times the usual learning rate
+TEXT_FILES = (".txt", ".md")
 
 
 def plan_warnings(resolved: Resolved) -> Iterator[tuple[str, str]]:
     """Yield (dotted key, what may go wrong and what to change) of a recipe."""
     if resolved.stage.trains:
+        yield from _plain_texts(resolved)
         yield from _high_learning_rates(resolved)
         yield from _few_steps(resolved)
         yield from _long_examples(resolved)
         yield from _never_answered(resolved)
         yield from _smaller_batches(resolved)
+
+
+def _plain_texts(resolved: Resolved) -> Iterator[tuple[str, str]]:
+    """Warn of a text file where conversations are expected: all of it is one example."""
+    if resolved.stage.examples != "conversation":
+        return
+    for index, source in enumerate(resolved.values.get("data") or ()):
+        if str(source["path"]).lower().endswith(TEXT_FILES):
+            text = f"{source['path']} is a text: one example as a whole. To train on a text, use stage: pretrain"
+            yield f"data.{index}.path", f"{text}; conversations are rows of a jsonl, csv or parquet file"
 
 
 def _high_learning_rates(resolved: Resolved) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,13 @@ def test_a_fine_tune_of_few_steps_says_so_and_what_to_change():
     assert ("warning", text, "warn") in list(plan_lines(few))
 
 
+def test_a_text_file_as_conversations_is_warned_of_with_the_stage_that_takes_it():
+    recipe = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "gpt2"}, "train": {"max_steps": 50}}
+    warned = {file: dict(plan_warnings(resolve(recipe | {"data": [{"path": file}]}))) for file in ("a.txt", "a.jsonl")}
+    assert "To train on a text, use stage: pretrain" in warned["a.txt"]["data.0.path"]
+    assert warned["a.jsonl"] == {}
+
+
 @pytest.mark.parametrize(("number", "train"), [(1000, {}), (1000, {"num_train_epochs": 1}), (30, {"max_steps": 30})])
 def test_enough_steps_give_no_warning(number, train):
     assert list(plan_warnings(with_examples(number, **train))) == []
