@@ -81,7 +81,7 @@ def search(query: str, n: int = 5, *, backend: str | None = None, seconds: float
         why = f"the question has {len(query):,} characters"
         raise UserError(Problem(KEY, why, allowed=f"at most {LONGEST_QUERY}", fix="Search for a few words."))
     if has_secret(query):
-        why = "the question seems to hold a token or a password, and a search sends it to other machines"
+        why = "the question seems to hold an access token or a password, and a search sends it to other machines"
         raise UserError(Problem(KEY, why, fix="Remove it."))
     if not 1 <= n <= MOST_RESULTS:
         raise UserError(Problem("number of results", "invalid value", value=n, allowed=f"1 to {MOST_RESULTS}"))

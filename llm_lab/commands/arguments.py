@@ -211,7 +211,7 @@ def _list(commands: Commands) -> None:
     parser.option("--status", "NAME", "only runs that are done, running, stopped, failed ...")
     sorts = ("age", "name", "stage", "status", "size", "disk", "result")
     parser.add_argument(
-        "--sort", choices=sorts, default="age", help="order of the runs (default: the last active first)"
+        "--sort", choices=sorts, default="age", help="order of the runs (default: most recently active first)"
     )
     parser.flag("--all", "also the runs inside pipelines, sweeps and studies")
     _json_argument(parser)
@@ -233,7 +233,7 @@ def _rm(commands: Commands) -> None:
 def _mv(commands: Commands) -> None:
     parser = commands.add(
         "mv",
-        "rename a run, also in the runs made from it, adapters and recipes",
+        "rename a run everywhere: also in adapters, recipes and runs made from it",
         "housekeeping_commands.rename",
         "mv stories-2 stories-long",
         "mv sweep rates",
@@ -308,7 +308,7 @@ def _eval(commands: Commands) -> None:
         "evaluate a model: loss on texts, scored outputs, speed, tasks",
         "model_commands.evaluate",
         "eval stories",
-        "eval stories --data my-text.txt --prompts builtin:word-sums",
+        "eval stories --data my-text.txt --prompts builtin:word-problems",
     )
     parser.add_argument("checkpoint", metavar="model", help=MODEL)
     _override_argument(parser, "eval.max_tokens=500")
@@ -393,7 +393,7 @@ def _look(commands: Commands) -> None:
         "look demo/sft --against demo/pretrain",
     )
     parser.add_argument("checkpoint", metavar="model", help=MODEL)
-    parser.option("--against", "MODEL", "compare with this model, such as the base of a tuned one")
+    parser.option("--against", "MODEL", "compare with this model, such as the base of a fine-tuned one")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", metavar="TEXT", help="the text that the model reads")
     text.add_argument("--prompt-file", type=Path, metavar="FILE", help="a file with the text")
@@ -425,7 +425,7 @@ def _duel(commands: Commands) -> None:
         "duel",
         DUEL_ABOUT,
         "study_commands.duel",
-        "duel stories optimizer.name=adamw,muon --seeds 3",
+        "duel stories optimizer.name=adamw,muon --seeds 8",
         "duel a.yaml b.yaml --by time",
     )
     _compared_arguments(
@@ -437,7 +437,7 @@ def _duel(commands: Commands) -> None:
         "--by",
         choices=("tokens", "time", "both"),
         default="both",
-        help="what both sides get the same amount of (default both)",
+        help="compare at equal tokens, at equal time, or both ways (default both)",
     )
     _json_argument(parser)
 
@@ -451,7 +451,7 @@ def _compared_arguments(parser: Parser, metavar: str, what: str) -> None:
     parser.option("--measure", "NAME", "the result to compare by; default: the held-out result of the stage")
     parser.option("--name", "NAME", "folder in checkpoints/; the name of an existing one resumes it or adds runs to it")
     parser.flag("--dry-run", "check all recipes and show the plan only")
-    parser.flag("--retry-failed", "also run failed runs again")
+    parser.flag("--retry-failed", "also rerun failed runs")
     _trust_recipe_argument(parser)
 
 

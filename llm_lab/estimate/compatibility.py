@@ -92,7 +92,7 @@ def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
 
 def _native_reason(name: str, parts: Mapping[str, Any]) -> str:
     if name not in NAMES.values():
-        return f"native {name}: any tool that supports it loads it"
+        return f"native {name}: loads in any tool that supports it"
     if (found := _hidden_act(parts)) != "silu":
         few, usual = f"hidden_act {found}", "only SwiGLU there"
     elif name.startswith("Qwen3") and parts.get("attention_bias"):
@@ -100,7 +100,7 @@ def _native_reason(name: str, parts: Mapping[str, Any]) -> str:
     elif name.startswith("Qwen") and _layers_with_window(parts) == "some":
         few, usual = "a sliding window in some layers", "no windows, or one in every layer"
     else:
-        return f"native {name}: any tool that supports it loads it"
+        return f"native {name}: loads in any tool that supports it"
     return f"native {name} with {few}: Transformers loads it, many other programs have {usual}"
 
 

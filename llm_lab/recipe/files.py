@@ -164,7 +164,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
     result = copy.deepcopy(raw)
     touched: set[str] = set()
     problems: list[Problem | str] = []
-    why = "this looks like a token or a password, and recipes are kept with the run and in model cards"
+    why = "this looks like an access token or a password, and recipes are kept with the run and in model cards"
     for text in overrides:
         # From Python it may be anything, such as a dict.
         key, equals, value_text = text.partition("=") if isinstance(text, str) else ("", "", "")

@@ -24,7 +24,7 @@ from .scoring import prompts_are_held_out
 from .stage import Stage, Values
 
 NAME = "grpo"
-ABOUT = "RL: reinforce outputs that beat their prompt's average"
+ABOUT = "reinforce outputs that beat their prompt's average (RL)"
 GRPO_LOSSES = {
     "dapo": "mean over all tokens of the step; longer outputs weigh more",
     "grpo": "mean over each output, then over outputs; favors short correct outputs",
@@ -47,8 +47,8 @@ class GrpoOptions(Group):
         question="Outputs per prompt (the group)?",
         ge=2,
         why="Group Relative Policy Optimization learns from differences within a group: a group whose outputs"
-        " all get the same reward teaches nothing. More outputs give more of these differences, and cost "
-        "as much more time. 4 to 16 is usual.",
+        " all get the same reward teaches nothing. More outputs give more of these differences, and take "
+        "proportionally more time. 4 to 16 is usual.",
     )
     max_completion_length: Int | None = max_completion_length()
     temperature: Float = sampling_temperature()
@@ -59,7 +59,7 @@ class GrpoOptions(Group):
         question="Weight of the KL penalty?",
         ge=0.0,
         why="0 is usual where a rule checks the outputs. With a reward model, 0.01 to 0.1 keeps the model "
-        "from exploiting it, at the memory of a second model.",
+        "from exploiting it, at the cost of a second model in memory.",
     )
     epsilon: Float = option(
         0.2,

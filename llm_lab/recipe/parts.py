@@ -242,8 +242,8 @@ class ModelParts(Group):
         help="which layers have the sliding window: a text of S (with the window) and L (the whole context), repeated "
         "over the layers; the last layer is always L; null: all layers have the window",
         question="Pattern of windows, as SSSL (empty: a window in every layer)?",
-        why="Most layers need little context, and a few long ones carry it on: as in Gemma 2 and GPT-3, and SSSL in "
-        "nanochat. Long contexts get cheaper and the KV cache smaller; at short ones there is nothing to gain.",
+        why="Most layers need little context, and a few with the whole context pass it on: as in Gemma 2 and GPT-3, and "
+        "SSSL in nanochat. Long contexts get cheaper and the KV cache smaller; at short ones there is nothing to gain.",
         advanced=True,
     )
     final_logit_softcapping: Float | None = option(
@@ -293,8 +293,8 @@ class ModelParts(Group):
         2,
         help="experts that each token uses",
         question="How many experts per token?",
-        why="2 in Mixtral, 8 of 128 in Qwen3. With intermediate_size left out, each expert is as much narrower, so "
-        "that a token costs as much as without experts.",
+        why="2 in Mixtral, 8 of 128 in Qwen3. With intermediate_size left out, each expert is this many times "
+        "narrower, so that a token costs as much as without experts.",
         ge=1,
         le=1024,
         advanced=True,
@@ -304,7 +304,7 @@ class ModelParts(Group):
         help="weight of the loss that balances the use of experts; in training only",
         question="Weight of the loss that balances the experts?",
         why="Without it, a router sends most tokens to few experts (Fedus et al. 2021). The metrics busiest_expert "
-        "and idle_experts show how it goes.",
+        "and idle_experts show whether that happens.",
         ge=0.0,
         le=10.0,
         advanced=True,

@@ -131,7 +131,10 @@ def _smaller_batches(resolved: Resolved) -> Iterator[tuple[str, str]]:
         rows, batches = rows // 2, batches * 2
         smaller = estimate_with(resolved, {ROWS: rows, ACCUMULATION: batches})
         if smaller and smaller.fits:
-            yield ROWS, f"a smaller batch fits, with as many rows in a step: {ROWS}={rows} {ACCUMULATION}={batches}"
+            yield (
+                ROWS,
+                f"a smaller batch fits, with equally many rows per step: {ROWS}={rows} {ACCUMULATION}={batches}",
+            )
             return
 
 

@@ -272,8 +272,8 @@ def sampling_temperature() -> Any:
         1.0,
         help="sampling temperature, also used for log-probabilities",
         question="Temperature?",
-        why="1 samples as the model is. Lower values give outputs that differ less, and with them less to learn from; "
-        "above 1.2 outputs become odd.",
+        why="1 samples from the model's own probabilities. Lower values give outputs that differ less, and with them "
+        "less to learn from; above 1.2 outputs become odd.",
         gt=0.0,
         le=10.0,
     )

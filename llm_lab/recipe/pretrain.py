@@ -85,7 +85,8 @@ class DataSource(Group):
         question="Stream it?",
         why="For a dataset that does not fit on disk. Documents are read in their original order, without "
         "shuffling, and tokenized while the model trains; only a small part is kept at a time. A resumed run continues "
-        "where it stopped. The length of a stream is not known in advance. With several GPUs, each reads all of it.",
+        "where it stopped. The length of a stream is not known in advance. With several GPUs, the first "
+        "process reads it and sends the tokens to the others.",
     )
     weight: Float = option(1.0, help="weight in the mix, relative to the other datasets", gt=0.0)
 
@@ -458,7 +459,7 @@ def _batches_can_grow(values: Values) -> Iterator[Problem]:
         why = f"the steps with smaller batches must be fewer than train.max_steps = {most}"
         yield Problem(key, why, value=steps, allowed=f"0 to {most - 1}", fix=f"Try {max(0, most // 10)}.")
     if steps and rows and rows % AT_FIRST:
-        why = f"the first batches have a quarter of train.per_device_train_batch_size = {rows} rows, which is not whole"
+        why = f"the first batches have a quarter of train.per_device_train_batch_size = {rows} rows, not a whole number"
         more = AT_FIRST * -(-rows // AT_FIRST)
         fix = f"Set train.per_device_train_batch_size={more}, or another multiple of {AT_FIRST}."
         yield Problem(key, why, value=steps, fix=fix)

@@ -201,8 +201,9 @@ class TrainLoop(Group):
         advanced=True,
     )
     threads: Int | None = option(
-        help="CPU threads; null: OMP_NUM_THREADS where it is set, else as many as cores are free when the run starts",
-        question="How many CPU threads (empty: as many as cores are free)?",
+        help="CPU threads; null: OMP_NUM_THREADS where it is set, else the number of cores that are free when "
+        "the run starts",
+        question="How many CPU threads (empty: the number of free cores)?",
         when={"device": ("cpu",)},
         ge=1,
         le=4096,
@@ -218,8 +219,8 @@ class TrainLoop(Group):
     )
     distributed: Annotated[str, OneOf(DISTRIBUTED)] = option(
         "ddp",
-        help="how several processes share the model (not by DeepSpeed: fsdp does what its ZeRO 3 does); no effect with "
-        "one process",
+        help="how several processes share the model (DeepSpeed is not supported: fsdp does what its ZeRO 3 does); "
+        "no effect with one process",
         question="How do several processes share the model?",
         choices=DISTRIBUTED,
         why="With ddp, every GPU holds the whole model and its optimizer, and only the batch is divided. fsdp divides "

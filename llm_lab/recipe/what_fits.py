@@ -270,10 +270,12 @@ def _with_reasons(found: Resolved, before: Resolved, way: _Way, least: Mapping[s
     }
     if FULL in least:
         needs = size(least[FULL].memory_bytes)
-        reasons["lora"] = f"training all weights needs at least {needs}, and {available} are there; null: all weights"
+        reasons["lora"] = (
+            f"training all weights needs at least {needs}, and {available} are available; null: all weights"
+        )
     if LORA in least:
         needs = size(least[LORA].memory_bytes)
-        reasons[FOUR_BITS] = f"with a base in 16 bits, LoRA needs at least {needs}, and {available} are there"
+        reasons[FOUR_BITS] = f"with a base in 16 bits, LoRA needs at least {needs}, and {available} are available"
     origins = dict(found.origins)
     for path, _ in flatten(_nested(way.changes)):
         origins[path] = Origin("derived", reasons.get(path) or reasons["lora"])

@@ -112,7 +112,7 @@ def test_an_address_with_a_password_is_refused_and_not_shown():
     [
         (" \n", 5, "the question is empty"),
         ("x" * 401, 5, "401 characters"),
-        ("use hf_abcdefghijklmnopqrstuvwx to log in", 5, "a token or a password"),
+        ("use hf_abcdefghijklmnopqrstuvwx to log in", 5, "an access token or a password"),
         ("x", 0, "1 to 20"),
         ("x", 21, "1 to 20"),
     ],

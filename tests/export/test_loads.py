@@ -307,7 +307,7 @@ UNUSUAL = [
 @pytest.mark.parametrize(("changes", "unusual"), UNUSUAL)
 def test_what_other_programs_lack_in_a_native_model_is_said(changes, unusual):
     parts = {"position_embedding": "rope", "norm": "rmsnorm", "activation": "swiglu", "num_hidden_layers": 2}
-    assert "any tool that supports it loads it" in what_loads(parts).native_reason
+    assert "loads in any tool that supports it" in what_loads(parts).native_reason
     assert f"with {unusual}: Transformers loads it, many" in what_loads(parts | changes).native_reason
 
 

@@ -61,7 +61,7 @@ def test_an_unknown_key_without_a_similar_one_lists_the_allowed_keys():
         ("train.max_steps", 0, "a whole number of at least 1"),
         ("train.compile", 1, "true, false"),
         ("train.dtype", "float16", "bfloat16, float32"),
-        ("train.distributed", "deepspeed", "not by DeepSpeed: fsdp does what its ZeRO 3 does"),
+        ("train.distributed", "deepspeed", "DeepSpeed is not supported: fsdp does what its ZeRO 3 does"),
         ("train.distributed", "deepspeed", "Allowed: ddp, fsdp."),
         ("optimizer.learning_rate", 0, "a number above 0, up to 10"),
         ("optimizer.learning_rate", 500, "500: too large. Allowed: a number above 0, up to 10"),

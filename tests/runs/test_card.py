@@ -182,7 +182,9 @@ def test_a_card_reveals_no_local_paths_and_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_API_KEY", "a-key-of-mine")
     text = write_text(home / "my corpus.txt")
     for secret in ("hf_abcdefgh12345678", "https://me:my-password@host/x"):
-        with pytest.raises(UserError, match=r"samples.prompts: this looks like a token or a password") as refused:
+        with pytest.raises(
+            UserError, match=r"samples.prompts: this looks like an access token or a password"
+        ) as refused:
             runner.run(tiny_recipe(text, **{"samples.prompts": ["the", secret]}), root=home / "checkpoints")
         assert secret not in str(refused.value)
     run = runner.run(tiny_recipe(text, **{"samples.prompts": ["see /srv/data/x.txt"]}), root=home / "checkpoints")
