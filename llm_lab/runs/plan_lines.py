@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -195,9 +196,9 @@ def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool, seen: 
     rows = plural(cost.tokens_per_step // length, "sequence")
     text = f"{many} × {most}{rows} of {length:,} tokens = {count(cost.tokens)} tokens"
     ratio = cost.tokens_per_parameter
-    if ratio is not None and not cost.first_step:
-        shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
-        text += f", {shown} per parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
+    if ratio and not cost.first_step:
+        digits = max(1, 1 - math.floor(math.log10(ratio))) if ratio < 100 else 0
+        text += f", {ratio:,.{digits}f} tokens per parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
     return text
 
 

@@ -18,7 +18,7 @@ from llm_lab.runs.folder import run_of
 from .data_questions import EXAMPLES, TEXTS, ask_data, ask_score_path
 from .draft import Ask, Draft
 from .key_questions import key_question
-from .questions import Choice, Flow, KeepCard, Question
+from .questions import UNSET, Choice, Flow, KeepCard, Question
 from .reward_questions import ask_rewards
 
 DATA_WHY = (
@@ -48,6 +48,7 @@ CARD = {
     "intended_use": ("what it is for", "What is it for?", "A sentence, for example: answers questions about our shop."),
     "limitations": ("what it can't do", "What can't it do?", "A sentence, for example: English only, short answers."),
 }
+AS_TRAINED = "as trained"
 USUAL_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0")
 PUSH_WHY = (
     "The token is read from the environment (HF_TOKEN) or the login (hf auth login), and never written anywhere. "
@@ -78,7 +79,9 @@ def questions_of(stage: str) -> dict[str, Callable[[Draft], Question]]:
     """Return the questions that differ from those of their keys."""
     if stage == EVAL.name:
         return {"eval.text_scores": text_scores_question}
-    return {"export.to": form_question, "export.push": push_question} if stage == EXPORT.name else {}
+    if stage == EXPORT.name:
+        return {"export.to": form_question, "export.weights": weights_question, "export.push": push_question}
+    return {}
 
 
 def ask_measured(draft: Draft, group: str) -> Flow[Draft]:
@@ -171,6 +174,15 @@ def form_question(draft: Draft) -> Question:
         ]  # fmt: skip
     return draft.ask("export.to", "Which format?", choices=tuple(choices), default=draft.value("export.to"),
                      why=key.why or "", help="export.to: the format, and whether it supports this model")  # fmt: skip
+
+
+def weights_question(draft: Draft) -> Question:
+    """Return the question for the type of the weights, with what they get where none is chosen."""
+    question = key_question(draft, "export.weights")
+    if draft.value("export.weights") is not None:
+        return question
+    choices = (replace(choice, text=AS_TRAINED) if choice.value == UNSET else choice for choice in question.choices)
+    return replace(question, choices=tuple(choices))
 
 
 def push_question(draft: Draft) -> Question:

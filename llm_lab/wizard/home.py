@@ -75,7 +75,8 @@ GROUPS = (
         "Design and train",
         "pretrain, SFT, rewards, DPO, GRPO, PPO",
         "Every setting of every training stage: pretraining on text, supervised fine-tuning (SFT), reward models, "
-        "preferences (DPO), reinforcement learning (GRPO, PPO), merging LoRA adapters; and models from parts.",
+        "preferences (DPO), reinforcement learning (GRPO, PPO), merging LoRA adapters; and models from parts (Design a "
+        "model).",
     ),
     Group(
         "use",

@@ -26,8 +26,8 @@ def look_inside() -> Flow[None]:
     question = Question("look", "Look inside which model?", why=MODEL_WHY, screen=Screen(LOOK))
     path = yield from pick_run(question, generating_runs(), "none yet; train one with Pretrain")
     screen = Screen(LOOK, path)
-    asked = "A text for it to read (empty: a built-in one)?"
-    text = yield Question("look.text", asked, "text", default="", why=TEXT_WHY, screen=screen)
+    text = yield Question("look.text", "Which text should it read?", "text", default="", why=TEXT_WHY,
+                          allowed="Empty: a built-in one.", screen=screen)  # fmt: skip
     more = "model"
     choices = [Choice("model", "The model alone"), *_more(path)]
     if len(choices) > 1:

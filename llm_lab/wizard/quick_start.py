@@ -57,7 +57,7 @@ SIZE_WHY = (
 PLAN_WHY = (
     "Ctrl-C stops the training at any time and saves it; the home screen then offers to resume it. Change settings "
     "leads to all settings of this run, with their explanations. The line model names its parts: how it encodes "
-    "positions, normalizes, attends and transforms; Design a model explains each of them."
+    "positions, normalizes, attends and transforms; Design a model, under Design and train, explains each of them."
 )
 
 

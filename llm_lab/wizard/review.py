@@ -96,7 +96,6 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
     resolved = make_it_fit(with_sizes(resolved)) if not problems else resolved
     if problems := problems or [*problems_of_length(resolved)]:
         raise UserError(*problems)
-    card = (yield from ask_card(draft, *OF_ALL_MODELS)) if is_card_open(draft) else None
     while (answer := (yield start_question(Plan(resolved), enough_epochs(resolved)))) == EPOCHS:
         draft = draft.with_answer(EPOCHS, float(enough_epochs(resolved) or 0))
         longer, _ = draft.look()
@@ -104,8 +103,8 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
         resolved = make_it_fit(with_sizes(longer))
     if not answer:
         return False, draft
-    if card is not None:
-        yield card
+    if is_card_open(draft):
+        yield (yield from ask_card(draft, *OF_ALL_MODELS))
     return (yield StartRun(draft.raw)), draft
 
 

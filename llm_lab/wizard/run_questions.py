@@ -71,9 +71,9 @@ def ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
     return (yield from pick_run(question, runs, NO_RUNS))
 
 
-def checkpoints() -> Flow[Next | None]:
-    """Look at runs and models, and choose what to do with one."""
-    question = Question("checkpoint", "Which run or model?", why=CHECKPOINT_WHY, screen=Screen(RUNS))
+def checkpoints(last: str | None = None) -> Flow[Next | None]:
+    """Look at runs and models, and choose what to do with one. last: the run that is pointed at."""
+    question = Question("checkpoint", "Which run or model?", default=last, why=CHECKPOINT_WHY, screen=Screen(RUNS))
     path = yield from pick_run(question, list_runs(), NO_RUNS, more=sweep_choices())
     is_sweep = (Path(path) / "sweep.json").is_file()
     run = next((run for run in list_runs() if str(run.path) == path), RunFolder(Path(path)) if is_sweep else None)
@@ -107,7 +107,9 @@ def checkpoints() -> Flow[Next | None]:
         name = yield Question(f"rename {path}", "New name?", "text", default=run.path.name, why=RENAME_WHY,
                               allowed=f"A folder name in {ROOT}/.", screen=Screen(RUNS, path),
                               check=partial(_why_no_rename, path))  # fmt: skip
-        yield BackTo("checkpoint" if (yield RenameRun(path, name)) else f"rename {path}")
+        if (yield RenameRun(path, name)):
+            return Next("checkpoints", {"last": str(run.path.with_name(name.strip()))})
+        yield BackTo(f"rename {path}")
     elif picked == "delete" and run is not None:
         if (yield _delete_question(path)):
             yield DeleteRun(path)

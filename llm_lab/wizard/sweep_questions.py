@@ -73,10 +73,9 @@ DUEL_SEEDS_WHY = (
     "a duel says at its end how many."
 )
 DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
-NO_VALUES = "Name a key and its values: optimizer.learning_rate=0.001,0.003."
-NO_TWO_VALUES = (
-    "Name one key and two values: optimizer.name=adamw,muon. Esc leads back, to compare with another recipe."
-)
+EXAMPLE, RATES_EXAMPLE = "optimizer.name=adamw,muon", "optimizer.learning_rate=0.001,0.003"
+NO_VALUES = f"Name a key and its values: {RATES_EXAMPLE}."
+NO_TWO_VALUES = f"Name one key and two values: {EXAMPLE}. Esc leads back, to compare with another recipe."
 
 
 def sweep() -> Flow[Next | None]:
@@ -100,7 +99,7 @@ def sweep() -> Flow[Next | None]:
         default=more,
         why="Values are separated by commas: optimizer.learning_rate=0.001,0.003. Several keys make a grid. A key "
         "with one value changes the recipe for all runs: train.max_steps=200 data.0.path=my-text.txt.",
-        allowed="key=v1,v2, separated by spaces."
+        allowed=f"key=v1,v2; several, separated by spaces. For example {RATES_EXAMPLE}."
         if picked == OWN
         else "key=value, separated by spaces: train.max_length=64 data.0.path=my.txt; empty: no changes.",
         check=lambda text: (
@@ -204,7 +203,7 @@ def duel() -> Flow[Next | None]:
     recipe = yield from ask_recipe(DUEL, DUEL_WHY, compares=True)
     where, other = recipe_name(recipe), None
     choices = (
-        Choice(VALUES, "itself with one key changed", effect="For example optimizer.name=adamw,muon."),
+        Choice(VALUES, "itself with one key changed", effect=f"For example {EXAMPLE}."),
         Choice(RECIPE, "another recipe", effect="Both train on as many tokens as the one that has fewer."),
     )
     against = yield Question("duel.against", f"Compare {where} with what?", choices=choices, why=DUEL_WHY,
@@ -220,7 +219,7 @@ def duel() -> Flow[Next | None]:
         default="",
         why="One key gets two values, separated by a comma: optimizer.name=adamw,muon. A key with one value changes "
         "both: train.max_steps=200.",
-        allowed="key=value, separated by spaces; empty: no changes." if other else "key=v1,v2, separated by spaces.",
+        allowed="key=value, separated by spaces; empty: no changes." if other else f"key=v1,v2. For example {EXAMPLE}.",
         check=lambda text: (
             NO_TWO_VALUES if not (other or text.strip()) else _problem_of(partial(_planned_duel, recipe, other), text)
         ),

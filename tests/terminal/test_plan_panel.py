@@ -68,6 +68,15 @@ def test_the_plan_shows_what_is_made_and_what_it_costs():
         assert wanted in text, wanted
 
 
+def test_the_plan_of_few_steps_never_rounds_the_tokens_per_parameter_to_nothing():
+    def plan(steps):
+        recipe = {"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu", "train": {"max_steps": steps}}
+        return " ".join(shown(plan_panel(resolve(recipe, machine=LAPTOP))).replace("│", " ").split())
+
+    assert "= 31 k tokens, 0.040 tokens per parameter (20 is usual)" in plan(15)
+    assert "1.3 tokens per parameter" in plan(500)
+
+
 def test_the_plan_for_a_gpu_has_no_cpu_mode_banner():
     resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cuda"}, machine=WORKSTATION)
     assert BANNER not in shown(plan_panel(resolved))

@@ -501,7 +501,7 @@ def test_a_push_without_a_token_is_refused_before_anything_is_written(visit, mon
     monkeypatch.delenv("HF_TOKEN", raising=False)
     screens = visit(
         *pick("Use a model"), *pick("Export "), *pick("base "), To("name "), Key.ENTER, *answer("sent"), To("push"),
-        Key.ENTER, *answer("me/mine"), Key.FINISH, Key.ENTER, Key.ENTER, *pick("Yes, start"), Key.ENTER, Key.CTRL_C,
+        Key.ENTER, *answer("me/mine"), Key.FINISH, *pick("Yes, start"), Key.ENTER, Key.ENTER, Key.ENTER, Key.CTRL_C,
         *LEAVE,
     )  # fmt: skip
     assert seen(screens, "me/mine on the Hub (private)")

@@ -22,6 +22,7 @@ from llm_lab.wizard.home import GROUPS, LEAVE, menu_question
 from llm_lab.wizard.look_inside import look_inside
 from llm_lab.wizard.menu import FLOWS, chat, entries_of, evaluate, flow_named, group, replay
 from llm_lab.wizard.questions import Compare, DeleteRun, KeepCard, LookInside, Next, OpenChat, ReplayLineage, StartRun
+from llm_lab.wizard.quick_start import PLAN_WHY
 from llm_lab.wizard.run_questions import after_a_run, checkpoints
 from llm_lab.wizard.training_runs import run_of_stage
 
@@ -125,6 +126,8 @@ def test_texts_and_prompts_are_named_changed_and_removed():
 
 def test_looking_inside_asks_for_a_model_a_text_and_what_else_there_is_to_measure():
     visit = answers(look_inside, [MODEL, "the old tree ", "Over training"])
+    assert visit.questions[1].text == "Which text should it read?"
+    assert visit.questions[1].allowed == "Empty: a built-in one."
     assert visit.effects == [LookInside("checkpoints/base", "the old tree", steps=True)]
     shutil.rmtree("checkpoints/base/steps")
     visit = answers(look_inside, [MODEL, ENTER])
@@ -154,7 +157,7 @@ def test_the_time_machine_asks_for_a_run_and_a_prompt():
 @pytest.mark.usefixtures("quick_verification")
 def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
     changes = {"export.to": "gguf", "export.weights": "f32", "name": "file"}
-    visit = answers(EXPORT, [MODEL, Fill(changes), "Jo", "mit", START], execute=keep_or_run)
+    visit = answers(EXPORT, [MODEL, Fill(changes), START, "Jo", "mit"], execute=keep_or_run)
     form = visit.questions[1].form.row("export.to").question()
     assert any("a Llama file for llama.cpp, Ollama and LM Studio" in choice.effect for choice in form.choices)
     assert [file.suffix for file in Path("checkpoints/file/gguf").iterdir() if file.suffix != ".md"] == [".gguf"]
@@ -164,6 +167,35 @@ def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
     again = answers(EXPORT, [MODEL, ENTER, "No, go back", "card"])  # known, so only asked for
     assert (again.question.key, again.question.default) == ("card.author", "Jo")
     assert "card.author" not in again.keys[:-1]
+
+
+def test_an_export_without_a_type_of_weights_says_which_one_they_get():
+    visit = answers(EXPORT, [MODEL, Fill({"export.to": "gguf"}, STAY)])
+    shown = [question.form.row("export.weights").value for question in visit.questions[1:3]]
+    assert shown == ["as trained", "f32 4 bytes per weight: exact"]
+
+
+def test_an_export_asks_for_the_card_after_its_plan():
+    visit = answers(EXPORT, [MODEL, ENTER, START])
+    assert visit.keys[-2:] == ["start", "card.author"]
+
+
+def test_a_run_that_was_renamed_is_marked_in_the_list():
+    shutil.copytree("checkpoints/base", "checkpoints/other")
+    for name in ("base", "other"):
+        visit = answers(checkpoints, [f"checkpoints/{name}", "Rename it", "renamed"])
+        assert visit.result == Next("checkpoints", {"last": "checkpoints/renamed"})
+        Path(f"checkpoints/{name}").rename("checkpoints/renamed")
+        again = answers(partial(checkpoints, **visit.result.arguments), [])
+        assert again.question.suggested == "checkpoints/renamed"
+        Path("checkpoints/renamed").rename(f"checkpoints/{name}")
+
+
+def test_the_line_that_a_help_names_is_under_the_group_that_it_names():
+    design = next(entry.title for entry in entries_of("train") if entry.flow == "design")
+    group = next(group for group in GROUPS if group.name == "train")
+    assert f"{design}, under {group.title}," in PLAN_WHY
+    assert design in group.why
 
 
 def keep_or_run(effect):

@@ -125,6 +125,13 @@ def test_an_empty_answer_says_what_to_name_in_the_words_of_the_question():
     answers(sweep, ["mine", "other keys", Refused(" ", "Name a key and its values: optimizer.learning_rate=")])
 
 
+def test_the_question_for_a_key_and_two_values_shows_an_example_that_it_accepts():
+    question = answers(duel, ["mine", "one key changed"]).question
+    example = question.allowed.rstrip(".").rpartition(" ")[2]
+    assert example == "optimizer.name=adamw,muon"
+    assert question.problem(example) is None
+
+
 def test_the_help_of_each_question_of_a_sweep_is_about_that_question():
     visit = answers(sweep, ["mine", "optimizer", ENTER, ENTER, ENTER, ENTER])
     helps = {question.key: question.why for question in visit.questions}
