@@ -21,7 +21,7 @@ from llm_lab.runs.comparison import (
 from llm_lab.runs.folder import ROOT, RunFolder, run_of
 from llm_lab.runs.glossary import name_of
 
-from .console import has_colors, make_console, one_line, printable, supports_unicode
+from .console import has_colors, is_plain, make_console, one_line, printable, supports_unicode
 from .prompt_layout import MOST_COLUMNS
 
 if TYPE_CHECKING:
@@ -153,8 +153,16 @@ def print_side_by_side(comparison: Comparison, console: Console) -> None:
 
 
 def print_answers(comparison: Comparison, number: int, console: Console | None = None) -> None:
-    """Print the answers to one prompt: in columns, as many as fit; over time, one below the other."""
+    """Print the answers to one prompt: in columns, as many as fit; over time and in plain mode, one below the other."""
     console = console or make_console()
+    if is_plain():
+        for model in range(len(comparison.models)):
+            if model:
+                console.print()
+            console.print(_head(comparison, model), overflow="fold")
+            console.print(_marked(comparison, number, model, console), overflow="fold")
+            console.print(_details(comparison, number, model), overflow="fold")
+        return
     if comparison.over_time:
         console.print(_timeline(comparison, number, console))
         return
@@ -192,6 +200,20 @@ def _columns(comparison: Comparison, number: int, models: range, console: Consol
     return table
 
 
+def _head(comparison: Comparison, number: int) -> Text:
+    """Return the letter and the name of a model; over time, the name and the losses of a checkpoint."""
+    from rich.text import Text
+
+    model = comparison.models[number]
+    if not comparison.over_time:
+        return Text.assemble((f"{letters(comparison)[number]}  ", "title"), one_line(model.name))
+    head = Text.assemble((one_line(model.name), "title"))
+    for key in ("step_loss", "step_eval_loss"):
+        if key in model.numbers:
+            head.append(f"\n{label_of(key)} {format_measure(key, model.numbers[key])}", style="dim")
+    return head
+
+
 def _timeline(comparison: Comparison, number: int, console: Console) -> Any:
     from rich.table import Table
     from rich.text import Text
@@ -199,13 +221,9 @@ def _timeline(comparison: Comparison, number: int, console: Console) -> Any:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=STEP_WIDTH, overflow="fold")
     table.add_column(overflow="fold", ratio=1)
-    for i, model in enumerate(comparison.models):
-        head = Text.assemble((one_line(model.name), "title"))
-        for key in ("step_loss", "step_eval_loss"):
-            if key in model.numbers:
-                head.append(f"\n{label_of(key)} {format_measure(key, model.numbers[key])}", style="dim")
+    for i in range(len(comparison.models)):
         answer = _marked(comparison, number, i, console)
-        table.add_row(head, Text("\n").join([answer, _details(comparison, number, i)]))
+        table.add_row(_head(comparison, i), Text("\n").join([answer, _details(comparison, number, i)]))
         if i + 1 < len(comparison.models):
             table.add_row("", "")
     return table

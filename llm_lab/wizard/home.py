@@ -30,13 +30,13 @@ NO_TEXT = ("reward", "eval", "export")  # stages whose run leaves no model of it
 MENU_WHY = (
     "The usual order is: pretrain a model on text, fine-tune it on conversations (SFT), improve its replies (DPO, "
     "GRPO, PPO), chat with it, evaluate it, export it. Every run has a recipe file, which also runs without this "
-    "wizard: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu and keeps the answers."
+    "wizard: llm-lab run RECIPE. Ctrl-C returns to this menu and keeps the answers."
 )
 RESUME_WHY = (
     "The run continues after its last checkpoint, with the same recipe and data: the result is the same as without a "
     "break. To change a setting, run its recipe again as a new run."
 )
-DRAFT_WHY = "What you had answered and set was kept when you left. Esc goes back through the answers."
+DRAFT_WHY = "What you had answered and set was kept when you left. You can go back through the answers."
 RESUME_SWEEP_WHY = (
     "Runs that are done stay as they are. Stopped ones continue after their last checkpoint, failed ones begin again, "
     "and the table is made again at the end."
@@ -271,7 +271,7 @@ def draft_question() -> Question:
         "draft",
         "Continue your draft?",
         choices=(Choice(True, "Continue where I stopped"), Choice(False, "Start over")),
-        why="Your answers so far were kept; Esc goes back through them.",
+        why="Your answers so far were kept; you can go back through them.",
         screen=Screen("a saved draft"),
     )
 

@@ -75,7 +75,7 @@ DUEL_SEEDS_WHY = (
 DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
 EXAMPLE, RATES_EXAMPLE = "optimizer.name=adamw,muon", "optimizer.learning_rate=0.001,0.003"
 NO_VALUES = f"Name a key and its values: {RATES_EXAMPLE}."
-NO_TWO_VALUES = f"Name one key and two values: {EXAMPLE}. Esc leads back, to compare with another recipe."
+NO_TWO_VALUES = f"Name one key and two values: {EXAMPLE}. To compare with another recipe, go back."
 
 
 def sweep() -> Flow[Next | None]:

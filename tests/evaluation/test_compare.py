@@ -32,8 +32,8 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.comparison import Answer, Compared, Comparison, as_markdown, best_of, differences, verdict
 from llm_lab.runs.describe import describe_evaluation
 from llm_lab.runs.evaluations import evaluations_of
-from llm_lab.terminal.compare_screen import print_comparison
-from llm_lab.terminal.console import PALETTE
+from llm_lab.terminal.compare_screen import print_answers, print_comparison
+from llm_lab.terminal.console import PALETTE, PLAIN
 
 pytest_plugins = ("support.compared_models",)
 
@@ -172,6 +172,18 @@ def test_differences_are_coloured_in_a_terminal_and_bracketed_in_a_pipe():
     assert re.search(r"the \x1b\[1;33mred\x1b\[0m bird", coloured)
     assert "{+" not in coloured
     assert "the {+red+} bird sings" in screen(comparison)
+
+
+@pytest.mark.parametrize(
+    ("over_time", "heads"), [(False, ("A  model0", "B  model1")), (True, ("model0", "model1"))], ids=("models", "steps")
+)
+def test_plain_mode_shows_each_answer_below_the_name_of_its_model(capsys, monkeypatch, over_time, heads):
+    monkeypatch.setenv(PLAIN, "1")
+    print_answers(comparison_of("the old bird sings", "the red bird sings", over_time=over_time), 0)
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.splitlines()[:2] == [heads[0], "the old bird sings"]
+    assert second.splitlines()[:2] == [heads[1], "the {+red+} bird sings"]
+    assert "differs from" in second.splitlines()[-1]
 
 
 def test_over_time_each_answer_is_compared_with_the_previous_one():

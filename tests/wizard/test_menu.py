@@ -18,6 +18,7 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.card_answers import keep_answers
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lock import hold
+from llm_lab.wizard import menu
 from llm_lab.wizard.home import GROUPS, LEAVE, menu_question
 from llm_lab.wizard.look_inside import look_inside
 from llm_lab.wizard.menu import FLOWS, chat, entries_of, evaluate, flow_named, group, replay
@@ -36,6 +37,14 @@ EXPORT, MEASURE = partial(run_of_stage, "export"), partial(run_of_stage, "eval")
 
 def entries():
     return [entry for group in GROUPS for entry in entries_of(group.name)]
+
+
+def test_no_text_of_the_wizard_names_the_key_that_goes_back():
+    files = sorted(Path(menu.__file__).parent.glob("*.py"))
+    assert files
+    assert [
+        file.name for file in files if re.search(r"\bEsc\b", file.read_text("utf-8"))
+    ] == []  # in plain mode it is b
 
 
 def test_home_begins_with_the_quick_road_and_reaches_every_flow():
