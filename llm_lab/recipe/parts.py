@@ -243,7 +243,8 @@ class ModelParts(Group):
         "over the layers; the last layer is always L; null: all layers have the window",
         question="Pattern of windows, as SSSL (empty: a window in every layer)?",
         why="Most layers need little context, and a few with the whole context pass it on: as in Gemma 2 and GPT-3, "
-        "and SSSL in nanochat. Long contexts get cheaper and the KV cache smaller; at short ones there is nothing to gain.",
+        "and SSSL in nanochat. Long contexts get cheaper and the KV cache smaller; at short ones there is nothing to "
+        "gain.",
         advanced=True,
     )
     final_logit_softcapping: Float | None = option(
