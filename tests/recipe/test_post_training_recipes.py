@@ -81,7 +81,7 @@ def test_all_problems_are_reported_together():
     }
     assert "Did you mean exact_number?" in found["rewards.0.name"]
     assert "Did you mean beta?" in found["grpo.betta"]
-    assert "Did you mean num_train_epochs?" in found["train.num_epochs"]
+    assert "Did you mean train.num_train_epochs?" in found["train.num_epochs"]
     assert "Did you mean adamw?" in found["optimizer.name"]
     assert "Did you mean warmup_steps?" in found["scheduler.warmup_step"]
 
@@ -89,7 +89,7 @@ def test_all_problems_are_reported_together():
 def test_a_misnamed_or_misplaced_key_gets_a_suggestion():
     found = problems_of(recipe("dpo", lora={"rank": 4}, train={"beta": 0.2, "sft_weight": 1.0, "epochs": 2}, r=8))
     assert "Did you mean r?" in found["lora.rank"]
-    assert "Did you mean num_train_epochs?" in found["train.epochs"]
+    assert "Did you mean train.num_train_epochs?" in found["train.epochs"]
     assert "It belongs in dpo.beta" in found["train.beta"]
     assert "It belongs in dpo.sft_weight" in found["train.sft_weight"]
     assert "It belongs in lora.r" in found["r"]
