@@ -14,7 +14,6 @@ import pickle
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -312,6 +311,8 @@ def using_threads(wanted: int | None, before: int | None, listener: Listener) ->
     if threads is None and name in os.environ:
         yield
         return
+    import torch  # first: how its threads wait is decided when it is imported, for this process and not for one run
+
     sleep = os.environ.get(WAITING[0], "").lower() == "passive" and threads != 1
     said, others = "", ""
     if threads is None:
@@ -324,18 +325,15 @@ def using_threads(wanted: int | None, before: int | None, listener: Listener) ->
         listener(Notice(f"{said}{plural(threads, 'thread')}{how}{others} (train.threads sets the number)"))
     old = os.environ.get(name)
     os.environ[name] = str(threads)  # read when PyTorch is imported, and by estimates
-    torch: Any = sys.modules.get("torch")
-    old_threads = torch.get_num_threads() if torch else None
-    if torch:
-        torch.set_num_threads(threads)
+    old_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
         os.environ.pop(name)
         if old is not None:
             os.environ[name] = old
-        if old_threads:
-            torch.set_num_threads(old_threads)
+        torch.set_num_threads(old_threads)
 
 
 def free_threads(cores: int, busy: float) -> int:
