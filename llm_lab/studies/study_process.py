@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,12 +148,11 @@ def _load(file: Path) -> Any:
     if file.parent == Path(experiments.__file__).parent:
         return importlib.import_module(f"{experiments.__name__}.{file.stem}")
     sys.path.append(str(file.parent.resolve()))  # last: a file there hides no library
-    spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # pydantic looks up the types of Options there
-    spec.loader.exec_module(module)
+    module = types.ModuleType(f"experiment_{file.stem}")
+    module.__file__ = str(file.resolve())
+    sys.modules[module.__name__] = module  # pydantic looks up the types of Options there
+    # Not through Python's cache of compiled files, which misses a change within a second.
+    exec(compile(file.read_bytes(), module.__file__, "exec"), module.__dict__)
     return module
 
 

@@ -81,7 +81,7 @@ def test_all_problems_are_reported_together():
     }
     assert "Did you mean exact_number?" in found["rewards.0.name"]
     assert "Did you mean beta?" in found["grpo.betta"]
-    assert "Did you mean train.num_train_epochs?" in found["train.num_epochs"]
+    assert "Did you mean num_train_epochs?" in found["train.num_epochs"]
     assert "Did you mean adamw?" in found["optimizer.name"]
     assert "Did you mean warmup_steps?" in found["scheduler.warmup_step"]
 
