@@ -100,11 +100,10 @@ def parse_yaml(text: str, where: str = "recipe") -> Any:
         ) from None
 
 
+PLAIN_TEXT = (".txt", ".text", ".md", ".markdown")  # how the names of texts end
 # What other files are, by how their names end, and the command for them.
 NOT_RECIPES = {
-    **dict.fromkeys(
-        (".txt", ".text", ".md", ".markdown"), ("a text", "To train on it: `llm-lab new pretrain data.0.path={}`")
-    ),
+    **dict.fromkeys(PLAIN_TEXT, ("a text", "To train on it: `llm-lab new pretrain data.0.path={}`")),
     **dict.fromkeys(
         (".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".parquet", ".arrow"),
         ("data", "To train on it, for example: `llm-lab new sft data.0.path={}`"),

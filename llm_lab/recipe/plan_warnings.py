@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_lab.estimate.formatting import plural
 
+from .files import PLAIN_TEXT
 from .optimizers import pretraining_rate
 from .post_training import fill_steps, learning_rate_scale, rounded, rows_per_example
 from .registry import STAGES
@@ -19,7 +20,6 @@ from .what_fits import ACCUMULATION, ROWS, estimate_with
 
 FEW_STEPS = 30  # of a fine-tune: fewer are enough for a large model only
 FAR_ABOVE = 30.0  # times the usual learning rate
-TEXT_FILES = (".txt", ".md")
 
 
 def plan_warnings(resolved: Resolved) -> Iterator[tuple[str, str]]:
@@ -38,7 +38,7 @@ def _plain_texts(resolved: Resolved) -> Iterator[tuple[str, str]]:
     if resolved.stage.examples != "conversation":
         return
     for index, source in enumerate(resolved.values.get("data") or ()):
-        if str(source["path"]).lower().endswith(TEXT_FILES):
+        if str(source["path"]).lower().endswith(PLAIN_TEXT):
             text = f"{source['path']} is a text: one example as a whole. To train on a text, use stage: pretrain"
             yield f"data.{index}.path", f"{text}; conversations are rows of a jsonl, csv or parquet file"
 

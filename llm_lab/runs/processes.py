@@ -324,7 +324,7 @@ def using_threads(wanted: int | None, before: int | None, listener: Listener) ->
         how = ", which sleep while they wait for each other" if sleep else ""
         listener(Notice(f"{said}{plural(threads, 'thread')}{how}{others} (train.threads sets the number)"))
     old = os.environ.get(name)
-    os.environ[name] = str(threads)  # read when PyTorch is imported, and by estimates
+    os.environ[name] = str(threads)  # read by estimates, and by the processes that a run starts
     old_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

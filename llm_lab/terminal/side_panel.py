@@ -59,7 +59,7 @@ def wrapped_lines(text: str, style: str = "") -> Iterator[Line]:
 
 def head_of(path: str) -> Iterator[Line]:
     """Yield the first lines of a text file: wrapped where it is prose, else cut at the width."""
-    from llm_lab.wizard.places import PLAIN_TEXT
+    from llm_lab.recipe.files import PLAIN_TEXT
 
     try:
         if not Path(path).expanduser().is_file():  # a pipe would wait

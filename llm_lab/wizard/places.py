@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from llm_lab.estimate.formatting import plural, size
+from llm_lab.recipe.files import PLAIN_TEXT
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.folder import list_runs
 
@@ -25,7 +26,6 @@ HEAD_BYTES = 4096
 RECENT = 4  # sets of data that are offered again
 # Folders with many files that are nobody's texts, next to hidden ones.
 SKIPPED = frozenset(("checkpoints", "node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"))
-PLAIN_TEXT = (".txt", ".text", ".md", ".markdown")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 ABOUT_THE_DATA = ("readme", "license", "licence", "notice", "changelog", "requirements")
 

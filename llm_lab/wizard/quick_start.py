@@ -13,6 +13,7 @@ from llm_lab.errors import LabError, Problem
 from llm_lab.estimate.formatting import about, count, plural, size
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.recipe.fields import flatten
+from llm_lab.recipe.files import PLAIN_TEXT
 from llm_lab.recipe.parts import SIZES
 from llm_lab.recipe.pretrain import PRETRAIN, TOKENS_PER_PARAMETER
 from llm_lab.recipe.resolve import Resolved, diagnose
@@ -21,7 +22,7 @@ from llm_lab.runs.folder import slug
 from .data_questions import READING, TEXTS, can_ask_columns, look_at_texts, recognize
 from .draft import Draft
 from .home import QUICK
-from .places import HEAD_BYTES, PLAIN_TEXT, best_text, places_in, recent_data
+from .places import HEAD_BYTES, best_text, places_in, recent_data
 from .questions import BackTo, Choice, Flow, Line, Next, Plan, Question, Screen, StartRun, Wait
 from .review import START, YES, settings_and_start
 from .run_questions import AFTER

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from peft import LoraConfig
+from support.adapters import check_adapter
 from support.sampling import covering
 from support.tiny_models import (
     EXPERT_FACTORS,
@@ -23,7 +23,6 @@ from support.tiny_models import (
 )
 
 from llm_lab.estimate.parameters import shape_of_config
-from llm_lab.hf.adapter import make_peft_model
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.recipe.parts import ModelParts
 
@@ -92,25 +91,17 @@ def check_generation(model) -> None:
     assert torch.equal(model.generate(ids[1:, 5:], **settings), expected[1:, 5:]), "without padding"
 
 
-def check_adapter(model) -> None:
-    ids = tokens(2, 12)
-    before = model(ids).logits.detach()
-    settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = make_peft_model(model, settings).train()
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(2):
-        adapted(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    attached = adapted.eval()(input_ids=ids).logits
-    assert not torch.allclose(attached, before)
-    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, attached, atol=3e-5, rtol=1e-4)
-
-
 def check(model) -> None:
     assert shape_of_config(model.config.to_dict()).parameters == sum(p.numel() for p in model.parameters())
     check_training(model)
     check_decoding(model)
+
+
+def check_use(make, **parts) -> None:
+    """Check a model of some parts with every cache, an adapter and the compiler. make: returns a new one."""
+    check_generation(make(**parts))
+    check_adapter(make(**parts))
+    check_compiled(make(**parts))
 
 
 def test_every_part_of_a_recipe_is_in_the_combinations():
@@ -151,18 +142,14 @@ def test_every_pair_of_parts_with_experts_keeps_every_promise(parts):
     model = tiny_experts(**parts)
     check(model)
     check_packing(model)
-    check_generation(model)
-    check_adapter(model)
-    check_checkpointing(tiny_experts(**parts))
-    check_compiled(tiny_experts(**parts))
+    check_checkpointing(model)
+    check_use(tiny_experts, **parts)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", PAIRS, ids=named)
 def test_every_pair_of_parts_generates_alike_with_every_cache_compiles_and_takes_an_adapter(parts):
-    check_generation(tiny_model(**parts))
-    check_adapter(tiny_model(**parts))
-    check_compiled(tiny_model(**parts))
+    check_use(tiny_model, **parts)
 
 
 @pytest.mark.slow

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from peft import LoraConfig
+from support.adapters import check_adapter
 from support.tiny_models import EXTRAS, left_padded, tiny_config, tiny_model, tokens
 
-from llm_lab.hf.adapter import make_peft_model
 from llm_lab.model.modeling_lab import LabForCausalLM, LabForSequenceClassification
 
 POSITIONS = ["sinusoidal", "rope", "alibi", "yarn", "learned"]
@@ -170,20 +169,7 @@ def test_training_with_autocast_gives_no_warning(recwarn):
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
 def test_a_lora_adapter_trains_and_merges(position):
-    model, ids = tiny_model(position, num_key_value_heads=2, **EXTRAS), tokens(2, 12)
-    before = model(ids).logits.detach()
-    settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = make_peft_model(model, settings).train()
-    assert adapted.get_base_model() is model
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(2):
-        adapted(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    attached = adapted.eval()(input_ids=ids).logits
-    merged = adapted.merge_and_unload()(ids).logits
-    assert not torch.allclose(attached, before)
-    torch.testing.assert_close(merged, attached, atol=1e-5, rtol=1e-4)
+    check_adapter(tiny_model(position, num_key_value_heads=2, **EXTRAS))
 
 
 def test_a_reward_model_scores_the_last_token_that_is_not_padding():

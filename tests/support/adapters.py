@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import torch
-from support.tiny_models import tiny_model
+from peft import LoraConfig
+from support.tiny_models import tiny_model, tokens
 
+from llm_lab.hf.adapter import make_peft_model
 from llm_lab.hf.load import load_model
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import make_byte_tokenizer
@@ -59,3 +61,20 @@ def perturb(model):
 def ids(model, length: int = 12):
     rows = model.get_input_embeddings().weight.shape[0]
     return torch.randint(rows, (2, length), generator=torch.Generator().manual_seed(3))
+
+
+def check_adapter(model) -> None:
+    """Check that an adapter of every matrix trains, and gives the same logits when it is merged."""
+    ids = tokens(2, 12)
+    before = model(ids).logits.detach()
+    settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = make_peft_model(model, settings).train()
+    assert adapted.get_base_model() is model
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(2):
+        adapted(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    attached = adapted.eval()(input_ids=ids).logits
+    assert not torch.allclose(attached, before)
+    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, attached, atol=3e-5, rtol=1e-4)
