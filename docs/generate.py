@@ -212,7 +212,7 @@ each cell token by token.
 
 The columns: one answer; several turns; a system message; reasoning inside an answer as `<think>` text, or in a key of
 its own (`reasoning_content`, `thinking`); two user messages in a row; an assistant message first; an empty answer; a
-call of a tool; white space around the messages; turns with equal texts; messages that contain the text of control
+tool call; white space around the messages; turns with identical texts; messages that contain the text of control
 tokens. Rows with tool calls are skipped, and counted, when a dataset is read; their column shows what the templates
 accept.
 """
@@ -273,17 +273,17 @@ def templates_page() -> str:
 
 DUELS_PAGE = """# Duels
 
-Which parts learn better, measured by `llm-lab duel`: two values of one key of `configs/duels/nano.yaml`, the same seeds
-for both, and the same number of tokens, less than one pass over the text. The runs are short, so that anyone can repeat
-them on a CPU within minutes: the loss is still falling fast, and what wins here need not win in a long run or a large
-model.
+This page shows which parts learn better, as measured by `llm-lab duel`. Each duel compares two values of one key of
+`configs/duels/nano.yaml`, with the same seeds and the same number of tokens (less than one pass over the text). The
+runs are short, so that anyone can repeat them on a CPU within minutes. The loss is still falling fast at their end, so
+a value that wins here may lose in a long run or a large model.
 
 - **loss of both**: the mean validation loss of the first value and of the second, in nats per token.
 - **difference**: the second loss minus the first; below zero, the second value is better.
 - **verdict**: a value is called better only with at least six seeds, and p of at most 5 % in a sign-flip test.
-- **published**: what published sources found, from one pass over much data or from many passes over little. Results in
-  minutes (before and after the change) or in percent of the time (saved by it) are of the training time until a fixed
-  validation loss. modded-nanogpt (speed records at GPT-2's size), nanochat (a small chat model from scratch) and
+- **published**: what published sources found, from one pass over much data or from many passes over little. Minutes are
+  the training time to a fixed validation loss, before and after the change. Percentages are the share of this time that
+  the change saves. modded-nanogpt (speed records at GPT-2's size), nanochat (a small chat model from scratch) and
   slowrun (the lowest loss with 100 M tokens) are public projects.
 
 The figures are those of `docs/duels.json`, which `docs/record_duel.py` writes from the folder of a finished duel.

@@ -18,7 +18,7 @@ NO_REASONING = "the reasoning is not trained: the chat template has no place for
 EMPTY = "an empty answer"
 NO_PROMPT = "the assistant has the first message, so its answer can't be separated from the text before it"
 NO_END = "the template has no end-of-turn token for the assistant, so a model would never learn to stop"
-NO_OPENING = "the prompt at inference lacks what the template writes before an answer here"
+NO_OPENING = "the prompt at inference lacks a text that the template writes before this answer"
 CHANGED = (
     "the template changes the text before an answer once it is answered, so the prompt at inference would not match "
     "training"
