@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import tiny_recipe, write_text
 from support.forked_command import ForkedCommand, run_forked
+from support.post_runs import write_rows
 
 from llm_lab.cli import function_of, main
 from llm_lab.commands.argument_parser import commands_of
@@ -460,6 +461,16 @@ def test_new_writes_a_recipe_that_is_valid_and_never_overwrites(in_tmp_path, cap
     assert "Did you mean pretrain?" in said.err
     assert main(words[:-2]) == 0  # without a terminal the recipe is printed
     assert yaml.safe_load(capsys.readouterr().out)["train"]["max_steps"] == 7
+
+
+def test_new_says_what_it_could_not_check_and_shows_a_command_that_can_be_pasted(in_tmp_path, capsys):
+    write_rows("chats.jsonl", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
+    words = ["new", "sft", "model.checkpoint=nosuch", "data.0.path=chats.jsonl", "--out", "my chats.yaml"]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "llm-lab run 'my chats.yaml'" in said.out
+    assert "nosuch is not a local folder and was not checked" in said.err
+    assert "llm-lab run 'my chats.yaml'" in Path("my chats.yaml").read_text()
 
 
 def test_design_writes_a_config_that_can_be_pretrained(in_tmp_path, capsys):

@@ -113,7 +113,8 @@ def _new(commands: Commands) -> None:
         "new pretrain",
         "new sft model.checkpoint=stories data.0.path=chats.jsonl --out chats.yaml",
         more="In a terminal it opens the wizard at the stage, with the given values. With --out it writes a recipe and "
-        "asks nothing; without a terminal it prints the recipe.",
+        "asks nothing; without a terminal it prints the recipe. What is not given has the default of the recipe "
+        'reference; "Train on my text" in the wizard chooses other values for a short first run.',
     )
     parser.add_argument("stage", help="pretrain, sft, reward, dpo, grpo, ppo, merge, eval or export")
     _override_argument(parser, "data.0.path=my-text.txt")
@@ -206,7 +207,7 @@ def _list(commands: Commands) -> None:
         choices=("recipes", "data", "models", "parts", "runs"),
         help="recipes, data, models, parts or runs; default: all",
     )
-    parser.add_argument("text", nargs="?", help="only runs with this in their name or stage")
+    parser.add_argument("text", nargs="?", help="only runs with this text in their name or stage")
     parser.option("--stage", "NAME", "only runs of this stage: pretrain, sft, pipeline, sweep ...")
     parser.option("--status", "NAME", "only runs that are done, running, stopped, failed ...")
     sorts = ("age", "name", "stage", "status", "size", "disk", "result")
@@ -225,7 +226,9 @@ def _rm(commands: Commands) -> None:
         "rm stories-2",
         "rm stories-2 old-sweep --dry-run",
     )
-    parser.add_argument("runs", nargs="+", metavar="run", help="a run, a pipeline or its stage, a sweep, a study")
+    parser.add_argument(
+        "runs", nargs="+", metavar="run", help="a run, a pipeline or one of its stages, a sweep, a study"
+    )
     parser.flag("--dry-run", "show what would be deleted, without deleting it")
     parser.flag("--yes", "delete without asking")
 
@@ -476,7 +479,7 @@ def _study(commands: Commands) -> None:
 def _web(commands: Commands) -> None:
     parser = commands.add(
         "web",
-        "open the lab in the browser of this machine",
+        "serve the lab as a web page for the browser of this machine",
         "machine_commands.serve_web",
         "web",
         "web --port 8000",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -180,7 +181,7 @@ def _evaluation_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
 
     others = [word for word in arguments.overrides if "=" not in word]
     if others:
-        fix = f"To compare models: llm-lab compare {' '.join([arguments.checkpoint, *others])}"
+        fix = f"To compare models: llm-lab compare {shlex.join([arguments.checkpoint, *others])}"
         raise UserError(Problem("eval", "it evaluates one model at a time", value=others[0], fix=fix))
     if arguments.limit is not None and arguments.tasks is None:
         raise UserError(Problem("--limit", "requires --tasks", fix="Name the tasks: --tasks NAMES."))
@@ -285,7 +286,7 @@ def merge(arguments: argparse.Namespace) -> int:
 
     with show_progress() as listener:
         merge_into(arguments.adapter, arguments.out, listener, tolerance=arguments.tolerance)
-    print_text(f"The merged model: {arguments.out}/\nChat with it: llm-lab chat {arguments.out}")
+    print_text(f"The merged model: {arguments.out}/\nChat with it: llm-lab chat {shlex.quote(str(arguments.out))}")
     return DONE
 
 

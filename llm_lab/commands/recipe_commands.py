@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -198,7 +199,7 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
     if not target.parent.is_dir():
         raise UserError(Problem(str(target.parent), "there is no such folder"))
     shutil.copyfile(source, target)
-    print_text(f"{source} -> {target}\nEdit it, then: llm-lab run {target}")
+    print_text(f"{source} -> {target}\nEdit it, then: llm-lab run {shlex.quote(str(target))}")
     return DONE
 
 

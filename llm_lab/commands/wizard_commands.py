@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -57,14 +58,17 @@ def new_recipe(arguments: argparse.Namespace) -> int:
 
     name = slug(arguments.out.stem, arguments.stage) if arguments.out else arguments.stage
     raw = {"stage": arguments.stage, "name": name, "device": "auto", **values}
-    resolved = check(raw).stages[0]
+    job = check(raw)
+    resolved = job.stages[0]
+    for remark in job.remarks:
+        print(f"Note: {remark}", file=sys.stderr)  # noqa: T201
     text = recipe_text(raw, resolved, arguments.out or Path("RECIPE.yaml"))
     if arguments.out is None:
         print(text, end="")  # noqa: T201
         return DONE
     _require_new(arguments.out)
     write_atomically(arguments.out, text)
-    print_text(f"Written: {arguments.out}\nRun it: llm-lab run {arguments.out}")
+    print_text(f"Written: {arguments.out}\nRun it: llm-lab run {shlex.quote(str(arguments.out))}")
     return DONE
 
 

@@ -106,17 +106,18 @@ def figures(nats: float, tokens: int, size: float, text_nats: float | None = Non
 
     text_nats: the part of the sum that the bytes belong to, if document ends were predicted too.
     """
+    bits = (nats if text_nats is None else text_nats) / math.log(2)
+    return loss_figures(nats, tokens) | {"bits_per_byte": bits / size}
+
+
+def loss_figures(nats: float, tokens: int) -> dict[str, float]:
+    """Return loss and perplexity of a sum of nats. Raises UserError if it is not finite."""
     if not math.isfinite(nats):
-        raise UserError(
-            Problem(
-                "model", "its loss is NaN or infinite", fix="Use an earlier checkpoint, from before training diverged."
-            )
-        )
+        fix = "Use an earlier checkpoint, from before training diverged."
+        raise UserError(Problem("model", "its loss is NaN or infinite", fix=fix))
     loss = nats / tokens
     # exp() overflows for losses above 709.
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    bits = (nats if text_nats is None else text_nats) / math.log(2)
-    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits / size}
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 
 def _read(source: TextSource, tokenizer: Any, max_tokens: int) -> tuple[list[np.ndarray], int, bool]:

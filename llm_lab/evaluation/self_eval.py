@@ -65,7 +65,7 @@ def measure_validation(
         if hook is not None:
             hook.remove()
     measured = {"tokens": total.tokens, "bytes": size, "whole": True, "max_length": length}
-    named = {"path": f"validation of {run.path}", "fingerprint": _joint_fingerprint(sources), "own": True}
+    named = {"path": f"validation of {run.path}", "fingerprint": joint_fingerprint(sources), "own": True}
     return named | figures(total.nats, total.tokens, size, total.text_nats) | measured
 
 
@@ -88,11 +88,12 @@ def run_scorer(
         held_out = [example for part in parts for example in part.validation]
     scorer = Scorer.of(recipe, held_out, tokenizer, model, device=device, dtype=dtype, listener=listener)
     assert scorer is not None
-    scorer.fingerprint = scorer.fingerprint or _joint_fingerprint(sets)
+    scorer.fingerprint = scorer.fingerprint or joint_fingerprint(sets)
     return scorer
 
 
-def _joint_fingerprint(sources: Sequence[Any]) -> str:
+def joint_fingerprint(sources: Sequence[Any]) -> str:
+    """Return one fingerprint of several opened data sets."""
     return hashlib.sha256("\0".join(source.fingerprint for source in sources).encode()).hexdigest()
 
 

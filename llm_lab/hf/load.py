@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,7 +129,8 @@ def load_model(
     if is_adapter(folder):
         options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
         if load_in_4bit:
-            why, fix = "an adapter can't be merged into a 4-bit base", f"First run: llm-lab merge {folder}"
+            why = "an adapter can't be merged into a 4-bit base"
+            fix = f"First run: llm-lab merge {shlex.quote(str(folder))}"
             raise UserError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
         return load_adapter(folder, device=device, merge=merge, key=key, **options)
     register()

@@ -227,6 +227,12 @@ def _remove(node: Any, steps: list[Any], schema: type[Group]) -> None:
         root["data"] = [{"path": "builtin:stories"}]
 
 
+def _names_of(groups: Iterable[type[Group]]) -> list[str]:
+    """Return the names that choose between groups; a group whose name is free text has none."""
+    names = [group.model_fields["name"].default for group in groups if "name" in group.model_fields]
+    return [name for name in names if isinstance(name, str)]
+
+
 def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[Group], raw: dict[str, Any]) -> Problem:
     kind, value = item["type"], item.get("input")
     key = find_key(schema, path, raw)
@@ -237,7 +243,7 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
     if kind == "missing":
         return Problem(path, "this key is required", fix=_capital(key.help) if key else None)
     if kind == "union_tag_invalid":
-        choices = [g.model_fields["name"].default for g in groups_of(key.info)] if key else []
+        choices = _names_of(groups_of(key.info)) if key else []
         name = value.get("name") if isinstance(value, dict) else value
         return Problem(
             f"{path}.name",
@@ -252,8 +258,7 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
         return Problem(path, "this must be a group of keys, as in {stage: pretrain, data: [...]}", value=value)
     if kind in ("model_type", "model_attributes_type"):
         groups = groups_of(key.info)
-        named = [g.model_fields["name"].default for g in groups if "name" in g.model_fields]
-        near = difflib.get_close_matches(str(value), named, n=1)
+        near = difflib.get_close_matches(str(value), _names_of(groups), n=1)
         fix = f"Write {path}: {{name: {near[0]}}}. On the command line: {path}.name={near[0]}." if near else None
         names = list(dict.fromkeys(n for g in groups for n in g.model_fields))
         allowed = None if fix else one_of(names)

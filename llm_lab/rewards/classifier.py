@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def load_classifier(
     if load_in_4bit:
         require_4bit(device)
         if is_adapter(name):
-            why, fix = "an adapter can't be merged into a base in 4 bits", f"First run: llm-lab merge {name}"
+            why = "an adapter can't be merged into a base in 4 bits"
+            fix = f"First run: llm-lab merge {shlex.quote(str(name))}"
             raise UserError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
         options |= {"quantization_config": quantization_4bit(), "device_map": device}
     if is_gguf(name):

@@ -73,7 +73,7 @@ def flat_results(measured: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _text_results(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield "eval_loss", row["loss"]
-    yield from ((name, row[name]) for name in ("perplexity", "bits_per_byte"))
+    yield from ((name, row[name]) for name in ("perplexity", "bits_per_byte") if name in row)
 
 
 def numbers_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

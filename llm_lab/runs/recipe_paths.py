@@ -14,6 +14,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.pretrain import PretrainRecipe
 from llm_lab.recipe.registry import named_in, stage_of
+from llm_lab.recipe.sft import SftRecipe
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.recipe.validate import validate
 
@@ -51,15 +52,16 @@ def require_own_data(folder: str, key: str = "data") -> tuple[RunFolder, StageRe
         raise UserError(Problem(key, why, fix=NAME_DATA))
     run, recipe = found
     if not has_validation(recipe) and getattr(recipe, "score", None) is None:
-        kept = "has no validation data" if isinstance(recipe, PretrainRecipe) else "has no held-out texts"
+        can_hold_out = isinstance(recipe, PretrainRecipe | SftRecipe)
+        kept = "has no validation data" if can_hold_out else "has no held-out texts"
         why = f"{run.path} {kept}, and scored no prompts"
         raise UserError(Problem(key, why, fix=NAME_DATA))
     return found
 
 
 def has_validation(recipe: StageRecipe) -> bool:
-    """Return whether a run held out texts from pretraining."""
-    return isinstance(recipe, PretrainRecipe) and recipe.validation.fraction > 0
+    """Return whether a run held out texts or conversations on which a language model's loss is measured."""
+    return isinstance(recipe, PretrainRecipe | SftRecipe) and recipe.validation.fraction > 0
 
 
 def with_paths_of(values: Mapping[str, Any], run: Path) -> dict[str, Any]:

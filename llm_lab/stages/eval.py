@@ -20,13 +20,14 @@ from llm_lab.hf.configs import read_config
 from llm_lab.hf.load import load_model, quiet_libraries
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.eval import EvalRecipe, EvalTasks, measures_itself
+from llm_lab.recipe.sft import SftRecipe
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.recipe.trust import code_in, require_allowed
 from llm_lab.runs.describe import installed
 from llm_lab.runs.evaluations import data_of, evaluations_of, flat_results, with_before
 from llm_lab.runs.folder import RunFolder, is_reward_model, now
 from llm_lab.runs.processes import from_first_process, is_first_process
-from llm_lab.runs.recipe_paths import read_run, require_own_data
+from llm_lab.runs.recipe_paths import has_validation, read_run, require_own_data
 from llm_lab.runs.report import keep_evaluation
 from llm_lab.training.loop import Result, describe_parent, find_local, set_seed_and_precision
 
@@ -151,7 +152,14 @@ def _measure_texts(
     if subject.own_data and subject.run is not None:
         run, trained = subject.run
         listener(Notice(f"measuring on the data of {run.path}, as the run did"))
-        row = measure_validation(run, trained, model, tokenizer, options, device=device, dtype=dtype, listener=listener)
+        where: dict[str, Any] = {"device": device, "dtype": dtype, "listener": listener}
+        row: dict[str, Any] | None
+        if isinstance(trained, SftRecipe) and has_validation(trained):
+            from .sft import measure_held_out
+
+            row = measure_held_out(run, trained, model, tokenizer, options, **where)
+        else:
+            row = measure_validation(run, trained, model, tokenizer, options, **where)
         scorer = run_scorer(trained, tokenizer, model, device=device, dtype=dtype, listener=listener)
         return [row] if row else [], scorer
     train = getattr(subject.run[1], "train", None) if subject.run else None

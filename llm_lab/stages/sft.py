@@ -14,16 +14,21 @@ from trl import SFTConfig, SFTTrainer
 
 from llm_lab.data.examples import Example
 from llm_lab.data.mixing import ExampleMix
+from llm_lab.data.split import split_examples
 from llm_lab.errors import Problem, UserError
+from llm_lab.evaluation.perplexity import context_length, loss_figures
 from llm_lab.evaluation.run_measures import answer_measures
 from llm_lab.evaluation.score import generating
+from llm_lab.evaluation.self_eval import joint_fingerprint
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.conversations import IGNORED, TEMPLATED, Encoded, encode_sequences, encode_text, is_templated
 from llm_lab.hf.load import quiet_libraries
+from llm_lab.recipe.eval import EvalOptions
 from llm_lab.recipe.sft import SftRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
-from llm_lab.training.loop import Result
+from llm_lab.runs.recipe_paths import NAME_DATA
+from llm_lab.training.loop import Result, require_same_data
 from llm_lab.training.loss import autocast, detach_large_head, summed_cross_entropy
 from llm_lab.training.pretrain_trainer import keeps_documents_apart
 from llm_lab.training.trainer import LabTrainerMixin
@@ -38,6 +43,7 @@ from llm_lab.training.tuned_run import (
     fit,
     load_model_to_train,
     open_data,
+    open_example_sets,
     order_examples,
     record_parent,
 )
@@ -85,9 +91,14 @@ def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     )
 
 
-def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tuple[list[Encoded], Counter[str]]:
-    """Return the examples as sequences of tokens, and how many were cut, changed or left out, by reason."""
-    length = recipe.train.max_length
+def encode(
+    recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any, max_length: int | None = None
+) -> tuple[list[Encoded], Counter[str]]:
+    """Return the examples as sequences of tokens, and how many were cut, changed or left out, by reason.
+
+    max_length: in tokens; default: that of the recipe.
+    """
+    length = max_length or recipe.train.max_length
 
     def encode_one(example: Example, counts: Counter[str]) -> Iterator[Encoded]:
         if example.text is not None:
@@ -200,7 +211,6 @@ def collate_rows(rows: Sequence[dict[str, torch.Tensor]], pad_token_id: int) -> 
     return batch | {"position_ids": torch.stack(positions)}
 
 
-@torch.no_grad()
 def measure_loss(
     model: Any,
     examples: Sequence[Encoded],
@@ -211,6 +221,21 @@ def measure_loss(
     dtype: str,
 ) -> dict[str, float]:
     """Return eval_loss: nats per trained token over held-out examples."""
+    nats, count = sum_nats(model, examples, collate, rows=rows, device=device, dtype=dtype)
+    return {"eval_loss": nats / max(1, count)}
+
+
+@torch.no_grad()
+def sum_nats(
+    model: Any,
+    examples: Sequence[Encoded],
+    collate: Callable[[Sequence[dict[str, torch.Tensor]]], Batch],
+    *,
+    rows: int,
+    device: str,
+    dtype: str,
+) -> tuple[float, int]:
+    """Return the sum of nats over the trained tokens of examples, and how many tokens these are."""
     nats = torch.zeros((), dtype=torch.float64)
     count = 0
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
@@ -227,4 +252,41 @@ def measure_loss(
                 some_nats = F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum")
             nats += some_nats.double().cpu()
             count += int(kept.sum())
-    return {"eval_loss": float(nats) / max(1, count)}
+    return float(nats), count
+
+
+def measure_held_out(
+    run: RunFolder,
+    recipe: SftRecipe,
+    model: Any,
+    tokenizer: Any,
+    options: EvalOptions,
+    *,
+    device: str,
+    dtype: str,
+    listener: Listener,
+) -> dict[str, Any]:
+    """Return the loss on the examples that a run held out, as a row of an evaluation, without bits per byte.
+
+    Measured as the run did, so that the loss equals its eval_loss. Raises UserError if the data has changed, if
+    nothing of it was held out, or if eval.max_tokens is set, which has no effect on conversations.
+    """
+    if options.max_tokens is not None:
+        why = "it limits texts; the conversations that a run held out are all measured"
+        raise UserError(Problem("eval.max_tokens", why, value=options.max_tokens, fix="Leave it out."))
+    sources = open_example_sets(recipe)
+    require_same_data(sources, run)
+    splits = split_examples(sources, fraction=recipe.validation.fraction, take=recipe.validation.from_)
+    examples = [example for split in splits for example in split.validation][: recipe.validation.max_examples]
+    length = context_length(model, options.max_length or recipe.train.max_length)
+    encoded = encode(recipe, examples, tokenizer, length)[0]
+    if not encoded:
+        why = f"{run.path} had too few examples to hold any out"
+        raise UserError(Problem("data", why, fix=NAME_DATA))
+    rows = options.per_device_eval_batch_size or recipe.train.per_device_train_batch_size
+    collate = partial(collate_rows, pad_token_id=tokenizer.pad_token_id)
+    nats, tokens = sum_nats(model, encoded, collate, rows=rows, device=device, dtype=dtype)
+    figures = loss_figures(nats, tokens)
+    measured = {"documents": len(encoded), "tokens": tokens, "whole": True, "max_length": length}
+    named = {"path": f"validation of {run.path}", "fingerprint": joint_fingerprint(sources), "own": True}
+    return named | figures | measured

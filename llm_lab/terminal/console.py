@@ -43,6 +43,7 @@ PALETTE = {
     "accent": "bold cyan",  # what is pointed at, and the user's own values
     "good": "green",
     "warn": "yellow",
+    "attention": "bold yellow",
     "bad": "bold red",
     "dim": "dim",  # not bright black, which some themes make the color of the background
 }

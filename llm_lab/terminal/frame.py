@@ -228,7 +228,7 @@ def _pairs(track: Track) -> list[tuple[str, str, str]]:
         health = track.health(key)
         is_bad = health is not None and health.is_good is False
         number = write(key, value) + (ATTENTION if is_bad else "")
-        pairs.append((one_line(name_of(key)), number, "warn" if is_bad else "bold"))
+        pairs.append((one_line(name_of(key)), number, "attention" if is_bad else "bold"))
     steps = {"saved at step": track.saved_step}
     if track.evaluated_step is not None and track.evaluated_step < track.step:  # what was measured then is still shown
         steps = {"evaluated at step": track.evaluated_step, **steps}

@@ -169,7 +169,8 @@ def _tables(measured: Row) -> Iterator[Any]:
         rows += [_loss_row("all", total | {"tokens": sum(row["tokens"] for row in texts)})] if total else []
         lengths = {row.get("max_length") for row in texts} - {None}
         head = f"text, context {lengths.pop():,}" if len(lengths) == 1 else "text"
-        yield _table([head, "tokens", *map(name_of, LOSSES.values())], rows)
+        names = [name_of(name) for key, name in LOSSES.items() if key in texts[0]]
+        yield _table([head, "tokens", *names], rows)
     if scores := measured.get("scores"):
         title = f"{scores['prompts']:,} prompts of {_short(scores['path'])}"
         if scores.get("eval_reward_sampled") == scores.get("exact_match_sampled"):  # the reward is the exact match

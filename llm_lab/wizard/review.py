@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
 
 def recipe_text(raw: Mapping[str, Any], resolved: Resolved, path: Path) -> str:
     """Return a draft as the text of a recipe file: the answers, with comments; derived values as remarks."""
-    header = (f"{raw['stage']}: {raw.get('name')}", "", f"llm-lab run {path}", "", "Derived values:")
+    header = (f"{raw['stage']}: {raw.get('name')}", "", f"llm-lab run {shlex.quote(str(path))}", "", "Derived values:")
     derived = tuple(f"  {key}: {origin.reason}" for key, origin in resolved.origins.items() if origin.kind == "derived")
     answers = answers_of(raw, resolved)
     return to_yaml(answers, type(resolved.recipe), lambda _, help_text: help_text, header + derived)

@@ -63,6 +63,29 @@ def test_without_data_the_loss_equals_the_runs_own_at_every_checkpoint(changes, 
     assert row["loss"] == pytest.approx(middle["eval_loss"], rel=1e-6)
 
 
+def test_without_data_a_fine_tuned_model_gets_the_loss_of_its_run_on_the_held_out_conversations(in_tmp_path, capsys):
+    write_base()
+    for lora in ({}, {"lora": {"preset": "all", "r": 4}}):
+        facts = run(post_recipe("sft", **lora, **{"optimizer.learning_rate": 0.02}))
+        measured = measure(facts["path"])
+        (row,) = measured["texts"]
+        assert row["loss"] == pytest.approx(facts["results"]["eval_loss"], rel=1e-5)
+        assert row["own"]
+        assert row["tokens"] > 0
+        assert "bits_per_byte" not in row
+        print_evaluation(measured)
+        assert f"validation of {facts['path']}" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(UserError, match=r"eval\.max_tokens = 100: .* all measured"):
+        measure(facts["path"], eval=QUICK | {"max_tokens": 100})
+
+
+def test_without_data_a_fine_tuned_model_whose_run_held_nothing_out_is_refused(in_tmp_path):
+    write_base()
+    facts = run(post_recipe("sft", validation={"fraction": 0}))
+    with pytest.raises(UserError, match=r"has no validation data, and scored no prompts"):
+        measure(facts["path"])
+
+
 def test_without_data_a_fine_tuned_model_answers_its_runs_held_out_prompts(in_tmp_path):
     write_base()
     score = {"prompts": 6, "max_completion_length": 6, "rewards": [{"name": "length", "length": 8}]}

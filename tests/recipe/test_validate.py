@@ -206,3 +206,9 @@ def test_an_optimizer_given_as_a_name_is_reported_with_the_right_form():
 )
 def test_the_last_word_of_a_key_leads_to_the_key(name, meant):
     assert f"Did you mean {meant}" in problems_of(tiny_recipe() | {name: 3})[name]
+
+
+@pytest.mark.parametrize("value", [None, 5, "length", ["length"]])
+def test_an_entry_that_should_be_a_group_but_is_not_is_refused(value):
+    raw = {"stage": "grpo", "model": {"checkpoint": "base"}, "data": [{"path": "data.jsonl"}], "rewards": [value]}
+    assert any("this must be a group of keys" in text for text in problems_of(raw).values())
