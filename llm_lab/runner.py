@@ -537,7 +537,7 @@ def _facts_at_start(resolved: Resolved) -> dict[str, Any]:
     if references := _references(resolved.values):
         facts["references"] = references
     if resolved.values["device"] == "cpu":
-        facts["threads"] = torch.get_num_threads()  # sums are rounded differently with another number of threads
+        facts["threads"] = torch.get_num_threads()  # sums are rounded differently with a different number of threads
     return facts
 
 

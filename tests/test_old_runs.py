@@ -181,7 +181,7 @@ def test_a_replay_of_several_stages_gives_what_that_release_gave(name, pretraine
     again = Path("checkpoints/again")
     if computes_same_bits():
         assert read_weights(again / Path(pretrained).name) == read_weights(Path("checkpoints", pretrained))
-    # Rows padded on the right had a mask in that release. Without one, attention adds in another order.
+    # Rows padded on the right had a mask in that release. Without one, attention adds in a different order.
     rows, recorded = read_metrics(again / Path(tuned).name), read_metrics(Path("checkpoints", tuned))
     for key in ("loss", "eval_loss"):
         expected = [row[key] for row in recorded if key in row]

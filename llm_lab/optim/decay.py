@@ -11,7 +11,7 @@ CAUTIOUS = "cautious_decay"  # the decay of a group that is applied after its st
 
 
 def decay_cautiously(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer decay only the weights that its update moves towards zero, or leaves where they are.
+    """Let an optimizer decay only the weights that its update moves toward zero, or leaves where they are.
 
     Cautious weight decay (Chen et al. 2025, arXiv:2510.12402), for any optimizer with decoupled decay. During a step it
     keeps a copy of the decayed weights.

@@ -22,7 +22,7 @@ NEURON_EPS = 1e-8
 
 
 def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """Move the singular values of each matrix towards 1 with Newton-Schulz steps.
+    """Move the singular values of each matrix toward 1 with Newton-Schulz steps.
 
     matrices: (count, rows, columns), orthogonalized all at once; returns the same shape in `dtype`.
     Jordan et al. (2024), https://kellerjordan.github.io/posts/muon

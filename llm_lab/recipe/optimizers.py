@@ -215,7 +215,8 @@ class Adafactor(Group):
     )
     eps: tuple[Positive, Positive] = option(
         (1e-30, 1e-3),
-        help="two numbers: added to squared gradients; minimum root mean square of a weight matrix in scale_parameter",
+        help="two numbers: one is added to squared gradients; the other is the least root mean square of a matrix "
+        "that scale_parameter uses",
         question="The two epsilons?",
         advanced=True,
     )

@@ -220,7 +220,12 @@ class ModelParts(Group):
         derived="from size: true up to size large, false above",
         advanced=True,
     )
-    attention_bias: Bool = option(False, help="biases in q, k, v, o", question="Biases in attention?", advanced=True)
+    attention_bias: Bool = option(
+        False,
+        help="biases in the query, key, value and output projections",
+        question="Biases in attention?",
+        advanced=True,
+    )
     mlp_bias: Bool = option(
         False, help="biases in the feed-forward", question="Biases in the feed-forward?", advanced=True
     )
@@ -265,7 +270,7 @@ class ModelParts(Group):
     )
     residual_scalars: Bool = option(
         False,
-        help="two learned numbers per layer: how much of the residual stream, and of the token embeddings, is its "
+        help="two learned numbers per layer, which weight the residual stream and the token embeddings in the layer's "
         "input",
         question="Learned scalars for the residual stream and the embeddings?",
         why="As in modded-nanogpt and nanochat, which gained 0.4 to 1 % of the loss at 12 to 20 layers, more in small "
@@ -281,7 +286,7 @@ class ModelParts(Group):
         advanced=True,
     )
     num_experts: Int | None = option(
-        help="number of experts in each feed-forward, of which a router picks some for each token; null: no experts",
+        help="number of experts in each feed-forward network; a router picks some for each token; null: no experts",
         question="How many experts (empty: none)?",
         why="A mixture of experts (Shazeer et al. 2017; Mixtral, Jiang et al. 2024) has many more parameters at the "
         "computing cost of a small model: lower loss per FLOP, but more memory. Saved as a native Mixtral, or with "

@@ -283,7 +283,7 @@ def on_collapse() -> Any:
     """Return the option of what happens when learning from rewards goes wrong."""
     return option(
         "warn",
-        help="what happens if entropy collapses, KL explodes, outputs are cut off or rewards do not differ",
+        help="what happens if entropy collapses, KL explodes, outputs are truncated or rewards do not differ",
         question="What if RL training goes wrong?",
         choices=ON_COLLAPSE,
         advanced=True,

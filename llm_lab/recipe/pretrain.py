@@ -183,7 +183,7 @@ class Train(TrainLoop, TrainSteps):
     compile: Derived[Bool] = option(
         help="use torch.compile",
         question="Compile the model?",
-        derived="true where it saves more time over the run than it takes; on a CPU it requires a C++ compiler",
+        derived="true where it saves more time over the run than compiling takes; on a CPU it requires a C++ compiler",
         advanced=True,
     )
 

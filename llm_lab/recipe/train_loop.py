@@ -156,7 +156,7 @@ class TrainLoop(Group):
     eval_steps: Derived[Int] = option(
         help="steps between evaluations",
         question="Steps between evaluations?",
-        derived="a tenth (after pretraining a fifth) of max_steps, at least 10",
+        derived="a tenth of max_steps (a fifth in stages after pretraining), at least 10",
         ge=1,
     )
     save_steps: Derived[Int] = option(

@@ -105,7 +105,7 @@ def length(completions: Sequence[str], *, length: int, **columns: Any) -> Reward
 
 
 def repetition(completions: Sequence[str], *, ngram: int = 3, **columns: Any) -> Rewards:
-    """Minus the share of repeated n-grams of `ngram` words: 0 without repetition, towards -1 for a loop.
+    """Minus the share of repeated n-grams of `ngram` words: 0 without repetition, toward -1 for a loop.
 
     Punctuation marks count as words. Yeo et al. 2025 (https://arxiv.org/abs/2502.03373), over words.
 

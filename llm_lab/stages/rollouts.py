@@ -311,7 +311,7 @@ def _process_of(file: Path) -> int:
 
 
 def divide(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str, torch.Tensor]]:
-    """Return the rows of a rollout in another number of batches, in the same order.
+    """Return the rows of a rollout in a different number of batches, in the same order.
 
     Processes pad to their own lengths: prompts on the left, everything else on the right. Here all have the same.
     """

@@ -50,7 +50,7 @@ def start_child(
     if jobs == 1 and "OMP_NUM_THREADS" not in os.environ:  # as many threads as `llm-lab run` uses
         del environment["OMP_NUM_THREADS"]
     threads = RunFolder(folder).facts().get("threads")
-    if threads:  # sums are rounded differently with another number of threads
+    if threads:  # sums are rounded differently with a different number of threads
         environment["OMP_NUM_THREADS"] = str(threads)
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu

@@ -85,7 +85,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         random = np.random.default_rng(0)
         sums = np.where(random.random((SAMPLED_PATTERNS, n)) < 0.5, values, -values).sum(axis=1)
         extra = 1
-    # Sums of the same numbers in another order differ in their last digits.
+    # Sums of the same numbers in a different order differ in their last digits.
     at_least = np.abs(sums) >= observed - 1e-9 * np.abs(values).sum()
     return float((at_least.sum() + extra) / (len(sums) + extra))
 

@@ -137,7 +137,7 @@ class BeforeStep(TrainerCallback):
 def with_remembered_batch(recipe: Any, folder: RunFolder, listener: Listener) -> Any:
     """Return the recipe with the batch of a resumed run.
 
-    It is the smaller one that was found to fit, or that of another number of processes, which is remembered and
+    It is the smaller one that was found to fit, or that of a different number of processes, which is remembered and
     reported. The rows of a step are the same.
     """
     batch, before = batch_to_resume(folder, batch_of(recipe))
@@ -150,7 +150,7 @@ def with_remembered_batch(recipe: Any, folder: RunFolder, listener: Listener) ->
             Notice(
                 f"The run continues in {process_count()} instead of {before} processes: each step reads the same rows, "
                 f"{batch.rows} at a time and {batch.batches} times in each process. Sums are rounded in "
-                "another order, and dropout is drawn again."
+                "a different order, and dropout is drawn again."
             )
         )
     return with_batch(recipe, batch) if batch != batch_of(recipe) else recipe

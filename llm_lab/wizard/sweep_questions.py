@@ -53,8 +53,8 @@ WHAT_WHY = (
     "Other keys takes any key of the recipe, or several: then every combination is a run."
 )
 SEEDS_WHY = (
-    "Every value is trained once for each seed: with other first weights and another order of the data. One seed shows "
-    "large differences; for small ones, use three or more, and a duel to be sure about two."
+    "Every value is trained once for each seed: with different initial weights and the data in a different order. "
+    "One seed shows large differences; for small ones, use three or more, and a duel to be sure about two."
 )
 START_WHY = (
     "Ctrl-C stops it at any time and saves the run that is at work; the home screen and Runs then offer to resume it. "

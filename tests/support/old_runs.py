@@ -31,7 +31,7 @@ def computes_same_bits() -> bool:
     """Return whether this machine is expected to compute the recorded numbers to the last bit.
 
     The runs were made with torch 2.13 on an AMD processor with AVX-512; other processors and other versions of torch
-    add up products in another order.
+    add up products in a different order.
     """
     cpu = Path("/proc/cpuinfo")
     is_amd = cpu.is_file() and "AuthenticAMD" in cpu.read_text()

@@ -5,15 +5,15 @@ time a chunk is read; after that, everything can, but only by looking back: find
 before, and predict the one that followed it. The attention head that does this is called an induction head. It needs a
 head in an earlier layer that marks every position with the letter before it (a previous-token head).
 
-What to expect, with the default options: for the first 90 steps the loss stays that
-of guessing. Between steps 90 and 150 it falls from 3.2 to below 0.3 nats on repeated text, and the induction score of a
+What to expect, with the default options: for the first 90 steps the loss is no
+better than that of guessing. Between steps 90 and 150 it falls from 3.2 to below 0.3 nats on repeated text, and the induction score of a
 head in the second layer rises from 0.1 to above 0.5 at the same time. Removing the previous-token head destroys the
 ability; removing the best induction head alone costs 0.2 nats, because others do the same, and removing all three 4.4.
 A model of one layer stays at 1.7 nats: it can only prefer letters that occurred before.
 
 What it teaches: abilities can appear abruptly while the loss curve of the training looks unremarkable; a pattern in the
-attention is only evidence, so the report removes each head and measures what is lost; and that the same test works on
-any model (`llm-lab look` gives the scores of every head).
+attention is only evidence, so the report removes each head and measures what is lost; and the same test works on any
+model (`llm-lab look` gives the scores of every head).
 
 Source: Olsson et al., "In-context Learning and Induction Heads", arXiv 2209.11895.
 """
@@ -53,7 +53,7 @@ class Options(BaseModel):
     batch: int = Field(16, ge=1, le=512, description="sequences in a step")
     shortest: int = Field(8, ge=2, le=26, description="characters of the shortest chunk")
     longest: int = Field(24, ge=2, le=26, description="characters of the longest chunk")
-    repeats: int = Field(4, ge=2, le=20, description="times that a text has its chunk")
+    repeats: int = Field(4, ge=2, le=20, description="how often a text repeats its chunk")
     checkpoints: int = Field(40, ge=4, le=100, description="how often the heads are measured")
     one_layer: bool = Field(True, description="train a model of one layer too, to compare with")
     learning_rate: float = Field(0.02, gt=0, le=1, description="learning rate of Muon")

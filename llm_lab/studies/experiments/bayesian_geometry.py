@@ -10,15 +10,15 @@ Bayes' curve to about 0.015 bits. Without attention the error is 1.143 bits, exa
 that sees one position. An LSTM of the same size gets at least as close as the Transformer.
 
 What it teaches: how to test a model against an exact answer and not only against another model; that a beautiful
-picture of the inside is no proof (the report prints each claim with the doubt and with a control); and that a
-comparison of architectures depends on the learning rate that each was given.
+picture of the inside is no proof (the report prints each claim with what speaks against it and with a control); and
+that a comparison of architectures depends on the learning rate that each was given.
 
 `task=hidden_markov` is the paper's second task. Each sequence begins with a hidden Markov chain, written out number by
 number, and continues with the symbols that the chain emits. After each symbol the model says how likely each hidden
 state is; the forward algorithm gives the exact answer. The models are also measured on sequences 1.5 and 2.5 times as
 long as those they were trained on.
 
-Options: `seeds=5` trains every model five times. `values=20 pairs=19 hidden_size=96 layers=4 steps=12000` is nearer to
+Options: `seeds=5` trains every model five times. `values=20 pairs=19 hidden_size=96 layers=4 steps=12000` is closer to
 the paper's size and takes many times as long. `repeated_keys=true` lets keys occur again, so that a model has to look
 their values up. With the default steps, the Transformer has learned most of that (0.16 bits), the LSTM almost nothing
 (1.38 bits). A study that was stopped continues with the first model that is not
@@ -40,7 +40,7 @@ from llm_lab.studies.bijections import Bijections
 from llm_lab.studies.hidden_markov import HiddenMarkov
 from llm_lab.studies.study import Study
 
-APP_NAME = "Bayesian geometry: how close to the best"
+APP_NAME = "Bayesian geometry: how close a model comes to the optimum"
 TAKES = "about 4 minutes on two cores"
 OTHER = {"bijection": "hidden_markov", "hidden_markov": "bijection"}
 POSITIONS_SHARE = 6  # the model without attention has converged after a sixth of the steps

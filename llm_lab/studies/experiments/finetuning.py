@@ -5,16 +5,16 @@ and the tuned one answer the same 36 e-mails that were held out.
 
 What to expect: the base model continues the text, because that is all it has learned. After one epoch the tuned model
 answers in the form of a subject line: short, without a period, and then it stops. The training loss falls with every
-epoch. The validation loss falls too, and then rises again: with 180 examples a model soon learns them by heart. The
+epoch. The validation loss falls too, and then rises again: with 180 examples a model soon memorizes them. The
 default base is a tiny model that is pretrained here on short stories first. It learns the form, but it is far
-too small to understand an e-mail, so its subject lines are on no topic. With a real model, such as a checkpoint of
-SmolLM2-135M-Instruct (`model=PATH`), the subject lines fit.
+too small to understand an e-mail, so its subject lines do not fit the e-mails. With a real model, such as a checkpoint
+of SmolLM2-135M-Instruct (`model=PATH`), they fit.
 
 What it teaches: fine-tuning on a few hundred examples teaches a form and a behavior; what a model knows comes from
 pretraining. Stop where the validation loss is lowest, not where the training loss is. And the same model writes
-different texts with different decoding. Beam search finds likelier texts, which are often more generic. A repetition
-penalty and a ban on repeated n-grams stop loops. In transformers both also count the prompt, so here they push out the
-very words that the e-mail is about.
+different texts with different decoding. Beam search finds texts with a higher probability, which are often more
+generic. A repetition penalty and a ban on repeated n-grams stop loops. In transformers both also count the prompt, so
+here they push out the very words that the e-mail is about.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _draw_losses(options: Options, study: Study, tuned: RunFolder) -> None:
             y="nats per token",
         ),
         "Training: the mean over each epoch. Validation: measured at the end of each epoch, and before the first. "
-        "Where the two curves part, the model learns its examples by heart.",
+        "Where the two curves part, the model memorizes its examples.",
     )
     study.table(
         "losses",

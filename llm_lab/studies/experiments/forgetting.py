@@ -1,6 +1,6 @@
 """What a fine-tune forgets: the general text that a model could predict before, by learning rate, LoRA and replay.
 
-A small model is pretrained on short stories and then fine-tuned on word problems in several ways. All the while, the
+A small model is pretrained on short stories and then fine-tuned on word problems in several ways. Throughout, the
 bits per byte of stories that no model was trained on are measured: the recipe key `forgetting` does that.
 
 What to expect: the model gets better at the new task, and much worse at the old text. A larger learning rate forgets

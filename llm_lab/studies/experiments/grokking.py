@@ -5,13 +5,13 @@ on every training sum and wrong on almost all others: it has memorized them. Wit
 small, it later becomes right on the others too, long after the training loss is close to 0. Without weight decay the
 same model only memorizes.
 
-What to expect, with the default options: after some 150 steps the model is right on
+What to expect, with the default options: after about 150 steps the model is right on
 all training sums, and until step 500 on almost none of the others, about which it gets more and more wrong. Then the
 test accuracy rises, to 90 % at about step 1,750; without weight decay it stays below 10 %. The embeddings of the
 numbers end up on a few circles: eight of 29 frequencies have almost 90 % of their spectrum, because the model adds by
 rotating angles, as on a clock.
 
-What it teaches: a training curve that has ended says little about what the model has learned; weight decay prefers the
+What it teaches: a flat training curve says little about what the model has learned; weight decay prefers the
 rule, which needs smaller weights than a table of answers; and a mechanism can be recognized in the weights. It also
 shows how a test can be fooled: a + b and b + a must be on the same side of the split, because a model that has only
 learned that the order does not matter would be right on every sum whose mirror image it was trained on.
@@ -45,7 +45,7 @@ class Options(BaseModel):
     train_share: float = Field(0.5, gt=0, lt=1, description="share of the sums that are trained on")
     hidden_size: int = Field(64, ge=16, le=512, description="width of the model; a multiple of 8")
     layers: int = Field(1, ge=1, le=4, description="layers of the model")
-    steps: int = Field(3000, ge=10, le=1_000_000, description="the most steps; it stops at 99 % of the test sums")
+    steps: int = Field(3000, ge=10, le=1_000_000, description="maximum number of steps; stops at 99 % of the test sums")
     batch_size: int = Field(512, ge=8, le=65_536, description="sums in a step")
     learning_rate: float = Field(0.002, gt=0, le=1, description="learning rate of AdamW")
     weight_decay: float = Field(1.0, gt=0, le=10, description="weight decay of the model that is expected to grok")

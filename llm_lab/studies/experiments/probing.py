@@ -5,7 +5,7 @@ Then he loses 2. So 5 + 3 = 8. 8 - 2 =". A probe is a linear classifier that rea
 the number at the start, the answer) from the vector that the model has at one token, after one layer. Every fact is
 probed at two tokens: the end of the story, and the last "=", where the answer has to be there.
 
-What to expect, with the default options: the embedding of a token says nothing of
+What to expect, with the default options: the embedding of a token says nothing about
 a story. At the end of the story the person can be read, the thing and the answer can't. At the last "=", the answer can
 be read from the first layer on, and little else. An untrained model of the same shape carries more: its attention takes
 the mean of all tokens, so a probe finds almost every word. What training adds is the answer, which has to be computed;
