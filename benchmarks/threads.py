@@ -4,8 +4,8 @@ python -m benchmarks.threads [--rounds N] [--steps N]    (about four minutes a r
 
 Each round runs all variants once, in a different order, without and with a process that keeps one core busy. Tokens/s
 are those of the run's own log, the median of its last rows; each is printed when it is there. The table has the
-median and the range over the rounds, and belongs into RESULTS.md, under "Threads next to other work". A run is to reach at least
-90 % of the best of the fixed choices.
+median and the range over the rounds, and belongs in RESULTS.md, under "Threads next to other work". A run should
+reach at least 90 % of the best of the fixed choices.
 """
 
 from __future__ import annotations
