@@ -135,7 +135,7 @@ def test_the_wizard_writes_no_control_character_from_names(hostile_run):
     wizard.delaybeforesend = 0.1
     wizard.expect("What would you like to do")
     wizard.send("\x1b[B" * [choice.value for choice in menu_question().choices].index("checkpoints") + "\r")
-    wizard.expect("eval_loss|validation loss|Which")
+    wizard.expect_exact("[red]x")
     wizard.send("\r")
     wizard.expect("read|Back|back")
     wizard.close(force=True)

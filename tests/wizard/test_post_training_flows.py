@@ -300,6 +300,7 @@ def test_an_evaluation_without_anything_to_measure_says_so_on_its_page_and_befor
     copy_to(in_tmp_path, unpack(in_tmp_path / "unpacked"))
     recipe = Path("checkpoints/tiny-sft/recipe.yaml")
     values = read_recipe_file(recipe)
+    values["validation"]["fraction"] = 0.0
     recipe.write_text(json.dumps({key: value for key, value in values.items() if key != "score"}))
     page, shown = run_page("eval"), {}
     for model in ("tiny", "tiny-sft"):
@@ -309,7 +310,7 @@ def test_an_evaluation_without_anything_to_measure_says_so_on_its_page_and_befor
     assert shown["tiny-sft"].startswith("to be chosen")
     job, _ = read_job({"stage": "eval", "model": "tiny-sft", "device": "cpu"})
     (problem,), _ = look_at_data(job.stages[0])
-    assert "has no held-out texts, and scored no prompts" in str(problem)
+    assert "has no validation data, and scored no prompts" in str(problem)
 
 
 def test_a_second_model_is_chosen_from_the_runs_or_left_open():
