@@ -221,13 +221,12 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
 def _require_same_recipe(job: Job, folder: RunFolder, fix: str) -> None:
     """UserError with every key that has another value in the recipe of a run."""
     before = with_paths_of(folder.facts().get("recipe") or read_recipe_file(folder.recipe_path), folder.path)
-    different = list(different_keys(job, before))
     problems = [
-        Problem(key, f"the run in {folder.path} started with {then}", value=wanted, fix=None if rest else fix)
-        for rest, (key, then, wanted) in zip(range(len(different) - 1, -1, -1), different, strict=True)
+        Problem(key, f"the run in {folder.path} started with {then}", value=wanted)
+        for key, then, wanted in different_keys(job, before)
     ]
     if problems:
-        raise UserError(*problems)
+        raise UserError(*problems[:-1], replace(problems[-1], fix=fix))
 
 
 def _interrupted_stage(job: Job, folder: RunFolder) -> RunFolder | None:

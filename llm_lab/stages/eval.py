@@ -152,14 +152,14 @@ def _measure_texts(
     if subject.own_data and subject.run is not None:
         run, trained = subject.run
         listener(Notice(f"measuring on the data of {run.path}, as the run did"))
-        where: dict[str, Any] = {"device": device, "dtype": dtype, "listener": listener}
-        row: dict[str, Any] | None
         if isinstance(trained, SftRecipe) and has_validation(trained):
             from .sft import measure_held_out
 
-            row = measure_held_out(run, trained, model, tokenizer, options, **where)
+            row = measure_held_out(run, trained, model, tokenizer, options, device=device, dtype=dtype)
         else:
-            row = measure_validation(run, trained, model, tokenizer, options, **where)
+            row = measure_validation(
+                run, trained, model, tokenizer, options, device=device, dtype=dtype, listener=listener
+            )
         scorer = run_scorer(trained, tokenizer, model, device=device, dtype=dtype, listener=listener)
         return [row] if row else [], scorer
     train = getattr(subject.run[1], "train", None) if subject.run else None

@@ -77,8 +77,13 @@ def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: boo
         collate = partial(collate_rows, pad_token_id=tokenizer.pad_token_id)
         train = recipe.train
         rows = train.per_device_train_batch_size
-        validate = partial(measure_loss, model, held_out, collate, rows=rows, device=recipe.device, dtype=train.dtype)
-        measures.insert(0, lambda step: validate())
+        validate = partial(sum_nats, model, held_out, collate, rows=rows, device=recipe.device, dtype=train.dtype)
+
+        def measure_loss(step: int) -> dict[str, float]:
+            nats, tokens = validate()
+            return {"eval_loss": nats / tokens}
+
+        measures.insert(0, measure_loss)
     return fit(
         recipe,
         folder,
@@ -211,20 +216,6 @@ def collate_rows(rows: Sequence[dict[str, torch.Tensor]], pad_token_id: int) -> 
     return batch | {"position_ids": torch.stack(positions)}
 
 
-def measure_loss(
-    model: Any,
-    examples: Sequence[Encoded],
-    collate: Callable[[Sequence[dict[str, torch.Tensor]]], Batch],
-    *,
-    rows: int,
-    device: str,
-    dtype: str,
-) -> dict[str, float]:
-    """Return eval_loss: nats per trained token over held-out examples."""
-    nats, count = sum_nats(model, examples, collate, rows=rows, device=device, dtype=dtype)
-    return {"eval_loss": nats / max(1, count)}
-
-
 @torch.no_grad()
 def sum_nats(
     model: Any,
@@ -264,12 +255,12 @@ def measure_held_out(
     *,
     device: str,
     dtype: str,
-    listener: Listener,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Return the loss on the examples that a run held out, as a row of an evaluation, without bits per byte.
 
-    Measured as the run did, so that the loss equals its eval_loss. Raises UserError if the data has changed, if
-    nothing of it was held out, or if eval.max_tokens is set, which has no effect on conversations.
+    Measured as the run did, so that the loss equals its eval_loss. None if no example was left, but the run scored
+    prompts. Raises UserError if it did not, if the data has changed, or if eval.max_tokens is set, which has no effect
+    on conversations.
     """
     if options.max_tokens is not None:
         why = "it limits texts; the conversations that a run held out are all measured"
@@ -280,6 +271,8 @@ def measure_held_out(
     examples = [example for split in splits for example in split.validation][: recipe.validation.max_examples]
     length = context_length(model, options.max_length or recipe.train.max_length)
     encoded = encode(recipe, examples, tokenizer, length)[0]
+    if not encoded and recipe.score is not None:
+        return None
     if not encoded:
         why = f"{run.path} had too few examples to hold any out"
         raise UserError(Problem("data", why, fix=NAME_DATA))

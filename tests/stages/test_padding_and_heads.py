@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 from llm_lab.hf.conversations import IGNORED, Encoded
 from llm_lab.recipe.ppo import PpoRecipe
 from llm_lab.stages import critic
-from llm_lab.stages.sft import collate_rows, measure_loss
+from llm_lab.stages.sft import collate_rows, sum_nats
 from llm_lab.training import loss as token_loss
 from llm_lab.training.tuned_run import drop_right_padding, frozen_dtype
 
@@ -55,7 +55,7 @@ def test_the_loss_on_held_out_examples_is_the_same_in_pieces(monkeypatch):
     rows = [list(range(2, 2 + length)) for length in (5, 9, 12, 4)]
     examples = [Encoded(ids, [0, 0] + [1] * (len(ids) - 2), len(ids)) for ids in rows]
     measure = partial(
-        measure_loss, model, examples, partial(collate_rows, pad_token_id=0), rows=2, device="cpu", dtype="float32"
+        sum_nats, model, examples, partial(collate_rows, pad_token_id=0), rows=2, device="cpu", dtype="float32"
     )
     whole = measure()
     monkeypatch.setattr(token_loss, "PIECE_OF_LOGITS_BYTES", 4 * 61 * 4)
@@ -64,7 +64,7 @@ def test_the_loss_on_held_out_examples_is_the_same_in_pieces(monkeypatch):
     monkeypatch.setattr(
         "llm_lab.stages.sft.summed_cross_entropy", lambda *given: heads.append(given[1]) or summed(*given)
     )
-    assert measure()["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-6)
+    assert measure() == pytest.approx(whole, rel=1e-6)
     assert len(heads) == 2
 
 
