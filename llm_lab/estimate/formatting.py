@@ -89,9 +89,3 @@ def age(seconds: float) -> str:
         if seconds >= 2 * unit:
             return f"{seconds // unit:.0f} {name}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-def short_age(seconds: float) -> str:
-    """Return how long ago something was for a narrow column: 40 s, 5 m, 3 h, 2 d, 6 w."""
-    number, unit = age(seconds).split()
-    return f"{number} {unit[0]}"

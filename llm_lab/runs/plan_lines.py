@@ -236,7 +236,7 @@ def _time(cost: Estimate) -> str:
 def _memory(cost: Estimate, *, assumed: bool) -> str:
     parts = sorted(cost.memory_by_part.items(), key=lambda item: -item[1])
     need = ", ".join(f"{part} {size(number)}" for part, number in parts[:MEMORY_PARTS])
-    need += ", ..." if len(parts) > MEMORY_PARTS else ""
+    need += f", other {size(sum(number for _, number in parts[MEMORY_PARTS:]))}" if len(parts) > MEMORY_PARTS else ""
     fits = "" if cost.fits else "Does not fit: "
     there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
     measured = " (measured here)" if cost.measurement and cost.measurement.memory_bytes else ""

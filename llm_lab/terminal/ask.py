@@ -12,7 +12,7 @@ from typing import Any
 from llm_lab.wizard.questions import Choice, Question, same
 
 from . import prompt_layout
-from .console import is_plain, one_line, printable
+from .console import is_plain, one_line, printable, rows
 from .prompt_layout import (
     BESIDE_TITLE,
     MOST_ABOUT,
@@ -43,7 +43,7 @@ ANOTHER = "another value ..."
 READ = "Enter goes back"
 LEFT_OUT_FIRST = ("size", "age", "stage")  # columns of a table that is too wide
 NUMBERS = ("size", "age")  # columns whose entries are aligned to the right
-LEAST_NAME = 12
+LEAST_NAME, LEAST_COLUMN = 12, 20
 PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
 
@@ -90,6 +90,10 @@ def _ask_list(question: Question, above: int, pane: str, trouble: str, show_help
     room = list_columns(side is not None)
     head, titles = titles_of(question, room)
     boxes = [_Boxed(choice, title) for choice, title in zip(question.choices, titles, strict=True)]
+    indent = BESIDE_TITLE if several else BESIDE_TITLE - len("○ ")
+    whole = [_Boxed(box.choice, whole_title_of(box.choice, box.title, room, indent)) for box in boxes]
+    if not pane and above + _lines_of(whole) < rows():
+        boxes = whole
     wanted = question.default if several else [question.suggested]
     chosen = [box for box in boxes if not box.choice.why_not and any(same(box.choice.value, w) for w in wanted)]
     shown = [
@@ -136,6 +140,12 @@ def _ask_list(question: Question, above: int, pane: str, trouble: str, show_help
     prompt.application.before_render += forget_trouble
     picked = _run(prompt, footer, so_far)
     return so_far() if several else picked.choice.value
+
+
+def _lines_of(boxes: Sequence[_Boxed]) -> int:
+    """Return how many lines a question takes with these choices, with a blank line and what is below them."""
+    about = max(len(wrap_lines(_about(box))) for box in boxes)
+    return 1 + sum(len(box.title.splitlines()) for box in boxes) + min(MOST_ABOUT, about) + (about > 0)
 
 
 class _Boxed:
@@ -205,6 +215,19 @@ def title_of(choice: Choice, columns: int | None = None) -> str:
     while len(text) > room and "  " in text:
         text = text.rpartition("  ")[0].rstrip()
     return fit_words(text, room)
+
+
+def whole_title_of(choice: Choice, title: str, columns: int, indent: int) -> str:
+    """Return a choice whose line is cut on several lines: those after the first begin where its second column does.
+
+    title: its cut line. indent: the columns of the pointer and of the mark, which only the first line has.
+    """
+    text, room = one_line(choice.text), columns - BESIDE_TITLE
+    if choice.cells or choice.why_not or title == text:
+        return title
+    gap = re.search(r"(?<=\S)\s{2,}", text)
+    hang = gap.end() if gap else 0
+    return wrapped(text, room, hang).replace("\n", "\n" + " " * indent) if room - hang >= LEAST_COLUMN else title
 
 
 def reason_of(choice: Choice, columns: int | None = None) -> str | None:

@@ -13,6 +13,7 @@ from llm_lab.estimate.formatting import clock
 from llm_lab.runs.glossary import name_of, quantity, write
 
 from .console import one_line, printable
+from .prompt_layout import wrapped
 from .track import EMPTY, MEASURED, Track, describe_progress, describe_sample, mix_of, shown_values
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ Points = Sequence[tuple[float, float]]
 WIDE_COLUMNS, WIDE_LINES = 100, 30  # from here on, the numbers and the curve are next to each other
 NUMBER_LINES = 7
 CURVE_LINES, WIDE_CURVE_LINES = 8, 18
-BLANK_LINES = 4  # between the parts of a wide frame
+BLANK_LINES = 3  # around the curve and the sample of a wide frame
+LEAST_CURVE_LINES = 5  # with its legend
 SAMPLE_LINES = 3
+SPACED_LINES = 16  # of a terminal: from here on, blank lines separate the parts
 ATTENTION = " !"  # the mark of a number that does not look healthy
 HELD_OUT = "o"  # the mark of the second curve where there are no colors
 CURVE_STYLES = {None: "dim", 0: "cyan", 1: "bold"}
@@ -65,7 +68,7 @@ def press(key: str, view: View, track: Track, columns: int, lines: int) -> View:
 
 def _room(lines: int) -> int:
     """Return how many lines a view has between the progress and the keys."""
-    return max(1, lines - 5)
+    return max(1, lines - (7 if lines >= SPACED_LINES else 5))
 
 
 def draw_frame(
@@ -149,21 +152,26 @@ def _footer(view: View, track: Track, columns: int, lines: int, unicode: bool) -
 
 def _body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[list[Text]]:
     """Return numbers, curve and sample, which are below each other, on at most `free` lines."""
-    most = max(2, min(NUMBER_LINES, free // 3 + 1))
-    parts = [*_numbers(track, columns, most), *_mix(track, columns), *_warning(track, columns)] if track.begun else []
-    parts += _progress(track, columns, unicode)
-    free -= len(parts)
-    sample = _sample(track, columns, min(SAMPLE_LINES, free - 1)) if track.samples and free >= 2 else []
-    free -= len(sample)
-    curve = _curve(track, columns, min(CURVE_LINES, free - 1), unicode, colors) if free >= 5 else []
-    return [parts, curve, sample]
+    most = max(2, min(NUMBER_LINES, (free + 2) // 3))
+    numbers = [*_numbers(track, columns, most), *_mix(track, columns)] if track.begun else []
+    numbers += _progress(track, columns, unicode)
+    warning = _warning(track, columns) if track.begun else []
+    blank = 1 if free >= SPACED_LINES - 5 else 0  # before and after each part
+    free -= blank + sum(len(part) + blank for part in (numbers, warning) if part)
+    has_curve = bool(track.panels()) and free >= LEAST_CURVE_LINES + blank
+    left = free - blank - (LEAST_CURVE_LINES + blank if has_curve else 0)
+    sample = _sample(track, columns, min(SAMPLE_LINES, left - 1)) if left >= 2 else []
+    free -= blank + (len(sample) + blank if sample else 0)
+    curve = _curve(track, columns, min(CURVE_LINES, free - 1), unicode, colors) if has_curve else []
+    return [numbers, warning, curve, sample]
 
 
 def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[list[Text]]:
     """Return the numbers next to the curve, warnings, and the sample below them, on at most `free` lines."""
     from rich.text import Text
 
-    under = [*_mix(track, columns), *_warning(track, columns), *_progress(track, columns, unicode)]
+    under = [[*_mix(track, columns), *_progress(track, columns, unicode)], _warning(track, columns)]
+    taken = sum(len(block) + 1 for block in under if block)
     pairs = _pairs(track)
     if any(number.endswith(ATTENTION) for _, number, _ in pairs):  # the digits stay below each other
         unmarked = " " * len(ATTENTION)
@@ -176,8 +184,8 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
     ]
     sample = _sample(track, columns, free // 3)
     # The curve takes what the sample leaves, without the blank lines between them.
-    rows = max(WIDE_CURVE_LINES, len(left), free - len(under) - max(len(sample), SAMPLE_LINES) - BLANK_LINES)
-    rows = min(rows, free - len(under) - SAMPLE_LINES)
+    rows = max(WIDE_CURVE_LINES, len(left), free - taken - max(len(sample), SAMPLE_LINES) - BLANK_LINES)
+    rows = min(rows, free - taken - SAMPLE_LINES)
     side = names + width + 2
     right = list(_curve(track, columns - side - 4, rows - 1, unicode, colors))
     bar = " │ " if unicode else " | "
@@ -185,7 +193,7 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
         Text.assemble(one, " " * (side - one.cell_len), (bar, "dim"), other)
         for one, other in itertools.zip_longest(left[:rows], right, fillvalue=Text())
     ]
-    return [lines, under, sample[: free - len(lines) - len(under)]]
+    return [lines, *under, sample[: max(SAMPLE_LINES, free - len(lines) - taken - BLANK_LINES)]]
 
 
 def _progress(track: Track, columns: int, unicode: bool) -> list[Text]:
@@ -293,7 +301,7 @@ def _warning(track: Track, columns: int) -> list[Text]:
     """Return the newest warning."""
     from rich.text import Text
 
-    lines = textwrap.wrap(f"! {track.warning}", columns, subsequent_indent="  ") if track.warning else []
+    lines = wrapped(f"! {printable(track.warning)}", columns, 2).split("\n") if track.warning else []
     if len(lines) > SAMPLE_LINES:
         lines = [*lines[: SAMPLE_LINES - 1], "  (l shows all of it)"]
     return [Text(line, style="warn") for line in lines]
@@ -337,10 +345,10 @@ def help_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
         looks = f": {_VERDICTS[health.is_good]}{health.words}" if health else ""
         style = "" if health is None or health.is_good is None else "good" if health.is_good else "warn"
         text = known.meaning + (f" Healthy: {known.healthy}" if known.healthy else "")
-        head, *rest = textwrap.wrap(f"{name}{number}{looks}", max(18, columns - 2), break_on_hyphens=False)
+        head, *rest = wrapped(f"{name}{number}{looks}", max(18, columns - 2)).split("\n")
         entry = [Text(head, style=style), *(Text(f"  {line}", style=style) for line in rest)]
         entry[0].stylize("bold", 0, len(name + number))
-        meaning = textwrap.wrap(text, max(18, columns - 2), break_on_hyphens=False)
+        meaning = wrapped(text, max(18, columns - 2)).split("\n")
         entry += [Text(f"  {line}", style="dim") for line in meaning]
         if pages[-1] and len(pages[-1]) + len(entry) > room:
             pages.append([])
@@ -368,12 +376,13 @@ def _log_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
     """Return one page: the newest lines."""
     from rich.text import Text
 
-    lines = [
-        part
-        for line in list(track.lines)[-room:]
-        for part in textwrap.wrap(printable(line), columns, subsequent_indent="  ")
-    ]
-    return [[Text(line) for line in lines[-room:]]] if lines else []
+    lines: list[str] = []
+    for entry in reversed(track.lines):
+        parts = wrapped(printable(entry), columns, 2).split("\n")
+        if lines and len(lines) + len(parts) > room:
+            break
+        lines = [*parts[:room], *lines]
+    return [[Text(line) for line in lines]] if lines else []
 
 
 # Curves

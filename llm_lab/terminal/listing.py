@@ -184,8 +184,7 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest, heading: bool
     has_model = is_gguf(path) or (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
     rows = [*(_model_rows(name, path) if has_model or run is None else [("folder", folder)])]
     if run is not None:
-        # What went wrong comes first: a low terminal shows the beginning.
-        rows = [*rows, *_run_rows(run, node)] if run.status() == "done" else [*_run_rows(run, node), *rows]
+        rows = [*_run_rows(run, node), *rows]  # the result first: a low terminal shows the beginning
     elif (broken := run_of(path)) is not None:
         rows += [("run", f"{broken.path}: {broken.status()}"), *(("warning", text) for text in warnings_of(broken))]
     rows += [("evaluation", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]

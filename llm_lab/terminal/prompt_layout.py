@@ -200,8 +200,11 @@ def lay_out_list(
         MOST_ABOUT, max(len(wrap_lines(describe(c.value), text_columns())) for c in control.choices if not c.disabled)
     )
 
+    def listed() -> int:
+        return sum(str(choice.title).count("\n") + 1 for choice in control.choices)
+
     # A blank line separates a list from what is below it, where there is one to spare.
-    footer.has_room = lambda lines: not pane and app.output.get_size().rows > above + 2 + len(control.choices) + lines
+    footer.has_room = lambda lines: not pane and app.output.get_size().rows > above + 2 + listed() + lines
 
     def free() -> int:
         return app.output.get_size().rows - above - 1 - len(footer.lines())
@@ -210,10 +213,10 @@ def lay_out_list(
         if footer.has_none:
             return 0
         least = max(free() // 3, free() - min(LEAST_PANE, pane.count("\n")) - 1) if pane else free()
-        return min(len(control.choices), max(LEAST_LINES, least))
+        return min(listed(), max(LEAST_LINES, least))
 
     window.height = lambda: Dimension.exact(room())
-    is_long = Condition(lambda: room() < len(control.choices))
+    is_long = Condition(lambda: room() < listed())
     window.right_margins = [ConditionalMargin(_scrollbar(), is_long)]
 
     def move(step: int) -> None:
@@ -334,7 +337,8 @@ def attach_pane(app: Any, footer: Footer, text: str, height: Callable[[], int], 
         if last - first == len(lines):
             return []
         keys = "↑↓ scroll" if arrows else "Page Down: more" if last < len(lines) else "Page Up: back"
-        return [("class:accent", f" lines {first + 1} to {last} of {len(lines)} · {keys}")]
+        text = f"── lines {first + 1} to {last} of {len(lines)} · {keys} "
+        return [("class:dim", text + "─" * (app.output.get_size().columns - 1 - len(text)))]
 
     def scroll(by: int) -> None:
         nonlocal first

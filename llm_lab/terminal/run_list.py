@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_lab.estimate.formatting import count, short_age, size
+from llm_lab.estimate.formatting import age, count, size
 from llm_lab.runs.entries import PIPELINE, RUN, STUDY
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.housekeeping import CHECKPOINT, Leftover, Removal, short_result
@@ -51,7 +51,7 @@ def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = Fals
             "stage": one_line(entry["stage"]),
             "size": count(entry["parameters"]) if entry["parameters"] else "",
             "disk": size(entry["bytes"]),
-            "age": short_age(time.time() - entry["active_at"]),
+            "age": age(time.time() - entry["active_at"]),
             "status": Text(one_line(status), style=STATUS_STYLE.get(status, "")),
             "result": result_of(entry),
         }

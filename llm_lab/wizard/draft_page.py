@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +22,6 @@ from .key_questions import answer_key, key_question
 from .questions import Choice, Flow, Form, Line, Question, Row
 from .walk import remember
 
-COLUMNS = 79
 OWN_DATA = "the validation data of its run"
 RUN = "run"  # the section of the keys that are in no group
 WHY = (
@@ -69,7 +67,7 @@ def ask_page(start: Draft, draft: Draft, page: Page) -> Flow[tuple[str, Draft]]:
 def page_question(start: Draft, draft: Draft, page: Page) -> Question:
     """Return the page of a draft. start: the draft it began with."""
     _, problems = draft.look()
-    lines = [Line(line, "bad") for problem in problems for line in textwrap.wrap(str(problem), COLUMNS)]
+    lines = [Line(str(problem), "bad") for problem in problems]
     rows = list(_rows(draft, page))
     paths_of_rows = {row.key for row in rows}
     essentials = [

@@ -65,7 +65,7 @@ class Group(NamedTuple):
 QUICK_START = Entry(
     "quick",
     QUICK,
-    "a model of your own text, in minutes",
+    "your own model, in minutes",
     "Choose text files and a size; everything else has sensible values. The new model writes in the style of the "
     "text. It learns to continue text, not to answer questions: for that, fine-tune it afterwards (SFT).",
 )
@@ -73,7 +73,7 @@ GROUPS = (
     Group(
         "train",
         "Design and train",
-        "pretrain, SFT, rewards, DPO, GRPO, PPO",
+        "pretrain, SFT, DPO, GRPO, PPO",
         "Every setting of every training stage: pretraining on text, supervised fine-tuning (SFT), reward models, "
         "preferences (DPO), reinforcement learning (GRPO, PPO), merging LoRA adapters; and models from parts (Design a "
         "model).",
@@ -81,7 +81,7 @@ GROUPS = (
     Group(
         "use",
         "Use a model",
-        "chat, evaluate, look inside, export",
+        "chat, evaluate, look, export",
         "Any run, a Hugging Face folder, a GGUF file, or a name on the Hub: talk to it, compare it, look at "
         "its attention, convert it for other tools.",
     ),
@@ -96,7 +96,7 @@ ALONE = (
     Entry(
         "checkpoints",
         RUNS,
-        "status, results, lineage, resume",
+        "results, lineage, resume",
         "Every run is a folder in checkpoints/. Choose one to see its results and where it came from, to resume it, or "
         "to continue with its model.",
     ),
@@ -278,11 +278,10 @@ def draft_question() -> Question:
 
 def describe_run(run: RunFolder) -> str:
     """Return a run on one line: path, stage, status, main result."""
+    from llm_lab.runs.housekeeping import short_result
+
     facts = run.facts()
-    results, stage = facts.get("results", {}), facts.get("stage")
+    stage = facts.get("stage")
     words = [f"{run.path}:", f"{stage}," if stage and stage != "pretrain" else "", run.status()]
     text = " ".join(word for word in words if word)
-    for key, write in (("exact_match", "exact match {:.1%}"), ("eval_loss", "validation loss {:.3f}")):
-        if isinstance(results.get(key), int | float):
-            return f"{text}, {write.format(results[key])}"
-    return text
+    return ", ".join(filter(None, (text, short_result(facts.get("results") or {}))))

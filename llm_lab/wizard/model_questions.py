@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm_lab.estimate.adapter_base import read_adapter_json
-from llm_lab.estimate.formatting import count, short_age
+from llm_lab.estimate.formatting import age, count
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.model_library import MODELS as LIBRARY_MODELS
 from llm_lab.estimate.model_library import find_in_library
@@ -100,7 +100,7 @@ def sweep_choices() -> list[tuple[float, Choice]]:
     for one in list_sweeps():
         done = parts_done(one)
         parameters = count(one["parameters"]) if one["parameters"] else ""
-        cells = (one["name"], one["kind"], parameters, short_age(time.time() - one["active_at"]), one["status"], done)
+        cells = (one["name"], one["kind"], parameters, age(time.time() - one["active_at"]), one["status"], done)
         found.append((one["active_at"], Choice(one["path"], f"{one['path']}: {one['kind']}, {done}", cells=cells)))
     return found
 
@@ -117,7 +117,7 @@ def _cells_of(run: RunFolder) -> tuple[str, ...]:
         name_in_lists(run),
         kind_of_run(facts),
         count(parameters) if isinstance(parameters, int | float) else "",
-        short_age(time.time() - then) if isinstance(then, int | float) else "",
+        age(time.time() - then) if isinstance(then, int | float) else "",
         run.status(),
         short_result(facts.get("results") or {}),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -50,7 +49,6 @@ from .questions import (
 )
 from .review import start_question
 
-COLUMNS = 79
 MENU = "menu"
 KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
 RENAME_WHY = "What was made from the run follows: its lineage, adapters and recipes name it by the new name after that."
@@ -151,7 +149,7 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
 def _delete_question(path: str) -> Question:
     """Return the question whether to delete a run, below what that means. UserError where it is running."""
     removal = plan_removal(path)
-    notes = [line for note in removal.notes for line in textwrap.wrap(f"{note[0].upper()}{note[1:]}.", COLUMNS)]
+    notes = [f"{note[0].upper()}{note[1:]}." for note in removal.notes]
     lines = [f"{removal.path}/: {size(removal.bytes)}", *notes]
     return yes_no(f"delete {path}", "Delete it?", default=False, why=DELETE_WHY,
                   screen=Screen(RUNS, path, lines=tuple(map(Line, lines))))  # fmt: skip

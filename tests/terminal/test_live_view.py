@@ -482,6 +482,27 @@ def test_a_resumed_run_shows_its_whole_curve():
     assert "training loss 3.0000" in "\n".join(lines[2:4])
 
 
+@pytest.mark.parametrize(("columns", "lines"), [(60, 20), (80, 24)])
+def test_the_log_shows_whole_entries_between_blank_lines(columns, lines):
+    track = busy_track()
+    track.lines += [f"step {step}: {'a number of the run, ' * 9}that is all" for step in range(1, 30)]
+    frame = draw_frame(track, columns, lines, view=View("l"), keys=True)
+    shown = [part.plain for part in frame.renderables]
+    assert shown[2] == shown[-2] == ""
+    assert shown[3].startswith("step ")
+    assert shown[-3].endswith("that is all")
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(60, 20), (80, 24), (120, 40)])
+@pytest.mark.parametrize("warning", ["", "the gradient norm is 9 times its usual value: lower the learning rate"])
+def test_blank_lines_separate_the_parts_of_the_frame(columns, lines, warning):
+    for track in (busy_track(), rewarded_track()):
+        track.warning = warning
+        shown = [part.plain for part in draw_frame(track, columns, lines, keys=True).renderables]
+        firsts = [2, len(shown) - 2, *(at - 1 for at, line in enumerate(shown) if line.startswith(("!", "sample at")))]
+        assert {shown[at] for at in firsts} == {""}, "\n".join(shown)
+
+
 def test_a_warning_stays_in_the_frame_and_in_the_log():
     display = TerminalDisplay(fake_console(terminal=True))
     display(TrainingStarted(max_steps=10, first_step=0, facts={"name": "x"}))

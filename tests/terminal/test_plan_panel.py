@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 from rich.theme import Theme
 
+from llm_lab.estimate.formatting import size
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.job import check
 from llm_lab.recipe.resolve import resolve
-from llm_lab.runs.plan_lines import BANNER
+from llm_lab.runs.plan_lines import BANNER, plan_lines
 from llm_lab.terminal.console import PALETTE
 from llm_lab.terminal.plan_panel import derived_table, plan_panel
 
@@ -50,6 +51,13 @@ def test_the_plan_is_as_wide_as_the_terminal_and_cuts_no_word(monkeypatch, width
     assert {len(line) for line in lines} == {min(width, 110)}
     words = " ".join(line.strip("│ ") for line in lines)
     assert "771 k: feed-forward 541 k, attention 197 k, embedding 33 k, norms 1,152" in " ".join(words.split())
+
+
+def test_the_memory_of_a_plan_names_its_largest_parts_and_the_rest_of_it():
+    resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP)
+    text = next(text for name, text, _ in plan_lines(resolved) if name == "memory")
+    parts = sorted(resolved.estimate.memory_by_part.values())
+    assert text.endswith(f", other {size(sum(parts[:-4]))}")
 
 
 def test_the_plan_shows_what_is_made_and_what_it_costs():

@@ -15,7 +15,9 @@ from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.registry import STAGES
 from llm_lab.studies.cells import CellState
 from llm_lab.terminal.console import PALETTE
+from llm_lab.terminal.prompt_layout import WIDE_COLUMNS
 from llm_lab.terminal.sweep_screen import SweepScreen, print_result_table
+from llm_lab.wizard import menu
 from llm_lab.wizard.draft import Draft
 from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.home import line_of
@@ -104,6 +106,24 @@ def test_the_page_of_a_design_fits_every_terminal(in_tmp_path, monkeypatch, caps
     monkeypatch.setattr("llm_lab.wizard.model_design.find_machine", lambda: CPU)
     lines = drawn(design(), columns, rows, monkeypatch, lambda: capsys.readouterr().out)
     assert_matches_snapshot(f"design-{columns}x{rows}", lines)
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+@pytest.mark.parametrize("name", ["train", "use", "try"])
+def test_no_line_of_a_group_is_cut(in_tmp_path, monkeypatch, capsys, name, columns, rows):
+    question = next(iter(menu.group(name)))
+    lines = drawn(question, columns, rows, monkeypatch, lambda: capsys.readouterr().out)
+    assert not [line for line in lines if "…" in line]
+    for entry in menu.entries_of(name):
+        assert entry.about in " ".join(" ".join(lines).split()) or columns >= WIDE_COLUMNS
+
+
+def test_a_list_that_would_not_fit_the_terminal_has_one_line_for_each_choice(in_tmp_path, monkeypatch, capsys):
+    about = "what it does, in more words than the line of a narrow terminal can show"
+    choices = tuple(line_of(f"choice {n}", f"choice {n}", about, WIDTH, "") for n in range(9))
+    question = Question("group", "Which one?", choices=choices, screen=Screen("Experiments"))
+    lines = drawn(question, 60, 20, monkeypatch, lambda: capsys.readouterr().out)
+    assert sum("choice" in line and line.endswith("…") for line in lines) == len(choices)
 
 
 def test_the_answer_none_is_where_the_pointer_begins_and_is_not_without_a_name(in_tmp_path, monkeypatch, capsys):

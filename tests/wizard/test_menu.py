@@ -288,6 +288,24 @@ def test_a_recipe_file_is_run_with_changes_that_are_checked():
     assert visit.result == Next("after a run", {"name": "again"})
 
 
+def test_the_result_and_the_age_of_a_run_are_written_alike_in_all_its_lines():
+    RunFolder(Path("checkpoints/base")).update(results={"exact_match": 0.031}, ended_at=time.time() - 300)
+    choice = next(one for one in answers(checkpoints, []).question.choices if one.value == "checkpoints/base")
+    assert "exact match 3.1 %" in choice.text
+    assert choice.cells[-1] == "exact match 3.1 %"
+    assert choice.cells[3] == "5 min"
+    assert any("5 min ago" in one.text for one in menu_question().choices)
+
+
+def test_the_lines_above_a_question_are_wrapped_by_the_terminal():
+    for number in range(9):
+        run = RunFolder(Path(f"checkpoints/made-from-it-{number}"))
+        run.path.mkdir()
+        run.update(name=run.path.name, parent={"path": "checkpoints/base/model"})
+    lines = answers(checkpoints, ["checkpoints/base", "Delete it"]).question.screen.lines
+    assert [line.text for line in lines if "9 other runs" in line.text and line.text.endswith(".")]
+
+
 def test_a_sweep_is_among_the_runs_with_how_far_it_is_and_can_be_deleted():
     folder = Path("checkpoints/rates")
     folder.mkdir()
