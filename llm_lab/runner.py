@@ -112,7 +112,12 @@ def run_job(job: Job, start: Start = NEW, *, listener: Listener = ignore, root: 
         folder = _open_folder(job, start, root)
         with _held(folder), _naming_a_full_disk(folder):
             resume = from_first_process(folder.has_started()) if start.resumes else False
-            return _run_held(job, folder, listener, resume=resume, resume_from=start.resume_from)
+            try:
+                return _run_held(job, folder, listener, resume=resume, resume_from=start.resume_from)
+            except KeyboardInterrupt:
+                if is_first_process() and not start.resumes and not folder.has_started():
+                    remove_folder(folder.path)  # its name is free again
+                raise
 
 
 def run_job_in(job: Job, path: Path, *, listener: Listener = ignore) -> dict[str, Any]:

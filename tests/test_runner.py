@@ -98,3 +98,13 @@ def test_a_missing_model_is_reported():
     for name in ("nothing", "checkpoints/nothing", "./a/b"):
         with pytest.raises(UserError, match="there is no such run or model"):
             load(name)
+
+
+def test_a_run_that_is_stopped_before_its_first_file_leaves_no_folder(monkeypatch):
+    def stop(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm_lab.runner.importlib.import_module", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_recipe())
+    assert not list(Path("checkpoints").iterdir()), "its name is free again"

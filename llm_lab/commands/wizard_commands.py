@@ -31,13 +31,15 @@ def _open(arguments: argparse.Namespace, flow: str | None = None, answers: Mappi
 
     threading.Thread(target=find_machine, daemon=True).start()  # a GPU's driver can take longer than all else
     from llm_lab.terminal.driver import run_wizard
+    from llm_lab.terminal.whole_imports import finished_imports
 
     start = None
     if flow is not None:
         from llm_lab.wizard.questions import Next
 
         start = Next(flow, dict(answers or {}))
-    code = run_wizard(wizard_commands(), debug=arguments.debug, start=start)
+    with finished_imports():
+        code = run_wizard(wizard_commands(), debug=arguments.debug, start=start)
     gc.freeze()  # nothing is left to free, and without a last search for cycles the shell is back at once
     return code
 

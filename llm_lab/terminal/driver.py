@@ -352,8 +352,10 @@ class Wizard:
             return False
         except KeyboardInterrupt as stopped:
             make_console().print(f"\n{str(stopped) or 'Stopped.'}", style="warn")
-            if not isinstance(effect, StartRun):
-                wait_for_enter()
+            if isinstance(effect, StartRun) and str(stopped):  # what is saved
+                return True
+            wait_for_enter()
+            return not isinstance(effect, StartRun)
         return True
 
     def _run(self, effect: Effect) -> None:

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import signal
+import subprocess
 import sys
 import termios
 import time
@@ -238,3 +239,40 @@ def test_keys_are_ignored_for_as_long_as_something_works_and_a_question_within_i
     wait_for_modes(child, usual)
     child.send("me\r")
     child.expect("name: 'me'")
+
+
+IMPORT = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from llm_lab.terminal.whole_imports import finished_imports
+
+Path("slow_library").mkdir()
+Path("slow_library/__init__.py").write_text("import time\\nimport slow_library.inner\\nend = time.sleep(0.3)\\n")
+Path("slow_library/inner.py").write_text("import time\\ntime.sleep(0.7)\\n")
+sys.path.insert(0, os.getcwd())
+
+def press(times):
+    for _ in range(times):
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+with finished_imports():
+    threading.Thread(target=press, args=(2,)).start()
+    try:
+        import slow_library
+        time.sleep(5)
+    except KeyboardInterrupt:
+        print("stopped after the import:", hasattr(sys.modules.get("slow_library"), "end"))
+    time.sleep(0.5)  # the second key has no effect later
+    threading.Thread(target=press, args=(1,)).start()
+    try:
+        time.sleep(5)
+    except KeyboardInterrupt:
+        print("stopped at once")
+"""
+
+
+def test_ctrl_c_during_an_import_waits_for_its_end_so_that_the_library_can_be_used_later(in_tmp_path):
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["stopped after the import: True", "stopped at once"], done.stderr
+    assert done.stderr.count("Stopping when the libraries are loaded") == 1

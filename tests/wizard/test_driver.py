@@ -432,6 +432,15 @@ def test_a_run_that_can_not_start_leads_back_to_the_page(visit):
     assert "» device" in screens[refused + 1], "it points at what is to be fixed"
 
 
+def test_a_run_that_is_stopped_before_anything_is_saved_leads_back_to_the_page(visit):
+    def start(*words, **options):
+        raise KeyboardInterrupt
+
+    screens = visit(*TO_PAGE, Key.ENTER, *pick("Yes"), Key.ENTER, Key.CTRL_C, *LEAVE, start=start)
+    stopped = max(number for number, screen in enumerate(screens) if "Enter goes back" in screen)
+    assert "[Continue to the plan]" in screens[stopped + 1]
+
+
 def test_a_page_that_comes_again_points_at_what_was_changed_last(visit):
     from_row = (*TO_PAGE, *FILLED, Key.FINISH)
     from_bar = (*TO_PAGE, To("name "), Key.ENTER, *answer("first"), Key.HOME, Key.ENTER)
