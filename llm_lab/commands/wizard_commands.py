@@ -31,7 +31,7 @@ def _open(arguments: argparse.Namespace, flow: str | None = None, answers: Mappi
 
     threading.Thread(target=find_machine, daemon=True).start()  # a GPU's driver can take longer than all else
     from llm_lab.terminal.driver import run_wizard
-    from llm_lab.terminal.whole_imports import finished_imports
+    from llm_lab.terminal.keyboard import finished_imports
 
     start = None
     if flow is not None:

@@ -1,4 +1,4 @@
-"""The keyboard while a run is shown: no echo, keys read one by one, and a terminal that is always left as it was."""
+"""The keyboard while a run is shown: no echo, keys read one by one, a terminal left as it was; and when Ctrl-C stops."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from math import inf
+from types import FrameType
 from typing import Any
 
 # Signals that end a process which does not handle them. The terminal is restored first.
 ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
+OWN = "llm_lab"
+RETRY_SECONDS = 0.1
+STOPPING = b"Stopping when the libraries are loaded ...\n"
 _open: list[Keyboard] = []  # keyboards, the last within those before it
 
 
@@ -133,6 +139,55 @@ def shown_keys() -> Iterator[None]:
     finally:
         with contextlib.suppress(*_terminal_errors()):
             _silence()
+
+
+@contextlib.contextmanager
+def finished_imports() -> Iterator[None]:
+    """Let Ctrl-C wait until the import of another package has ended, for a process that continues after it.
+
+    A process in which the import of torch was cut short can't import torch again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    retry_at = inf  # while an import is waited for
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal retry_at
+        now = time.monotonic()
+        if not _imports_a_library(frame):
+            retry_at = inf
+            signal.default_int_handler(signum, frame)
+        if retry_at < inf and now < retry_at:
+            return  # pressed again
+        if retry_at == inf and sys.__stderr__:
+            os.write(sys.__stderr__.fileno(), STOPPING)
+        retry_at = now + RETRY_SECONDS
+        again = threading.Timer(RETRY_SECONDS, os.kill, (os.getpid(), signum))
+        again.daemon = True
+        again.start()
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # Ctrl-C is ignored, or something else handles it
+        yield
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _imports_a_library(frame: FrameType | None) -> bool:
+    """Whether a frame is within the import of a package that is not ours."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == "<frozen importlib._bootstrap>" and code.co_name == "_find_and_load":
+            name = str(frame.f_locals.get("name", ""))
+            if name.partition(".")[0] != OWN:
+                return True
+        frame = frame.f_back
+    return False
 
 
 def _restore(before: list[Any] | None) -> None:

@@ -244,7 +244,7 @@ def test_keys_are_ignored_for_as_long_as_something_works_and_a_question_within_i
 IMPORT = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from llm_lab.terminal.whole_imports import finished_imports
+from llm_lab.terminal.keyboard import finished_imports
 
 Path("slow_library").mkdir()
 Path("slow_library/__init__.py").write_text("import time\\nimport slow_library.inner\\nend = time.sleep(0.3)\\n")
