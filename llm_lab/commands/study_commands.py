@@ -322,7 +322,7 @@ def start_duel(
     from llm_lab.terminal.sweep_screen import print_duel_end
 
     count = len(duel.cells_to_run()) // 2
-    then = f"up to {count} shorter runs of the slower one, for the comparison at equal time" if by != TOKENS else ""
+    then = f"up to {count} shorter runs of the slower recipe, for the comparison at equal time" if by != TOKENS else ""
     if show_plan:
         _show_sweep_plan(duel, jobs, then=then, **options)
     _require_runnable(duel, trust_recipe)

@@ -147,7 +147,7 @@ def prompts_must_be_named(stage: str) -> Rule:
     def prompts_are_named(values: Values) -> Iterator[Problem]:
         score = values.get("score")
         if isinstance(score, Mapping) and not score.get("path"):
-            why = f"the data of {stage} contains no prompts to score on"
+            why = f"the data of {stage} contains no prompts to hold out"
             yield Problem("score.path", why, fix="Set score.path to a dataset with prompts, or leave score out.")
 
     return prompts_are_named

@@ -177,5 +177,5 @@ def _record_end(folder: RunFolder, error: BaseException) -> None:
 def _explained(folder: RunFolder, file: Path, error: BaseException) -> ExperimentRaised:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
     where = f"{file}, line {frames[-1].lineno}" if frames else str(file)
-    fix = f"The traceback is in {folder.path / TRACEBACK}. Started again with the same options, the study resumes"
+    fix = f"The traceback is in {folder.path / TRACEBACK}. To resume the study, start it again with the same options"
     return ExperimentRaised(Problem(where, f"the study raised {type(error).__name__}: {error}", fix=fix))

@@ -214,7 +214,7 @@ class _Screen:
         if not self._interactive:
             return
         if stats is None or (stats.stop == "stopped" and not stats.tokens):
-            self._say("[stopped before the first word; the conversation is as it was]", "dim")
+            self._say("[stopped before the first word; the conversation is unchanged]", "dim")
             return
         speed = f", {stats.tokens_per_second:,.0f} tokens/s" if stats.tokens_per_second else ""
         many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
@@ -296,7 +296,7 @@ class _Screen:
             self._replace(text)
             return
         if not self._interactive:
-            raise UserError(Problem("/edit", "it requires the new text, where nobody types: /edit TEXT"))
+            raise UserError(Problem("/edit", "without a terminal, it requires the new text: /edit TEXT"))
         self._edits, last = True, self.session.messages[-2]["content"]
         if is_plain():
             self._say("Your last message follows. What you type now replaces it; an empty line keeps it.")
@@ -401,7 +401,9 @@ def _full_name(name: str) -> str:
     if name in COMMANDS or len(begun) == 1:
         return name if name in COMMANDS else begun[0]
     if begun:
-        raise UserError(Problem(f"/{name}", "several commands begin so", allowed=one_of([f"/{one}" for one in begun])))
+        raise UserError(
+            Problem(f"/{name}", "several commands begin like this", allowed=one_of([f"/{one}" for one in begun]))
+        )
     near = did_you_mean(name, COMMANDS)
     fix = (near.replace("mean ", "mean /") if near else "/help lists all commands.") + " Use // to send /."
     raise UserError(Problem(f"/{name}", "unknown command", fix=fix))

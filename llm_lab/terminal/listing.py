@@ -217,7 +217,7 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
         parts = ", ".join(f"{part} {count(number)}" for part, number in shape.parameters_by_part.items() if number)
         rows.append(("parameters", f"{shape.parameters:,} ({parts})"))
         if shape.active_parameters < shape.parameters:
-            rows.append(("active", f"{shape.active_parameters:,} parameters for each token: it uses some experts only"))
+            rows.append(("active", f"{shape.active_parameters:,} parameters per token: a token uses only some experts"))
         rows.append(("KV cache", f"{shape.cache_bytes_per_token():,} bytes per token in bf16"))
     rows.append(("vocabulary", f"{config.get('vocab_size', 0):,} entries"))
     context = context_in(config)

@@ -28,7 +28,10 @@ def print_look(looked: Looked) -> None:
     failed = [check for check in checks if not check.holds]
     if not failed:
         error = max(check.error for check in checks)
-        text = f"Checks that the measured parts add up to the model: all {len(checks)} hold, errors up to {error:.1e}."
+        text = (
+            f"Checks that the measured parts add up to the model: all {len(checks)} pass, with errors up to "
+            f"{error:.1e}."
+        )
         console.print(Text(text if wrap else wrapped(text, console.width)), soft_wrap=wrap)
     for check in failed:
         text = f"This check fails: {check.name} (error {check.error:.1e}, limit {check.limit:.0e})."

@@ -106,7 +106,7 @@ def _lines_of(page: FormPage, columns: int, space: Lines) -> tuple[Lines, int]:
     widths = _columns_of(page, columns)
     rows = page.rows()
     if not rows:
-        text = "No value was chosen by you." if page.view == "yours" else "Nothing contains this text."
+        text = "You have not chosen any values." if page.view == "yours" else "Nothing contains this text."
         lines += [[("", "")], [("class:dim", f"  {text}")]]
     for row in rows:
         if row.section != section:

@@ -67,7 +67,7 @@ def ask_plain_form(
         elif "=" in text:
             changed = _typed(question, *text.split("=", 1))
         else:
-            print(printable(f"{text} is no command here. Enter ? for help."))
+            print(printable(f"{text} is not a command here. Enter ? for help."))
         if changed is not None:
             question = changed
             keep(question)
@@ -119,7 +119,7 @@ def _typed(question: Question, key: str, value: str) -> Question | None:
     form, key = question.form, key.strip()
     row = form.row(key) or next((row for row in form.essentials if row.label == key), None)
     if row is None or row.question is None:
-        print(printable(f"There is no {key} here that can be typed. Enter its number, or a for all settings."))
+        print(printable(f"{key} can't be set here. Enter the number of a line, or a to show all settings."))
         return None
     asked = row.question()
     answer: Any = value.strip() or UNSET

@@ -29,7 +29,7 @@ def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = Fals
 
     console = make_console()
     if not entries:
-        console.print("No run fits." if is_filtered else "No runs yet. Train one: llm-lab run stories", style="dim")
+        console.print("No run matches." if is_filtered else "No runs yet. Train one: llm-lab run stories", style="dim")
         return
     is_narrow = console.width < NARROW
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")

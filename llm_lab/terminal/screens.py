@@ -69,7 +69,7 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
         table.add_row(
             "shape",
             f"{model['num_hidden_layers']} layers × {model['hidden_size']}, {model['num_attention_heads']} heads "
-            f"({model['num_key_value_heads']} KV) of {model['head_dim']}, FFN {model['intermediate_size']}, "
+            f"({model['num_key_value_heads']} KV) of {model['head_dim']}, feed-forward {model['intermediate_size']}, "
             f"context {model['max_position_embeddings']:,}",
         )
     table.add_row(

@@ -73,7 +73,7 @@ def print_study_end(folder: RunFolder) -> None:
     if folder.status() == "done":
         line = f"Report: {folder.path / REPORT_PAGE} (or {folder.report_path.name})"
     else:
-        line = f"{folder.path}: {folder.status()}. Started again with the same options, it resumes."
+        line = f"{folder.path}: {folder.status()}. Start it again with the same options to resume."
     console.print(Text(line), soft_wrap=True)
 
 

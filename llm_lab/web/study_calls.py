@@ -40,7 +40,9 @@ def plan_comparison(
     require_known((code for job in planned.jobs.values() for code in job.code()), command)
     cells = planned.cells_to_run()
     third = kind == "duel" and by != TOKENS
-    then = f"up to {len(cells) // 2} shorter runs of the slower one, for the comparison at equal time" if third else ""
+    then = (
+        f"up to {len(cells) // 2} shorter runs of the slower recipe, for the comparison at equal time" if third else ""
+    )
     rows = plan_rows(planned, [state_of(cell, planned.measure) for cell in cells], jobs=jobs, then=then)
     return {
         "name": planned.folder.name,

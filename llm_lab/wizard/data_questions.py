@@ -56,8 +56,9 @@ NO_COLUMN = ""  # no column is called this
 EXAMPLE_LINES = 5
 NOT_CHECKABLE = "No rule can check these answers: score them with a reward model."
 SCORE_WHY = (
-    "The loss and the reward show how well the model fits its training data. Held-out prompts show whether it got "
-    "better: with reference answers, the share that is right. Each prompt gets a greedy and a sampled output."
+    "The loss and the reward show how well the model fits its training data. Outputs for held-out prompts show "
+    "whether it got better; with reference answers, the share of right outputs is measured. Each prompt gets a "
+    "greedy and a sampled output."
 )
 FORGETTING_WHY = (
     "A fine-tune can forget what the model knew, without any sign in its own validation loss. Name a text that it "
@@ -381,7 +382,7 @@ def _is_positive(text: str) -> bool:
 def ask_score(draft: Draft) -> Flow[Draft]:
     """Ask whether held-out prompts are answered and scored at every evaluation, and where they come from."""
     now = draft.value("score")
-    why_not = None if STAGES[draft.raw["stage"]].has_prompts else "the data has no prompts to score on"
+    why_not = None if STAGES[draft.raw["stage"]].has_prompts else "the data has no prompts to hold out"
     choices = (
         Choice("held-out", "Yes, prompts held out from this data", why_not),
         Choice("named", "Yes, other prompts"),

@@ -25,8 +25,9 @@ from .walk import remember
 OWN_DATA = "the validation data of its run"
 RUN = "run"  # the section of the keys that are in no group
 WHY = (
-    "yours: you chose it. default: built in. derived: computed from other values. Delete sets a value back.\n"
-    "A derived value has its reason, and follows the others. Tab shows the values you chose, then all values."
+    "yours: you chose it. default: built in. derived: computed from other values. Delete resets a value.\nA derived "
+    "value shows its reason, and changes with the values it depends on. Tab shows the values you chose, then all "
+    "values."
 )
 
 
@@ -121,7 +122,7 @@ def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
     """Return the row of a key or a group."""
     origin, reason = draft.origin(path)
     if path == "data" and measures_own_data(draft):
-        origin, reason = "derived", "nothing else is named"
+        origin, reason = "derived", "no other data is named"
 
     def question() -> Question:
         return page.questions[path](draft) if path in page.questions else key_question(draft, path)
@@ -166,7 +167,7 @@ def why_no_own_data(model: str) -> str:
     try:
         require_own_data(str(find_model(model)))
     except LabError:
-        return "to be chosen: texts here, or prompts or tasks below"
+        return "choose texts here, or prompts or tasks below"
     return ""
 
 

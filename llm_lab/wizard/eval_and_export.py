@@ -22,9 +22,10 @@ from .questions import UNSET, Choice, Flow, KeepCard, Question
 from .reward_questions import ask_rewards
 
 DATA_WHY = (
-    "A run holds out texts or prompts from its training data; measuring on those repeats the run's own evaluation. The "
-    "loss on a text shows how well the model predicts it; bits per byte compare models with different tokenizers, the "
-    "loss per token does not. Each prompt gets two outputs, a greedy and a sampled one, and both are scored."
+    "A run holds out texts or prompts from its training data; measuring on those repeats the run's own evaluation. "
+    "The loss on a text shows how well the model predicts it; to compare models with different tokenizers, use bits "
+    "per byte: their losses per token are not comparable. Each prompt gets two outputs, a greedy and a sampled one, "
+    "and both are scored."
 )
 MEASURED = {
     "data": "the loss on texts",
@@ -34,16 +35,20 @@ MEASURED = {
 SCORES_WHY = "They compare the greedy outputs with the reference answers, word by word; exact match is stricter."
 TASKS_WHY = (
     "Tasks of lm-evaluation-harness, for example arc_easy, hellaswag: the benchmarks of model cards. They are "
-    "downloaded from the Hub and can take hours on a CPU; tasks.limit takes a part of each."
+    "downloaded from the Hub and can take hours on a CPU; with tasks.limit, only a part of each is used."
 )
 # {what of the model card: what it is, the question, why}
 CARD = {
-    "author": ("who made the model", "Author?", "A name, a team, or an account on the Hub. Kept for all your models."),
+    "author": (
+        "who made the model",
+        "Author?",
+        "A name, a team, or an account on the Hub. It is saved for all your models.",
+    ),
     "license": (
         "what others may do with it",
         "License?",
-        "A fine-tune inherits what the license of its base demands. Names of the Hub are offered; any other can be "
-        "typed. Kept for all your models.",
+        "A fine-tuned model must also follow the license of its base. The list has the names that the Hub uses; you "
+        "can type any other. The license is saved for all your models.",
     ),
     "intended_use": ("what it is for", "What is it for?", "A sentence, for example: answers questions about our shop."),
     "limitations": ("what it can't do", "What can't it do?", "A sentence, for example: English only, short answers."),
@@ -197,7 +202,7 @@ def ask_card(draft: Draft, *keys: str) -> Flow[KeepCard]:
     found = {}
     for key in keys:
         about, text, why = CARD[key]
-        choices = [Choice("", "leave it open"), *(Choice(name, name) for name in USUAL_LICENSES)]
+        choices = [Choice("", "leave it empty"), *(Choice(name, name) for name in USUAL_LICENSES)]
         found[key] = yield draft.ask(
             f"card.{key}",
             text,
@@ -206,7 +211,7 @@ def ask_card(draft: Draft, *keys: str) -> Flow[KeepCard]:
             default=known.get(key, ""),
             help=f"model card: {about}",
             why=why,
-            allowed="Empty: left open.",
+            allowed="Empty: not on the card.",
             can_finish=False,
         )
     return KeepCard({key: text.strip() for key, text in found.items()}, checkpoint)

@@ -33,15 +33,15 @@ MENU_WHY = (
     "wizard: llm-lab run RECIPE. Ctrl-C returns to this menu and keeps the answers."
 )
 RESUME_WHY = (
-    "The run continues after its last checkpoint, with the same recipe and data: the result is the same as without a "
-    "break. To change a setting, run its recipe again as a new run."
+    "The run continues from its last checkpoint, with the same recipe and data: the result is the same as without "
+    "the interruption. To change a setting, run its recipe again as a new run."
 )
-DRAFT_WHY = "What you had answered and set was kept when you left. You can go back through the answers."
+DRAFT_WHY = "Your answers and settings were kept when you left. You can go back through the answers."
 RESUME_SWEEP_WHY = (
-    "Runs that are done stay as they are. Stopped ones continue after their last checkpoint, failed ones begin again, "
+    "Runs that are done are not repeated. Stopped runs continue from their last checkpoint, failed runs start over, "
     "and the table is made again at the end."
 )
-CHAT_WHY = "The newest runs are offered here. Use a model, Chat lists all of them, and takes any other model."
+CHAT_WHY = "This menu offers the newest runs. Chat, under Use a model, lists all runs and takes any other model."
 
 
 class Entry(NamedTuple):
@@ -89,7 +89,7 @@ GROUPS = (
         "try",
         "Experiments",
         "sweep, duel, study, recipe",
-        f"Sweep: {SWEEP_ABOUT}. Duel: {DUEL_ABOUT}. Study: {STUDY_ABOUT}. And run a recipe file.",
+        f"Sweep: {SWEEP_ABOUT}. Duel: {DUEL_ABOUT}. Study: {STUDY_ABOUT}. Recipe: run a recipe file.",
     ),
 )
 ALONE = (

@@ -16,8 +16,8 @@ TEXT_WHY = (
     "in English."
 )
 MORE_WHY = (
-    "The base of an adapter shows what fine-tuning changed, on one scale. The checkpoints of a run show when the heads "
-    "appeared; each takes a few seconds."
+    "An adapter and its base, on the same scale, show what fine-tuning changed. The checkpoints of a run show when "
+    "the heads appeared; each takes a few seconds."
 )
 
 
@@ -27,7 +27,7 @@ def look_inside() -> Flow[None]:
     path = yield from pick_run(question, generating_runs(), "none yet; train one with Pretrain")
     screen = Screen(LOOK, path)
     text = yield Question("look.text", "Which text should it read?", "text", default="", why=TEXT_WHY,
-                          allowed="Empty: a built-in one.", screen=screen)  # fmt: skip
+                          allowed="Empty: a built-in text.", screen=screen)  # fmt: skip
     more = "model"
     choices = [Choice("model", "The model alone"), *_more(path)]
     if len(choices) > 1:

@@ -44,20 +44,20 @@ BUILT_IN_BYTES = 3_800_000  # of builtin:stories
 LONGER = 2
 MOST_WORDS, LONGEST_PROMPT = 4, 40
 TEXT_WHY = (
-    "Listed are the text files (.txt, .md), and the tables with a column of text (.jsonl, .csv, .parquet), of this "
-    "folder and three levels below. Enter takes the line; Space selects several, and Enter then takes all of them. "
-    "Typing filters the list; a path or a name on the Hub (owner/name) can be typed, too. One megabyte is a good "
-    "beginning; with less than 100 KB, the model mostly repeats it."
+    "The list has the text files (.txt, .md) and the tables with a text column (.jsonl, .csv, .parquet) of this "
+    "folder and three levels below. Enter takes the current line. To take several, select each with Space, then "
+    "press Enter. Type to filter the list, or type a path or a name on the Hub (owner/name). One megabyte is a good "
+    "start; with less than 100 KB, the model mostly repeats the text."
 )
 SIZE_WHY = (
-    "A larger model writes better text, needs more text and time, and more memory. A size is a width and a depth; its "
-    "parameters also depend on the vocabulary, which here follows from the text. The number of steps follows from "
-    "the size, the text and this machine. A time with 'about' follows from a measurement on this machine, one with "
-    "'roughly' from typical speeds; a few steps are measured when the training starts."
+    "A larger model writes better text, needs more text and time, and more memory. A size is a width and a depth; "
+    "its parameters also depend on the vocabulary, which here follows from the text. The number of steps follows "
+    "from the size, the text and this machine. A time with 'about' is based on a measurement on this machine, a time "
+    "with 'roughly' on typical speeds; a few steps are measured when the training starts."
 )
 PLAN_WHY = (
     "Ctrl-C stops the training at any time and saves it; the home screen then offers to resume it. Change settings "
-    "leads to all settings of this run, with their explanations. The line model names its parts: how it encodes "
+    "opens all settings of this run, with explanations. The line 'model' names the model's parts: how it encodes "
     "positions, normalizes, attends and transforms; Design a model, under Design and train, explains each of them."
 )
 
@@ -295,7 +295,7 @@ def _size_choice(name: str, raw: dict[str, Any], whole: int, machine: Machine) -
         why_not = "too slow here"
     effect = f"{describe_training(resolved, whole)} Time {_basis(resolved)}."
     if cost.tokens < FEWEST_PER_PARAMETER * (cost.parameters or 0):
-        effect += " Few tokens for its parameters: a smaller size writes better text."
+        effect += " Few tokens for this many parameters: a smaller size writes better text."
     return Choice(name, text, why_not, effect)
 
 

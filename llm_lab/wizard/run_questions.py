@@ -51,8 +51,8 @@ from .review import start_question
 
 MENU = "menu"
 KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
-RENAME_WHY = "What was made from the run follows: its lineage, adapters and recipes name it by the new name after that."
-DELETE_WHY = "The folder is deleted, with the model and its checkpoints. There is no way to get it back."
+RENAME_WHY = "Later runs, adapters and recipes that name this run get its new name too."
+DELETE_WHY = "The folder is deleted, with the model and its checkpoints. This can't be undone."
 AFTER = "after a run"
 NO_RUNS = "none yet; start with Train on my text"
 CHECKPOINT_WHY = "Any of your runs, a folder or GGUF file with a causal language model, or a name on the Hub."

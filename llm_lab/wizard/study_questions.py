@@ -14,12 +14,12 @@ from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, Star
 
 START, OPTIONS = "start", "options"
 WHY = (
-    "A study trains or measures small models, and writes a report with pictures that says what one sees. Your own "
-    "are Python files in ./experiments: see docs/studies.md. Listing them runs no code; starting one does."
+    "A study trains or measures small models, and writes a report that explains the results with pictures. Your own "
+    "are Python files in ./experiments: see docs/studies.md. Listing studies runs no code; starting a study does."
 )
 OPTIONS_WHY = (
-    "The defaults take minutes on two cores. Enter edits a line. The study gets a folder in checkpoints/; Ctrl-C stops "
-    "it, and started again with the same options, it resumes."
+    "The defaults take minutes on two cores. Enter edits a line. The study gets a folder in checkpoints/. Ctrl-C "
+    "stops it; to resume, start it again with the same options."
 )
 
 

@@ -40,37 +40,38 @@ OWN = "own"
 NAMES = 10  # columns
 CHECKING = "Checking all recipes ..."
 SWEEP_WHY = (
-    "A sweep runs a recipe once for each value and seed: five learning rates, all optimizers. The result is one table "
-    "with the spread over the seeds, and a picture. To be sure about two, use a duel. What is done is skipped when it "
-    "is started again. One seed shows large differences; for small ones, use three or more."
+    "A sweep runs a recipe once for each value and seed, for example for five learning rates or for all optimizers. "
+    "The result is a table with the spread over the seeds, and a picture. To be sure about two values, use a duel. "
+    "When you start a sweep again, it skips the runs that are done. One seed shows large differences; for small "
+    "ones, use three or more."
 )
 STEPS_WHY = (
-    "train.max_steps: the optimizer steps of every run of the sweep. Short runs show which values are far off; close "
-    "ones need the length that you want to train with."
+    "train.max_steps: the optimizer steps of every run of the sweep. Short runs show which values are far off; "
+    "values that are close need runs as long as you want to train."
 )
 WHAT_WHY = (
-    "Each of these names a key and the values that are usually compared; the next question lets you leave some out. "
-    "Other keys takes any key of the recipe, or several: then every combination is a run."
+    "Each line is a key with the values that are usually compared; in the next question you choose among them. "
+    "'other keys' takes one or more keys of the recipe; with several, every combination is a run."
 )
 SEEDS_WHY = (
     "Every value is trained once for each seed: with different initial weights and the data in a different order. "
-    "One seed shows large differences; for small ones, use three or more, and a duel to be sure about two."
+    "One seed shows large differences; for small ones, use three or more. To be sure about two values, use a duel."
 )
 START_WHY = (
-    "Ctrl-C stops it at any time and saves the run that is at work; the home screen and Runs then offer to resume it. "
+    "Ctrl-C stops it at any time and saves the run in progress; the home screen and Runs then offer to resume it. "
     "Runs that are done are not repeated."
 )
 SEEDS = (1, 3, 5, 8)
 DUEL = "Duel"
 RECIPE, VALUES = "recipe", "values"
 DUEL_WHY = (
-    "A duel runs two recipes, or two values of a key, with the same seeds, at equal tokens and at equal time, and says "
-    "whether the difference is more than chance. For more than two, use a sweep. What is done is skipped when it is "
-    "started again."
+    "A duel runs two recipes, or two values of a key, with the same seeds, at equal tokens and at equal time, and "
+    "says whether the difference is more than chance. For more than two, use a sweep. When you start a duel again, "
+    "it skips the runs that are done."
 )
 DUEL_SEEDS_WHY = (
-    f"With fewer than {MIN_SEEDS} pairs of runs, a difference is never more than chance. Small differences need more: "
-    "a duel says at its end how many."
+    f"With fewer than {MIN_SEEDS} pairs of runs, a difference is never more than chance. Small differences need more "
+    "pairs: at its end, a duel says how many."
 )
 DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
 EXAMPLE, RATES_EXAMPLE = "optimizer.name=adamw,muon", "optimizer.learning_rate=0.001,0.003"
@@ -146,7 +147,7 @@ def _ask_values(recipe: str, preset: str, where: str) -> Flow[list[str]]:
             choices=tuple(Choice(value, value, effect=OPTIMIZERS.get(value, "")) for value in values),
             default=list(values),
             why=_why_these(job, key),
-            check=lambda picked: None if len(picked) > 1 else "At least two are compared. Space selects one.",
+            check=lambda picked: None if len(picked) > 1 else "Select at least two with Space.",
             screen=Screen(TITLE, where),
         )
         found += [f"{key}={','.join(picked)}"] if list(picked) != list(values) else []
@@ -204,7 +205,7 @@ def duel() -> Flow[Next | None]:
     where, other = recipe_name(recipe), None
     choices = (
         Choice(VALUES, "itself with one key changed", effect=f"For example {EXAMPLE}."),
-        Choice(RECIPE, "another recipe", effect="Both train on as many tokens as the one that has fewer."),
+        Choice(RECIPE, "another recipe", effect="Both train on the same number of tokens: that of the shorter recipe."),
     )
     against = yield Question("duel.against", f"Compare {where} with what?", choices=choices, why=DUEL_WHY,
                              screen=Screen(DUEL, where))  # fmt: skip
@@ -229,7 +230,7 @@ def duel() -> Flow[Next | None]:
     seeds = yield Question("duel.seeds", "How many seeds?", choices=tuple(Choice(n, str(n)) for n in DUEL_SEEDS),
                            why=DUEL_SEEDS_WHY, screen=Screen(DUEL, where))  # fmt: skip
     planned = _planned_duel(recipe, other, words, seeds=seeds)
-    then = f"up to {seeds} shorter runs of the slower one, at equal time"
+    then = f"up to {seeds} shorter runs of the slower recipe, at equal time"
     lines = _plan(planned, then=then)
     start = yield yes_no("duel.start", START, default=_is_short(lines), yes=YES, no="No, change it",
                          why=START_WHY, screen=Screen(DUEL, where, lines=lines))  # fmt: skip

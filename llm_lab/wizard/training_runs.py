@@ -249,7 +249,9 @@ def batch_question(draft: Draft) -> Question:
     least = group // gcd(group, times)
     valid = sorted({least * n for n in GROUPS_OF_ANSWERS} | ({now} if now and now % least == 0 else set()))
     choices = [Choice(str(n), f"{n:<6,}{_in_groups(n * times, group)}", draft.why_not(ROWS, n)) for n in valid]
-    return replace(question, choices=tuple(choices), help=f"{question.help}; each is one output", why=BATCH_WHY)
+    return replace(
+        question, choices=tuple(choices), help=f"{question.help}; here, each row is one output", why=BATCH_WHY
+    )
 
 
 def _group_key(draft: Draft) -> str:

@@ -78,7 +78,7 @@ def test_the_beginning_of_a_command_is_that_command_if_it_is_the_only_one(capsys
     said = capsys.readouterr()
     assert session.settings.temperature == 0.5
     assert "/regenerate: get another reply" in said.out
-    assert "several commands begin so" in said.err
+    assert "several commands begin like this" in said.err
     assert "/top_p, /top_k" in " ".join(said.err.split())
 
 

@@ -235,7 +235,7 @@ def test_a_sweep_is_planned_before_anything_runs(lived_in, home, recipe):
     assert named["plan"]["name"] == "mine"
     assert dict(named["plan"]["rows"])["runs"] == "4 of 4, 2 at a time"
     assert duel["command"] == "llm-lab duel tiny.yaml optimizer.learning_rate=0.001,0.01 --seeds 6"
-    assert "shorter runs of the slower one" in dict(duel["plan"]["rows"])["then"]
+    assert "shorter runs of the slower recipe" in dict(duel["plan"]["rows"])["then"]
     assert not list((server.home / "checkpoints").glob("*/sweep.json"))
     names = [key["name"] for key in server.api("/api/experiments/keys", {"recipe": recipe})["keys"]]
     assert {"optimizer.learning_rate", "model.hidden_size", "train.max_steps"} <= set(names)

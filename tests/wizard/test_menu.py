@@ -136,7 +136,7 @@ def test_texts_and_prompts_are_named_changed_and_removed():
 def test_looking_inside_asks_for_a_model_a_text_and_what_else_there_is_to_measure():
     visit = answers(look_inside, [MODEL, "the old tree ", "Over training"])
     assert visit.questions[1].text == "Which text should it read?"
-    assert visit.questions[1].allowed == "Empty: a built-in one."
+    assert visit.questions[1].allowed == "Empty: a built-in text."
     assert visit.effects == [LookInside("checkpoints/base", "the old tree", steps=True)]
     shutil.rmtree("checkpoints/base/steps")
     visit = answers(look_inside, [MODEL, ENTER])

@@ -219,7 +219,7 @@ def test_held_out_prompts_can_be_named_and_switched_off():
     named = ["Yes, other prompts", Refused("nosuch.jsonl", "nosuch.jsonl")]
     named += [Refused("zzz", "no such file"), "builtin:sums"]
     dpo = answers(flow("dpo"), [MODEL, *DATA, "score", *named, ENTER, START])
-    assert "(the data has no prompts to score on)" in dpo.texts()
+    assert "(the data has no prompts to hold out)" in dpo.texts()
     assert recipe_of(dpo)["score"] == {"path": "builtin:sums"}
     ppo = answers(flow("ppo"), [MODEL, *DATA, *without_scores("save", "ppo.yaml", ENTER, START)])
     assert recipe_of(ppo)["score"] is None

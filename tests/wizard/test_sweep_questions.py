@@ -63,7 +63,7 @@ def test_a_duel_is_between_two_values_of_a_key():
     visit = answers(duel, ["mine", "one key changed", one, "optimizer.learning_rate=0.01,0.02", ENTER, "Yes"])
     plan = "\n".join(line.text for line in visit.questions[-1].screen.lines)
     assert "12 of 12, one after the other" in plan
-    assert "up to 6 shorter runs of the slower one, at equal time" in plan
+    assert "up to 6 shorter runs of the slower recipe, at equal time" in plan
     assert visit.effects == [StartDuel("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 6)]
 
 

@@ -77,7 +77,7 @@ const problems = el("div", { role: "alert" });
 fill(find("#start"),
   data.own ? el("p.small.soft", {}, `This runs the code in ${data.file}.`) : null,
   data.takes ? el("p.small.soft", {}, `With its default options it takes ${data.takes}.`) : null,
-  el("p.small.soft", {}, "Started again with the same options, a study that was stopped resumes."),
+  el("p.small.soft", {}, "To resume a stopped study, start it again with the same options."),
   el("label.check", {}, overwrite, el("span", {}, "Replace the last run of this study")),
   el("div.actions", {}, button),
   problems,
