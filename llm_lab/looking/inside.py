@@ -191,9 +191,9 @@ def look_inside(
             "it mixes positions in another way, or its attention does not return weights."
         )
     if found.error is not None:
-        checks.append(Check("before + attention + MLP = after, in every layer", found.error, limit))
+        checks.append(Check("before + attention + feed-forward = after, in every layer", found.error, limit))
     if found.why:
-        missing["parts"] = f"What attention and MLP add is not shown apart: {found.why}."
+        missing["parts"] = f"What attention and the feed-forward network add is not shown separately: {found.why}."
     readout = Readout(model, found)
     lens = attribution = None
     if readout.why:

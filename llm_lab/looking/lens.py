@@ -207,7 +207,7 @@ def attribute(
     known = all(part is not None for part in recording.parts)
     for index, part in enumerate(recording.parts):
         if known and part is not None:
-            names += [f"attention {index}", f"MLP {index}"]
+            names += [f"attention {index}", f"feed-forward {index}"]
             parts += [part.attention[position], part.feed_forward[position]]
         else:
             names.append(f"layer {index}")

@@ -212,7 +212,7 @@ def _parts(anatomy: Anatomy, index: int, seen: _Calls, output: torch.Tensor, lim
         if other is not None and added.shape == other.shape == before.shape:
             error = _relative(before.float() + added.float() + other.float() - output.float(), whole)
             if error <= limit:
-                return Parts(_keep(added), _keep(other), error, "the outputs of attention and feed-forward")
+                return Parts(_keep(added), _keep(other), error, "the outputs of attention and the feed-forward network")
     middle = _middle(seen, attention, feed_forward, before, added, limit)
     if middle is None:
         return None
@@ -267,7 +267,7 @@ def _relative(error: torch.Tensor, whole: torch.Tensor) -> float:
 def _why_no_parts(anatomy: Anatomy, index: int) -> str:
     if anatomy.attention[index] is None:
         return f"layer {index} has no attention module"
-    return f"in layer {index}, what attention and feed-forward return does not sum to what the layer adds"
+    return f"in layer {index}, the outputs of attention and the feed-forward network do not sum to what the layer adds"
 
 
 # Attention of a batch, without keeping it

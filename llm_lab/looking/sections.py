@@ -165,25 +165,25 @@ def add_ablation(page: Page, inside: Inside) -> None:
 def add_residual(page: Page, inside: Inside) -> None:
     page.heading("The residual stream")
     page.text(
-        "Every layer reads the residual stream and adds to it: first its attention, then its MLP. The norms are means "
-        "over all tokens but the first, whose state is often many times larger."
+        "Every layer reads the residual stream and adds to it: first its attention, then its feed-forward network. "
+        "The norms are means over all tokens but the first, whose state is often many times larger."
     )
     if "parts" in inside.missing:
         page.text(inside.missing["parts"])
     lines = [Line("residual stream", [(float(row), float(norm)) for row, norm in enumerate(inside.norms)])]
     if inside.added is not None:
-        for index, name in enumerate(("attention adds", "MLP adds")):
+        for index, name in enumerate(("attention adds", "feed-forward adds")):
             lines.append(Line(name, [(row + 1.0, float(norm)) for row, norm in enumerate(inside.added[:, index])]))
     page.picture(
         draw_lines(lines, title="Norms by layer", x="layers passed", y="norm", log_y=True),
-        "How much the stream grows, and how much attention and MLP of each layer add to it. Where a curve is "
-        "close to the stream itself, that layer changes much of it.",
+        "How much the stream grows, and how much the attention and the feed-forward network of each layer add to it. "
+        "Where a curve is close to the stream itself, that layer changes much of it.",
     )
     if inside.added is None:
         return
     with page.details("Norms and shares as a table"):
         page.table(
-            ("layer", "stream after it", "attention adds", "MLP adds", "attention's share"),
+            ("layer", "stream after it", "attention adds", "feed-forward adds", "attention's share"),
             [
                 (str(layer), f"{norm:.2f}", f"{attention:.2f}", f"{mlp:.2f}", f"{attention / (attention + mlp):.0%}")
                 for layer, (norm, (attention, mlp)) in enumerate(
@@ -254,12 +254,12 @@ def add_attribution(page: Page, inside: Inside) -> None:
     if found.attention is not None and found.feed_forward is not None:
         lines = [
             Line(name, [(float(layer), float(value)) for layer, value in enumerate(values)])
-            for name, values in (("attention", found.attention), ("MLP", found.feed_forward))
+            for name, values in (("attention", found.attention), ("feed-forward", found.feed_forward))
         ]
         page.picture(
             draw_lines(lines, title=f"Attribution to “{word}” by layer", x="layer", y="logit above the mean"),
-            "Which layers write the prediction directly, by attention and by MLP. The embedding adds "
-            f"{found.embedding:.2f}.",
+            "Which layers write the prediction directly, by attention and by the feed-forward network. The embedding "
+            f"adds {found.embedding:.2f}.",
         )
     if found.heads is not None:
         page.picture(

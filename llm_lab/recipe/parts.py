@@ -128,8 +128,8 @@ class ModelParts(Group):
         help="the normalization layer",
         question="Which normalization?",
         choices=NORMS,
-        why="Both come before attention and feed-forward (pre-norm), which trains stably. RMSNorm (Zhang & Sennrich "
-        "2019) drops the mean and the bias without a measurable loss.",
+        why="Both come before attention and before the feed-forward network (pre-norm), which trains stably. RMSNorm "
+        "(Zhang & Sennrich 2019) drops the mean and the bias without a measurable loss.",
     )
     norm_eps: Float = option(
         1e-5,
@@ -198,8 +198,8 @@ class ModelParts(Group):
         advanced=True,
     )
     intermediate_size: Int | None = option(
-        help="inner width of the feed-forward part",
-        question="Inner width of the feed-forward (intermediate_size)?",
+        help="inner width of the feed-forward network",
+        question="Inner width of the feed-forward network (intermediate_size)?",
         derived="8/3 × hidden_size for gated activations, 4 × hidden_size otherwise",
         ge=8,
         le=262144,
@@ -227,7 +227,7 @@ class ModelParts(Group):
         advanced=True,
     )
     mlp_bias: Bool = option(
-        False, help="biases in the feed-forward", question="Biases in the feed-forward?", advanced=True
+        False, help="biases in the feed-forward network", question="Biases in the feed-forward network?", advanced=True
     )
     qk_norm: Bool = option(
         False,
@@ -262,7 +262,8 @@ class ModelParts(Group):
     )
     zero_init: Bool = option(
         False,
-        help="start the output projections of attention and feed-forward at zero, so each block starts as the identity",
+        help="start the output projections of attention and of the feed-forward network at zero, so each block starts "
+        "as the identity",
         question="Start output projections at zero?",
         why="As in muP and in the speed records of modded-nanogpt: it helps in short runs over new data. It costs "
         "nothing. For many passes over little data, published results found it slightly worse.",

@@ -31,7 +31,7 @@ CHAT_TEMPLATES = {
 LORA_PRESETS = {
     "minimal": "queries and values: fewest weights",
     "attention_only": "queries, keys, values and output of attention",
-    "ffn_only": "the feed-forward matrices",
+    "ffn_only": "the matrices of the feed-forward network",
     "all": "every matrix of the blocks: learns most",
     "custom": "the layers listed in target_modules",
 }

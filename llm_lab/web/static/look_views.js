@@ -171,7 +171,7 @@ export function createViews({ ramps, ask }) {
     fill(view("layers"), el("div.charts", {},
       keep(curves({ title: "Norm of the residual stream", about: "Mean over the tokens, without the first: 0 is the embedding.", names: ["norm"], x: "layers passed" }), () => [column("residual_norm")()]),
       has("attention_norm")
-        ? keep(curves({ title: "What each layer adds", about: "The mean norm of what attention and MLP add.", names: ["attention", "MLP"] }), () => [inner("attention_norm")(), inner("mlp_norm")()], layered)
+        ? keep(curves({ title: "What each layer adds", about: "The mean norm of what attention and the feed-forward network add.", names: ["attention", "feed-forward"] }), () => [inner("attention_norm")(), inner("mlp_norm")()], layered)
         : note(answer.missing.parts ?? ""),
       has("lens_loss")
         ? keep(curves({ title: "Loss of the logit lens on the text", about: "Where the curve falls, the prediction is decided. In nats per token.", names: ["loss"], x: "layers passed" }), () => [column("lens_loss")()])
@@ -229,7 +229,7 @@ export function createViews({ ramps, ask }) {
       return element;
     };
     const charts = [
-      shown.attention && own(keep(curves({ title: "By layer", about: "What attention and MLP of each layer write directly.", names: ["attention", "MLP"] }), () => shown.attention && [shown.attention, shown.feed_forward])),
+      shown.attention && own(keep(curves({ title: "By layer", about: "What attention and the feed-forward network of each layer write directly.", names: ["attention", "feed-forward"] }), () => shown.attention && [shown.attention, shown.feed_forward])),
       shown.heads && own(byHead("By head", "Which heads write the prediction directly, or write against it.", () => shown.heads, { signed: true })),
     ].filter(Boolean);
     fill(view("parts"),
