@@ -119,7 +119,7 @@ def test_a_config_of_an_impossible_size_is_refused_before_it_is_built(size, tmp_
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     def read():
-        with pytest.raises(UserError, match="which no model has"):
+        with pytest.raises(UserError, match="which is too large for any known model"):
             read_config(str(tmp_path))
 
     assert seconds_of(read) < 5

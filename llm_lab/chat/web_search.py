@@ -288,7 +288,9 @@ def _refused(address: str, error: urllib.error.HTTPError) -> LabError:
         return _too_many(f"{address} refuses more requests (429); its limiter may block programs (server: limiter)")
     if 300 <= error.code < 400:
         to = _one_line(error.headers.get("Location"), LONGEST_ADDRESS)
-        return UserError(Problem(KEY, f"it redirects to {to}", value=address, fix="Use the address that it names."))
+        return UserError(
+            Problem(KEY, f"it redirects to {to}", value=address, fix="Use the address that it redirects to.")
+        )
     known = {401: "it requires a login (401)", 404: "there is no SearXNG at this address (404)"}
     return UserError(Problem(KEY, known.get(error.code, f"it answers with HTTP status {error.code}"), value=address))
 

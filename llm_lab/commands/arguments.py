@@ -113,8 +113,8 @@ def _new(commands: Commands) -> None:
         "new pretrain",
         "new sft model.checkpoint=stories data.0.path=chats.jsonl --out chats.yaml",
         more="In a terminal it opens the wizard at the stage, with the given values. With --out it writes a recipe and "
-        "asks nothing; without a terminal it prints the recipe. What is not given has the default of the recipe "
-        'reference; "Train on my text" in the wizard chooses other values for a short first run.',
+        "asks nothing; without a terminal it prints the recipe. Keys that you don't give have their default "
+        'values; "Train on my text" in the wizard chooses other values for a short first run.',
     )
     parser.add_argument("stage", help="pretrain, sft, reward, dpo, grpo, ppo, merge, eval or export")
     _override_argument(parser, "data.0.path=my-text.txt")

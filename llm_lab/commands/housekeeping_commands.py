@@ -98,7 +98,7 @@ def collect_garbage(arguments: argparse.Namespace) -> int | Document:
         least = find_leftovers(arguments.runs, keep=1)
         more = sum(one.bytes for one in least) - sum(one.bytes for one in found)
         if more > 0:
-            print_sentence(f"With --keep 1, which leaves only the last checkpoint of each run: {size(more)} more.")
+            print_sentence(f"--keep 1 keeps only the last checkpoint of each run, and frees {size(more)} more.")
     if not found:
         return DONE
     if arguments.dry_run:
@@ -109,7 +109,7 @@ def collect_garbage(arguments: argparse.Namespace) -> int | Document:
 
 
 def _say_dry_run() -> int:
-    print_text("Nothing was deleted: --dry-run only shows.")
+    print_text("Nothing was deleted: this is a dry run.")
     return DONE
 
 
@@ -118,7 +118,9 @@ def _agrees(question: str, yes: bool) -> bool:
     if yes:
         return True
     if not is_terminal():
-        raise UserError(Problem("--yes", "without a terminal nobody can be asked", fix="Add --yes to delete."))
+        raise UserError(
+            Problem("--yes", "without a terminal, you can't be asked to confirm", fix="Add --yes to delete.")
+        )
     if input(f"{question} [y/N] ").strip().lower() in ("y", "yes"):
         return True
     print_text("Nothing was deleted.")

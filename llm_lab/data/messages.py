@@ -154,7 +154,7 @@ def _message(turn: Any, what: str) -> Message:
         raise Unusable("tool calls, which are not supported")
     keys = next((pair for pair in _KEYS if pair[0] in turn and pair[1] in turn), None)
     if keys is None:
-        raise Unreadable(f"{what} has no role and content (or from and value), only {', '.join(turn) or 'nothing'}")
+        raise Unreadable(f"{what} has no role and content (or from and value); it has {', '.join(turn) or 'no keys'}")
     role, content = turn[keys[0]], turn[keys[1]]
     if not isinstance(role, str) or role not in ROLES:
         raise Unreadable(f"{what} has the role {role!r}, which is not supported; supported: {', '.join(ROLES)}")

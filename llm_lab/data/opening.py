@@ -183,7 +183,7 @@ class _Recoder:
         try:
             return self._decoder.decode(data, final).encode()
         except UnicodeError as error:
-            raise ValueError(f"it begins as UTF-16, but is not: {error}") from None
+            raise ValueError(f"it begins like UTF-16 text, but is not valid UTF-16: {error}") from None
 
     def close(self) -> None:
         """The stream is closed by who opened it."""

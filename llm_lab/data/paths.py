@@ -152,7 +152,7 @@ def _in_folder(path: str, key: str, folder: Path, split: str) -> LocalFiles:
         raise UserError(
             Problem(
                 f"{key}.path",
-                f"This folder has no files of a supported type, only {one_of(found[:10]) or 'none at all'}",
+                "This folder has no files of a supported type" + (f", only {one_of(found[:10])}" if found else ""),
                 value=path,
                 allowed=one_of(list(SUFFIXES)),
                 fix="To read source code as plain text, use a glob such as 'src/**/*.py'.",

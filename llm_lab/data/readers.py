@@ -104,7 +104,7 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} appears twice")
     return row
 
 
@@ -172,7 +172,7 @@ class Reader:
             number = place[1]
             if column not in row:
                 self.refuse(
-                    f"{self.place(number)} has no column {column!r}, only {', '.join(row) or 'nothing'}",
+                    f"{self.place(number)} has no column {column!r}; it has {', '.join(row) or 'no columns'}",
                     fix="Add that column to every row, or remove the row.",
                 )
             value = row[column]

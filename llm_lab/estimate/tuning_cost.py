@@ -58,7 +58,7 @@ class ExampleSizes:
         """Return how many examples there are, and what each part is for."""
         parts = [f"{self.training:,} to train on", f"{self.held_out:,} held out for validation"]
         if self.repeated:
-            parts.append(f"{self.repeated:,} left out: training has their prompts")
+            parts.append(f"{self.repeated:,} left out: their prompts are also in training")
         return f"{self.training + self.held_out + self.repeated:,}: {', '.join(parts)}"
 
     def width(self, rows: int, max_length: int) -> float:

@@ -108,7 +108,7 @@ def _require_named_base(folder: Path, name: str | None, key: str) -> str:
         fix = f"Set base_model_name_or_path in {folder / CONFIG}."
         raise UserError(Problem(key, "this adapter names itself as its base model", value=folder, fix=fix))
     if circle := base_circle(folder):
-        why = f"it leads back to itself as its own base model: {' -> '.join(circle)}"
+        why = f"it is, through other adapters, its own base model: {' -> '.join(circle)}"
         fix = "Set base_model_name_or_path in one of their adapter_config.json to the model that it was trained on."
         raise UserError(Problem(key, why, value=folder, fix=fix))
     base = find_base(folder)
@@ -144,7 +144,7 @@ def require_base(adapter: Adapter, *, key: str = "adapter") -> None:
     """Raise UserError if the base's weights are not the ones that the adapter was trained on."""
     if not Path(adapter.base).exists() and (changed := changed_files(adapter.files, cached_files(adapter.base))):
         why = f"its base {adapter.base} is not the one that it was trained on: {', '.join(changed[:3])} changed"
-        raise UserError(Problem(key, why, value=adapter.folder, fix="Train it again on the base of today."))
+        raise UserError(Problem(key, why, value=adapter.folder, fix="Train it again on the current base."))
     if adapter.digest is None:
         return
     if weights_digest(adapter.base) not in (adapter.digest, None):

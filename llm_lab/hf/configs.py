@@ -101,7 +101,7 @@ def _require_plausible(values: Any, key: str, name: str) -> None:
             _require_plausible(value, key, name)
         most = next((most for keys, most in _LARGEST.items() if part in keys), None)
         if most is not None and isinstance(value, int | float) and not abs(value) <= most:
-            why = f"its config has {part} = {value:,}, which no model has"
+            why = f"its config has {part} = {value:,}, which is too large for any known model"
             raise UserError(Problem(key, why, value=name, allowed=f"at most {most:,}"))
 
 

@@ -20,7 +20,10 @@ from llm_lab.errors import Problem, UserError
 from .rendering import Message, Refused, mark, properties, render
 from .turns import NO_END, Talk, Turn, control_tokens, holds, is_trained, read_turn
 
-TEMPLATED = "the text is already written in the chat template: its control tokens are read as such, and all is trained"
+TEMPLATED = (
+    "the text already contains the chat template's control tokens: they are read as control tokens, and all tokens "
+    "are trained"
+)
 _EMPTY_TAG = re.compile(r"\s*<(\w+)>\s*(</\1>)?\s*\Z")
 IGNORED = -100  # the label that losses ignore
 SPLIT = (

@@ -104,7 +104,10 @@ def require_every_weight(model: Any, name: str | Path, *, key: str) -> None:
     stored = sum(math.prod(shape) for tensor, shape in tensors.items() if tensor != "rope_freqs.weight")
     held = sum(parameter.numel() for parameter in model.parameters())
     if stored != held:
-        why = f"transformers reads {held:,} weights of it, and the file has {stored:,}: it would be another model"
+        why = (
+            f"transformers reads {held:,} weights from it, but the file has {stored:,}: the loaded model would be a "
+            "different one"
+        )
         raise UserError(Problem(key, why, value=name, fix=_FIX))
 
 
@@ -152,6 +155,6 @@ def _llama3_factor(config: Any, theta: float, name: str | Path, key: str) -> flo
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     steps = numpy.arange(len(scaled)) / len(scaled)
     if len(stored.data) != len(scaled) or not numpy.allclose(theta**-steps / scaled.numpy(), stored.data, rtol=1e-3):
-        why = "its frequencies of RoPE do not follow the rule of Llama 3, so its scaling can't be read from GGUF"
+        why = "its RoPE frequencies do not follow Llama 3's rule, so its scaling can't be read from GGUF"
         raise UserError(Problem(key, why, value=name, fix=_FIX))
     return factor

@@ -108,7 +108,7 @@ def _experts_are_those_of_mixtral(values: Values) -> Iterator[Problem]:
         value = model.get(key)
         biased = key == "attention_bias" and model.get("qk_norm")
         if key in model and value not in allowed and not biased:
-            why = f"experts are saved as a native {name}, which does not have this"
+            why = f"a model with experts is saved as a native {name}, which does not have this"
             fix = f"Set it to {format_value(allowed[0])}, or leave out num_experts."
             yield Problem(f"model.{key}", why, value=value, fix=fix)
 

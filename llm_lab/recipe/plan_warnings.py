@@ -39,7 +39,10 @@ def _plain_texts(resolved: Resolved) -> Iterator[tuple[str, str]]:
         return
     for index, source in enumerate(resolved.values.get("data") or ()):
         if str(source["path"]).lower().endswith(PLAIN_TEXT):
-            text = f"{source['path']} is a text: one example as a whole. To train on a text, use stage: pretrain"
+            text = (
+                f"{source['path']} is a plain text, so it would be a single example. To train on plain text, use "
+                "stage: pretrain"
+            )
             yield f"data.{index}.path", f"{text}; conversations are rows of a jsonl, csv or parquet file"
 
 
@@ -133,7 +136,7 @@ def _smaller_batches(resolved: Resolved) -> Iterator[tuple[str, str]]:
         if smaller and smaller.fits:
             yield (
                 ROWS,
-                f"a smaller batch fits, with equally many rows per step: {ROWS}={rows} {ACCUMULATION}={batches}",
+                f"a smaller batch fits, with the same number of rows per step: {ROWS}={rows} {ACCUMULATION}={batches}",
             )
             return
 

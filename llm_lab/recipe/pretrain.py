@@ -327,7 +327,7 @@ def _derive_batch(recipe: PartialRecipe, machine: Machine, shape: ModelShape | N
         rows *= 2
     reason = f"fits into {memory / 1e9:.0f} GB with a quarter to spare"
     if rows * 2 * length > most:
-        reason = f"{rows * length:,} tokens at once are enough for a GPU, or for a step"
+        reason = f"{rows * length:,} tokens at a time use a GPU fully, or are a whole step"
     recipe.fill("train.per_device_train_batch_size", rows, reason)
     rows = recipe.get("train.per_device_train_batch_size")
     each = rows * length * machine.processes

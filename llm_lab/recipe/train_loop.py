@@ -333,7 +333,7 @@ def _warmup_is_set_once(values: Values) -> Iterator[Problem]:
     if ratio is not None and warmup is not None and steps and warmup != warmup_steps_of(ratio, steps):
         yield Problem(
             "scheduler.warmup_ratio",
-            f"it results in {warmup_steps_of(ratio, steps)} of {steps} steps, but scheduler.warmup_steps = {warmup}",
+            f"this is {warmup_steps_of(ratio, steps)} of {steps} steps, but scheduler.warmup_steps = {warmup}",
             value=ratio,
             fix="Remove one of the two.",
         )
@@ -397,10 +397,10 @@ def _sharding_supports_the_run(values: Values) -> Iterator[Problem]:
         why = "fsdp is not supported in a compiled step"
         yield Problem("train.compile", why, value=True, fix=f"Leave the key out. Or: {fix}.")
     if train.get("ema_decay"):
-        why = "fsdp is not supported with an average of the weights, which would be whole in each process"
+        why = "fsdp is not supported with an average of the weights, because each process would need the whole average"
         yield Problem("train.ema_decay", why, value=train["ema_decay"], fix=f"Leave the key out. Or: {fix}.")
     if (values.get("lora") or {}).get("load_in_4bit"):
-        why = "fsdp is not supported with a base in 4 bits, which stays whole in each process"
+        why = "fsdp is not supported with a base in 4 bits, because each process would need the whole base"
         yield Problem("lora.load_in_4bit", why, value=True, fix=f"Set it to false. Or: {fix}.")
 
 

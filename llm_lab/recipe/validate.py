@@ -123,8 +123,10 @@ def with_overrides(raw: Values, words: Iterable[str]) -> tuple[dict[str, Any], s
         if given:
             named = [f"{key} = {format_value(value)}" for key, value in given[:MOST_NAMED]]
             more = [f"{len(given) - MOST_NAMED} more"] if len(given) > MOST_NAMED else []
-            belong = f"{'belongs' if len(given) == 1 else 'belong'} to {own.model_fields['name'].default}"
-            remarks.append(f"The recipe's {one_of([*named, *more])} {belong}: not used for others")
+            verb, rest = ("belongs", "it is not used") if len(given) == 1 else ("belong", "they are not used")
+            remarks.append(
+                f"The recipe's {one_of([*named, *more])} {verb} to {own.model_fields['name'].default}, so {rest}"
+            )
     if dropped:
         result, _ = apply_overrides(apply_overrides(dict(raw), dropped)[0], words)
     return result, touched, remarks

@@ -352,7 +352,7 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
         stage = stage_of(RunFolder(existing).facts())
         if stage is not None and stage.makes is None:
             why, fix = (
-                "the run evaluated a model and made no new one",
+                "this run only evaluated a model; it did not make one",
                 f"Use the model it evaluated: {_source_of(existing)}",
             )
         if existing.is_file():

@@ -205,7 +205,9 @@ def _explained(history: History, values: list[float]) -> Health:
     if len(values) < 2 * FEW:
         return EARLY
     mean = sum(values[-FEW:]) / FEW
-    return Health(mean > 0, "the critic is of use" if mean > 0 else "the critic is worse than a constant")
+    return Health(
+        mean > 0, "the critic is better than a constant" if mean > 0 else "the critic is worse than a constant"
+    )
 
 
 def _chosen(history: History, values: list[float]) -> Health:
@@ -230,7 +232,7 @@ RULES: Mapping[str, Callable[[History, list[float]], Health]] = {
     "critic_grad_norm": _gradient,
     "learning_rate": _rate,
     "tokens_per_second": _speed,
-    "unclipped_share": _within(0.1, 0.5, "low: lower optimizer.rho", "high: raise optimizer.rho", "in its range"),
+    "unclipped_share": _within(0.1, 0.5, "low: lower optimizer.rho", "high: raise optimizer.rho", "in the usual range"),
     "entropy": _entropy,
     "accuracy": _accuracy,
     "eval_accuracy": _accuracy,
@@ -238,9 +240,9 @@ RULES: Mapping[str, Callable[[History, list[float]], Health]] = {
     "reward_std": _within(1e-6, math.inf, "0: there is nothing to learn from", "", "above 0"),
     "zero_spread_share": _within(0.0, MOST_ALIKE, "", "almost no group has a signal", "enough groups have a signal"),
     "kl": _kl,
-    "clip_fraction": _within(0.0, MOST_CLIPPED, "", "high: the steps are too large", "in its range"),
+    "clip_fraction": _within(0.0, MOST_CLIPPED, "", "high: the steps are too large", "in the usual range"),
     "completion_length": _length,
-    "cut_off_share": _within(0.0, MOST_CUT_OFF, "", "most outputs are cut off", "in its range"),
+    "cut_off_share": _within(0.0, MOST_CUT_OFF, "", "most outputs are cut off", "in the usual range"),
     "explained_variance": _explained,
 }
 

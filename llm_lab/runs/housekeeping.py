@@ -136,14 +136,16 @@ def find_folder(name: str, *, root: Path = ROOT) -> tuple[Path, str]:
     inside = path.resolve().is_relative_to(home) and path.resolve() != home
     if not inside or path.is_symlink():
         why = "it is a link" if path.is_symlink() else f"it is not inside {root}/"
-        raise UserError(Problem(name, f"{why}, so it is left alone", fix="Use the commands of your system for it."))
+        raise UserError(
+            Problem(name, f"{why}, so LLM Lab does not change it", fix="Use the commands of your system for it.")
+        )
     if here.is_relative_to(Path(os.path.abspath(root))):
         path = root / here.relative_to(os.path.abspath(root))
     kind = kind_of(path) or (RUN if _never_started(path) else None)
     if kind is None:
         run = next((one for one in path.parents if kind_of(one)), None)
         why = f"it is a part of {run}" if run else "it was not made by LLM Lab"
-        raise UserError(Problem(name, f"{why}, so it is left alone", fix=f"Name a run in {root}/."))
+        raise UserError(Problem(name, f"{why}, so LLM Lab does not change it", fix=f"Name a run in {root}/."))
     return path, kind
 
 
@@ -175,7 +177,7 @@ def plan_removal(name: str, *, root: Path = ROOT) -> Removal:
         notes.append(f"{len(children)} other {_runs(len(children))} made from it: {', '.join(children)}; {they}")
     outer = next((folder for folder in path.parents if folder != root and kind_of(folder)), None)
     if outer is not None:
-        notes.append(f"part of the {kind_of(outer)} {outer}, which makes it again when it is run again")
+        notes.append(f"part of the {kind_of(outer)} {outer}, which trains it again if you run it again")
     inner = [run for run in runs_in(path) if run.path != path]
     if inner:
         notes.append(f"with the {len(inner)} {_runs(len(inner))} in it")

@@ -157,8 +157,8 @@ def in_progress(folder: Path, process: Mapping[str, Any]) -> UserError:
     else:
         last = datetime.fromtimestamp(time.time() - _seconds_since_heartbeat(folder))
         fix = (
-            f"Stop it on {host}. If that host is gone: the last sign of life was at {last:%H:%M:%S}, and "
-            f"{DEAD_AFTER_SECONDS / 60:.0f} minutes after it the run can be resumed here."
+            f"Stop it on {host}. If that host no longer runs: its last heartbeat was at {last:%H:%M:%S}, and the run "
+            f"can be resumed here {DEAD_AFTER_SECONDS / 60:.0f} minutes after that."
         )
     return UserError(Problem(str(folder), f"this run is in progress (process {pid} on {host})", fix=fix))
 

@@ -54,7 +54,7 @@ def require_own_data(folder: str, key: str = "data") -> tuple[RunFolder, StageRe
     if not has_validation(recipe) and getattr(recipe, "score", None) is None:
         can_hold_out = isinstance(recipe, PretrainRecipe | SftRecipe)
         kept = "has no validation data" if can_hold_out else "has no held-out texts"
-        why = f"{run.path} {kept}, and scored no prompts"
+        why = f"{run.path} {kept} and scored no prompts"
         raise UserError(Problem(key, why, fix=NAME_DATA))
     return found
 

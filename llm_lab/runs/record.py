@@ -109,7 +109,7 @@ def read_facts(file: Path) -> tuple[dict[str, Any], str | None]:
     if not isinstance(found, dict):
         return {}, "its content is not an object"
     wrong = [key for key, is_valid in _FACTS.items() if key in found and not is_valid(found[key])]
-    return ({}, f"{wrong[0]} has a value that no run writes") if wrong else (found, None)
+    return ({}, f"{wrong[0]} has an invalid value") if wrong else (found, None)
 
 
 def row_of(line: bytes) -> dict[str, Any] | None:

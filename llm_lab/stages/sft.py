@@ -263,7 +263,7 @@ def measure_held_out(
     on conversations.
     """
     if options.max_tokens is not None:
-        why = "it limits texts; the conversations that a run held out are all measured"
+        why = "it applies to texts only; the conversations that a run held out are all measured"
         raise UserError(Problem("eval.max_tokens", why, value=options.max_tokens, fix="Leave it out."))
     sources = open_example_sets(recipe)
     require_same_data(sources, run)

@@ -46,7 +46,7 @@ def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
     measurement = run_trial(resolved, seconds)
     if measurement is None:
         free_memory(resolved.values["device"])
-        listener(Notice("a trial step needed more memory than there is: the run starts with smaller batches"))
+        listener(Notice("a trial step needed more memory than is available: the run starts with smaller batches"))
         return resolved
     if is_first_process():
         keep_measurement(measurement, resolved.recipe.model_dump(by_alias=True), resolved.shape, resolved.machine)

@@ -206,7 +206,7 @@ def _advice(recipe: Any, resolved: Resolved, error: OutOfMemory) -> Problem:
         return Problem(ROWS, why, value=train.per_device_train_batch_size, fix=fix)
     tries: dict[str, dict[str, Any]] = {}
     if error.in_update:
-        why = f"memory ran out in the update of step {error.step + 1:,}, which no batch size changes"
+        why = f"memory ran out in the update of step {error.step + 1:,}; a smaller batch would not help"
     else:
         why = f"memory ran out in step {error.step + 1:,}, and the batch can't be smaller"
         if not train.gradient_checkpointing:

@@ -236,7 +236,7 @@ BELTS: tuple[Belt, ...] = (
     ),
     _NoSignal(
         "All outputs for each prompt get the same reward",
-        "nothing can be learned from that. Use prompts of another difficulty, a finer reward or a higher temperature.",
+        "nothing can be learned from that. Use easier or harder prompts, a finer reward or a higher temperature.",
     ),
 )
 
@@ -333,5 +333,5 @@ def warn_of_standstill(trainer: Any, before: Sequence[torch.Tensor] | None, list
         return
     folder.update(unmoved=why)
     if why is not None:
-        fix = "Use a larger optimizer.learning_rate, more steps, or, with rewards, prompts of another difficulty."
+        fix = "Use a larger optimizer.learning_rate, more steps, or, with rewards, easier or harder prompts."
         listener(RunWarning(f"Nothing was learned: {why}. {fix}"))

@@ -208,7 +208,7 @@ def load_model_to_train(recipe: TuneRecipe, folder: RunFolder, listener: Listene
     if in_4bit:
         require_4bit(recipe.device)
     if is_gguf(checkpoint):
-        why = "its weights are unpacked; what was lost when they were quantized stays lost"
+        why = "its weights are unpacked, but the precision that quantization lost can't be restored"
         listener(Notice(f"{checkpoint} is a GGUF file: {why}"))
     model = load_model(
         checkpoint,

@@ -232,7 +232,7 @@ def test_an_unknown_role_is_an_error_with_row_and_role(role):
         ({"messages": "hello"}, "column 'messages' is str, not a list of messages"),
         ({"messages": "[{"}, "column 'messages' is a string that is not valid JSON"),
         ({"messages": ["hello"]}, "message 1 of column 'messages' is str, not an object with role and content"),
-        ({"messages": [{"speaker": "a"}]}, "has no role and content (or from and value), only speaker"),
+        ({"messages": [{"speaker": "a"}]}, "has no role and content (or from and value); it has speaker"),
         ({"messages": [{**USER, "role": ["user"]}]}, "message 1 of column 'messages' has the role ['user']"),
         ({"messages": {"from": ["human", "gpt"], "value": ["Why?"]}}, "is an object of lists of different lengths"),
         ({"messages": [{**USER, "content": 7}]}, "message 1 of column 'messages' is int, not text"),
@@ -534,7 +534,7 @@ def test_messages_written_as_text_are_messages():
 
 @pytest.mark.parametrize(
     ("written", "why"),
-    [("[{'content': 'a?', 1: 'user'}]", "only content, 1"), ("[{'role': 'user', 'content': b'a?'}]", "not valid JSON")],
+    [("[{'content': 'a?', 1: 'user'}]", "it has content, 1"), ("[{'role': 'user', 'content': b'a?'}]", "not valid JSON")],
 )
 def test_a_python_list_that_json_can_not_hold_is_refused(written, why):
     assert why in refusal({"messages": written})

@@ -154,7 +154,7 @@ def test_two_columns_of_one_name_are_refused():
 
 
 BROKEN_LINES = {
-    '{"text": "a", "text": "b"}': "line 2 of a.jsonl is not JSON: the key 'text' is there twice",
+    '{"text": "a", "text": "b"}': "line 2 of a.jsonl is not JSON: the key 'text' appears twice",
     '{"text": ' + "[" * 100_000: "line 2 of a.jsonl is nested too deeply",
     '{"text": "b", "n": ' + "9" * 5000 + "}": "line 2 of a.jsonl is not JSON: Exceeds the limit",
     '{"text": "b"} {"text": "c"}': "line 2 of a.jsonl is not JSON: Extra data",

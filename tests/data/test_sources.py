@@ -261,7 +261,7 @@ def test_the_error_for_a_folder_without_text_lists_its_file_types():
     write_file("d/a.png", b"\x89PNG")
     assert "no files of a supported type, only .png. Allowed: .txt" in refusal("d")
     Path("empty").mkdir()
-    assert "only none at all" in refusal("empty")
+    assert "no files of a supported type. Allowed: .txt" in refusal("empty")
 
 
 def test_keys_for_hub_datasets_are_refused_together_for_files():
@@ -320,7 +320,7 @@ def test_utf16_with_its_mark_is_read(encoding, packed):
 
 def test_a_file_that_only_begins_as_utf16_is_refused():
     write_file("a.txt", b"\xff\xfe" + "text".encode("utf-16-le") + b"\x00\xd8")
-    assert "begins as UTF-16, but is not" in refusal("a.txt")
+    assert "begins like UTF-16 text, but is not valid UTF-16" in refusal("a.txt")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
@@ -351,7 +351,7 @@ def test_an_unpaired_surrogate_is_refused():
 
 def test_a_row_without_the_column_is_named():
     write_jsonl("a.jsonl", *[{"text": "one"}] * 30, {"txt": "two"})
-    assert "line 31 of a.jsonl has no column 'text', only txt" in refusal("a.jsonl")
+    assert "line 31 of a.jsonl has no column 'text'; it has txt" in refusal("a.jsonl")
 
 
 def test_a_row_whose_column_is_not_text_is_named():

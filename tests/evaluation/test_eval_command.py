@@ -82,7 +82,7 @@ def test_without_data_a_fine_tuned_model_gets_the_loss_of_its_run_on_the_held_ou
 def test_without_data_a_fine_tuned_model_whose_run_held_nothing_out_is_refused(in_tmp_path):
     write_base()
     facts = run(post_recipe("sft", validation={"fraction": 0}))
-    with pytest.raises(UserError, match=r"has no validation data, and scored no prompts"):
+    with pytest.raises(UserError, match=r"has no validation data and scored no prompts"):
         measure(facts["path"])
 
 

@@ -30,7 +30,7 @@ def test_a_fine_tune_of_few_steps_says_so_and_what_to_change():
 def test_a_text_file_as_conversations_is_warned_of_with_the_stage_that_takes_it():
     recipe = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "gpt2"}, "train": {"max_steps": 50}}
     warned = {file: dict(plan_warnings(resolve(recipe | {"data": [{"path": file}]}))) for file in ("a.txt", "a.jsonl")}
-    assert "To train on a text, use stage: pretrain" in warned["a.txt"]["data.0.path"]
+    assert "To train on plain text, use stage: pretrain" in warned["a.txt"]["data.0.path"]
     assert warned["a.jsonl"] == {}
 
 
@@ -91,7 +91,7 @@ def test_examples_that_are_cut_off_are_in_the_plan():
 def test_a_plan_accounts_for_every_example():
     few = replace(with_examples(1000), examples=ExampleSizes(31, 4, (10,), repeated=5))
     (said,) = [text for name, text, _ in plan_lines(few) if name == "examples"]
-    assert said == "40: 31 to train on, 4 held out for validation, 5 left out: training has their prompts"
+    assert said == "40: 31 to train on, 4 held out for validation, 5 left out: their prompts are also in training"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_run_of_another_host_is_running_until_its_heartbeat_stops(run):
     run.update(process=ELSEWHERE)
     assert run.status() == "running"
     with (
-        pytest.raises(UserError, match=r"process 4711 on gpu-box.*If that host is gone.*5 minutes after it"),
+        pytest.raises(UserError, match=r"process 4711 on gpu-box.*If that host no longer runs.*5 minutes after"),
         run.hold(),
     ):
         pytest.fail("the other host may still be at work")

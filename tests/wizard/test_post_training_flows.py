@@ -307,10 +307,10 @@ def test_an_evaluation_without_anything_to_measure_says_so_on_its_page_and_befor
         draft = new_draft("eval", model=model)
         shown[model] = next(row.value for row in rows_of(page_question(draft, draft, page)) if row.key == "data")
     assert shown["tiny"] == "the validation data of its run"
-    assert shown["tiny-sft"].startswith("to be chosen")
+    assert shown["tiny-sft"].startswith("choose texts")
     job, _ = read_job({"stage": "eval", "model": "tiny-sft", "device": "cpu"})
     (problem,), _ = look_at_data(job.stages[0])
-    assert "has no validation data, and scored no prompts" in str(problem)
+    assert "has no validation data and scored no prompts" in str(problem)
 
 
 def test_a_second_model_is_chosen_from_the_runs_or_left_open():
