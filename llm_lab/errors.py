@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .safe_text import redact, shorten
@@ -17,6 +18,7 @@ DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also beyond a quota, or the largest size of a file
 # The most characters of a key and of each part of an error, and the most problems of one error.
 LONGEST_KEY, LONGEST, MOST_PROBLEMS = 300, 2000, 50
+SIMILAR = 0.6  # at least, of a name that may be meant: the ratio of difflib
 MOST_NAMED = 8  # of what one might have meant
 
 
@@ -85,8 +87,24 @@ def first_line(error: BaseException) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """Return 'Did you mean X?' with the closest known name, or None."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=SIMILAR)
     return f"Did you mean {near[0]}?" if near else None
+
+
+def similar_path(path: str) -> str | None:
+    """Return 'Did you mean X?' for the existing file or folder that is most similar to a missing one, or None."""
+    missing = Path(path).expanduser()
+    try:
+        while not missing.parent.exists():
+            missing = missing.parent
+        names = [entry.name for entry in missing.parent.iterdir() if not entry.name.startswith(".")]
+    except (OSError, ValueError):  # ValueError: a NUL character in the name
+        return None
+    stems = {Path(name).stem for name in names}
+    near = difflib.get_close_matches(missing.name, names, n=len(names) or 1, cutoff=SIMILAR)
+    alike = difflib.get_close_matches(missing.stem, stems, n=len(stems) or 1, cutoff=SIMILAR)
+    found = next((name for name in near if Path(name).stem in alike), None)  # the same ending alone is not enough
+    return f"Did you mean {missing.parent / found}?" if found else None
 
 
 def suggest(name: str, known: Sequence[str], none: str) -> str:

@@ -11,10 +11,8 @@ from logging import getLogger as get_logger
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of, similar_path
 from llm_lab.hf.hub import go_offline_without_hub
-
-from .paths import suggest_path
 
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=[Bb]earer )\S+")
 
@@ -86,7 +84,7 @@ def require_on_hub(path: str, *, key: str, subset: str | None = None, split: str
     if remark is None or _is_cached(path):
         return remark
     reason = remark.rpartition("was not checked: ")[2]
-    hint = suggest_path(path) or "Check the path, or use a local file or a built-in dataset."
+    hint = similar_path(path) or "Check the path, or use a local file or a built-in dataset."
     why = f"There is no such file or folder, no such dataset in the Hub's cache, and {reason}"
     raise UserError(Problem(f"{key}.path", why, value=path, fix=f"{hint} Hub datasets are named owner/name."))
 
@@ -147,7 +145,7 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             where,
             "No such local file, and no such dataset on the Hub (or it is private)",
             value=path,
-            fix=f"{suggest_path(path) or f'Check the name at {page}.'} "
+            fix=f"{similar_path(path) or f'Check the name at {page}.'} "
             "For a private dataset, log in with `hf auth login` or set HF_TOKEN.",
         )
     if _is_offline() and not go_offline_without_hub():
@@ -155,14 +153,14 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             where,
             "No such local file, not in the Hub's cache, and downloads are disabled (HF_HUB_OFFLINE)",
             value=path,
-            fix=f"{suggest_path(path) or ''} Unset HF_HUB_OFFLINE to download it, or use a local file.",
+            fix=f"{similar_path(path) or ''} Unset HF_HUB_OFFLINE to download it, or use a local file.",
         )
     if "Couldn't reach" in message or _is_network(causes):
         return Problem(
             where,
             "No such local file, and the Hugging Face Hub can't be reached",
             value=path,
-            fix=f"{suggest_path(path) or ''} Check the network, or use a local file or a built-in dataset.",
+            fix=f"{similar_path(path) or ''} Check the network, or use a local file or a built-in dataset.",
         )
     if "Dataset scripts are no longer supported" in message:
         return Problem(

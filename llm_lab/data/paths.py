@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of, similar_path
 
 from .formats import pick_column, string_columns
 from .local_splits import find_saved_splits, find_splits
@@ -105,22 +105,6 @@ def default_split(path: str, split: str | None) -> str:
     return "test" if local.is_dir() and "test" in find_splits(local, _data_in(local, path, "score")[0]) else "train"
 
 
-def suggest_path(path: str) -> str | None:
-    """Return 'Did you mean X?' for the existing path that is most similar to a missing one, or None."""
-    missing = Path(path).expanduser()
-    while not missing.parent.exists():
-        missing = missing.parent
-    try:
-        names = [entry.name for entry in missing.parent.iterdir() if not entry.name.startswith(".")]
-    except OSError:
-        return None
-    hint = did_you_mean(missing.name, names)
-    if hint is None:
-        return None
-    name = hint.removeprefix("Did you mean ").removesuffix("?")
-    return f"Did you mean {missing.parent / name}?"
-
-
 def _looks_local(path: str) -> bool:
     return (
         path.startswith(("./", "../", "/", "~"))
@@ -138,7 +122,7 @@ def _missing(path: str, key: str, local: Path) -> Problem:
     why = "There is no such file or folder"
     if first != local:
         why = f"There is no folder {first}"
-    hint = suggest_path(path)
+    hint = similar_path(path)
     return Problem(
         f"{key}.path", why, value=path, fix=f"{hint} {_HUB_HINT}" if hint else f"Check the path. {_HUB_HINT}"
     )

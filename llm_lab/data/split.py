@@ -167,9 +167,10 @@ def split_examples(
     """Return the training and validation examples of each dataset; a prompt is on one side only, across datasets.
 
     take "end": the last `fraction` of each dataset is validation, except prompts that are also in training.
-    take "random": the hash of the prompt decides, so neither order nor additions move an example. The prompt of a
-    conversation is everything before the first answer. Raises UserError if a side of a dataset would be empty
-    (with require_validation False: only if training would be empty).
+    take "random": the hash of the prompt decides, so neither order nor additions move an example. Where a few examples
+    have no hash below `fraction`, the lowest one is validation. The prompt of a conversation is everything before the
+    first answer. Raises UserError if a side of a dataset would be empty (with require_validation False: only if
+    training would be empty).
     """
     if take not in TAKES:
         why = "Unknown way to split"
@@ -179,7 +180,9 @@ def split_examples(
     hashes = [[_hash(example.opening) for example in source.examples] for source in sources]
     if take == "random":
         limit = int(fraction * 2**64)
-        held_out = [[value < limit for value in values] for values in hashes]
+        few = [values for values in hashes if fraction and min(values, default=0) >= limit and len(set(values)) > 1]
+        lowest = {min(values) for values in few}
+        held_out = [[value < limit or value in lowest for value in values] for values in hashes]
     else:
         held_out = [_last(len(values), fraction) for values in hashes]
     trained = {

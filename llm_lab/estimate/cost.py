@@ -230,10 +230,12 @@ def disk_by_part(model: int, checkpoint: int, train: Mapping[str, Any]) -> dict[
 
     A new checkpoint is written before the oldest is removed. A short run saves fewer than are kept.
     """
-    most = train["save_total_limit"] + 1
+    kept, saved = train["save_total_limit"], None
     if train["max_steps"] and train["save_steps"]:
-        most = min(most, occasions(train["save_steps"], train["max_steps"], 0))
-    return {"model": model, plural(most, "checkpoint"): checkpoint * most}
+        saved = occasions(train["save_steps"], train["max_steps"], 0)
+    if saved is not None and saved <= kept:
+        return {"model": model, plural(saved, "checkpoint"): checkpoint * saved}
+    return {"model": model, f"at most {plural(kept + 1, 'checkpoint')}": checkpoint * (kept + 1)}
 
 
 def estimate_model(shape: ModelShape | None, machine: Machine, *, device: str, writes_model: bool) -> Estimate:

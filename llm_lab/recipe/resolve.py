@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import MachineError, Problem, UserError, did_you_mean
+from llm_lab.errors import MachineError, Problem, UserError, similar_path
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.gguf_header import SUFFIX, file_on_the_hub, how_to_download
 from llm_lab.estimate.machine import Machine, find_machine
@@ -212,14 +212,6 @@ def _missing_models(values: Values) -> Iterator[Problem]:
             remote = file_on_the_hub(name)
             fix = f"If it is a file on the Hub, download it. {how_to_download(*remote)}" if remote else usual
             yield Problem(key, "there is no such file or folder", value=name, fix=similar_path(name) or fix)
-
-
-def similar_path(name: str) -> str | None:
-    """Return 'Did you mean X?' with the file or folder next to a missing one whose name is most similar, or None."""
-    try:
-        return did_you_mean(name, [str(path) for path in Path(name).expanduser().parent.iterdir()])
-    except (OSError, ValueError):  # ValueError: a NUL character in the name
-        return None
 
 
 def _without_idle_keys(values: dict[str, Any]) -> dict[str, Any]:

@@ -85,23 +85,40 @@ def plan_rows(
     """Return what a sweep will do, as (name, text): runs, time, disk, and what to know. then: what follows."""
     left = [state for state in states if state.status != "done" and (retry_failed or state.status != "failed")]
     done, failed = (sum(state.status == status for state in states) for status in ("done", "failed"))
-    costs = [one.estimate for state in left for one in sweep.jobs[state.cell.configuration.name].stages]
-    seconds = sum(cost.wall_seconds or 0.0 for cost in costs) / jobs
+    costs = [_cost(sweep, state.cell.configuration.name) for state in left]
+    seconds = sum(one for one, _ in costs) / jobs
     before = [f"{done} done" if done else "", f"{failed} failed before" if failed else ""]
     kept = f" ({', '.join(filter(None, before))})" if any(before) else ""
     how = "one after the other" if jobs == 1 else f"{jobs} at a time"
     first = next(iter(sweep.jobs.values())).stages[0]
-    too_long = [("note", TOO_LONG)] if seconds > MONTH_SECONDS else []
+    too_long = [("note", TOO_LONG)] if takes_too_long(seconds) else []
     return [
         ("compares", describe_sweep(sweep)),
         ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
         ("time", f"{about(seconds)}, and the start of each run" if seconds else "not known"),
-        ("disk", f"{size(sum(cost.disk_bytes for cost in costs))} in {sweep.folder}/"),
+        ("disk", f"{size(sum(disk_bytes for _, disk_bytes in costs))} in {sweep.folder}/"),
         *([("then", then)] if then else []),
         *too_long,
         *(("note", remark) for remark in sweep.remarks),
         ("device", f"{first.values.get('device')}: {first.machine.describe()}"),
     ]
+
+
+def takes_too_long(seconds: float) -> bool:
+    """Return whether a sweep or a duel is started only after a yes that is not the default."""
+    return seconds > MONTH_SECONDS
+
+
+def cost_of_a_seed(sweep: Sweep) -> tuple[float, int]:
+    """Return the seconds and the bytes on the disk that a sweep or a duel takes for each of its seeds."""
+    costs = [_cost(sweep, configuration.name) for configuration in sweep.configurations]
+    return sum(seconds for seconds, _ in costs), sum(disk_bytes for _, disk_bytes in costs)
+
+
+def _cost(sweep: Sweep, name: str) -> tuple[float, int]:
+    """Return the seconds and the bytes on the disk of one run of a configuration."""
+    costs = [one.estimate for one in sweep.jobs[name].stages]
+    return sum(cost.wall_seconds or 0.0 for cost in costs), sum(cost.disk_bytes for cost in costs)
 
 
 def what_is_missing(rows: Sequence[Row]) -> list[str]:

@@ -73,6 +73,11 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
     edit = Float(ConditionalContainer(field, filter=editing), left=0, top=0, height=1)
     keys = KeyBindings()
 
+    def forget_trouble(_: Any) -> None:
+        page.trouble = ""
+
+    buffer.on_text_changed += forget_trouble
+
     def begin(row: Row, typed: str | None) -> None:
         assert row.question is not None
         place.row = row

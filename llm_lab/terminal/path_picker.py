@@ -169,6 +169,8 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
     place.marked = list(default) if len(default) > 1 else []
     control = InquirerControl(_choices(place.rows(), room), pointer="»", use_indicator=False, show_description=False)
 
+    before_typing: str | None = None
+
     def show(at: str | None = None) -> None:
         """List again. at: the answer to point at; otherwise the first line that can be taken."""
         rows = place.rows()
@@ -239,7 +241,7 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
         key, place.was_refused = event.key_sequence[0].key, False
         if place.typed and key != Keys.Left:
             place.typed = place.typed[:-1] if key == Keys.Backspace else ""
-            show()
+            show(None if place.typed else before_typing)
         elif key in (Keys.Left, Keys.Backspace):
             place.go(_parent(place.folder))
             show()
@@ -248,11 +250,13 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
     @keys.add(Keys.BracketedPaste, eager=True)
     @keys.add(Keys.Any)
     def _(event: Any) -> None:
+        nonlocal before_typing
         text = event.data.replace("\r\n", " ").replace("\n", " ").strip("\r")
         if text == " " and place.several and "/" not in place.typed:
             place.mark(pointed())
             show(pointed().answer)
         elif text.isprintable():
+            before_typing = before_typing if place.typed else pointed().answer
             place.typed = text if place.was_refused else place.typed + text
             place.was_refused = False
             show()

@@ -233,18 +233,25 @@ def lay_out_list(
     for key, step in moves.items():
         footer.keys.add(key, eager=True)(lambda event, step=step: move(step))
     every = list(control.choices)
+    before = found_first = None  # what was pointed at before a filter was typed, and what the filter points at
 
     def set_filter(text: str) -> None:
+        nonlocal before, found_first
         words = text.lower().split()
         found = [one for one in every if isinstance(one, Separator) or all(word in _searched(one) for word in words)]
         possible = [number for number, choice in enumerate(found) if not choice.disabled]
         pointed, is_shorter = control.get_pointed_at(), len(text) < len(footer.filter)
+        if not footer.filter:
+            before = pointed
+        elif not text and pointed is found_first and before is not None:
+            pointed = before  # a filter that was only typed and cleared changes nothing
         footer.filter, footer.has_none = text, not possible
         possible.sort(key=lambda number: _rank(_searched(found[number]), text.lower()))
         footer.trouble = "" if possible else f"Nothing contains {text}. {CLEARS}"
         if possible:
             kept = [number for number in possible if is_shorter and found[number] is pointed]
             control.choices, control.pointed_at = found, (kept or possible)[0]
+            found_first = found[control.pointed_at]
 
     if filters and len(every) > 1:
         footer.set_filter = set_filter

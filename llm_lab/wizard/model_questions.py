@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from llm_lab.errors import similar_path
 from llm_lab.estimate.adapter_base import read_adapter_json
 from llm_lab.estimate.formatting import age, count
 from llm_lab.estimate.machine import Machine
@@ -14,7 +15,7 @@ from llm_lab.estimate.model_library import MODELS as LIBRARY_MODELS
 from llm_lab.estimate.model_library import find_in_library
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES, stage_of
-from llm_lab.recipe.resolve import LOCAL_PREFIXES, similar_path
+from llm_lab.recipe.resolve import LOCAL_PREFIXES
 from llm_lab.recipe.what_fits import METHODS, LibraryEntry, library
 from llm_lab.runs.entries import list_sweeps
 from llm_lab.runs.folder import ROOT, RunFolder, last_active, list_runs

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, Problem
+from llm_lab.estimate.formatting import about, plural, size
 from llm_lab.recipe.fields import LARGEST_INT
 from llm_lab.recipe.validate import find_key, stage_schema
 from llm_lab.studies.verdict import MIN_SEEDS
@@ -111,19 +112,19 @@ def sweep() -> Flow[Next | None]:
         wait=CHECKING,
         screen=Screen(TITLE, where),
     )
-    least = 2 if preset == "seeds" else 1
+    least, words = 2 if preset == "seeds" else 1, f"{known} {words}"
+    planned = _planned_sweep(recipe, preset, words)
     seeds = yield Question(
         "sweep.seeds",
         "How many seeds?",
-        choices=tuple(Choice(n, str(n)) for n in SEEDS if n >= least),
+        choices=_seed_choices(planned, [n for n in SEEDS if n >= least]),
         default=3,
         why=SEEDS_WHY,
         screen=Screen(TITLE, where),
     )
-    words = f"{known} {words}"
     planned = _planned_sweep(recipe, preset, words, seeds)
     lines = _plan(planned)
-    start = yield yes_no("sweep.start", START, default=_is_short(lines), yes=YES, no="No, change it",
+    start = yield yes_no("sweep.start", START, default=not _takes_too_long(planned), yes=YES, no="No, change it",
                          why=START_WHY, screen=Screen(TITLE, where, lines=lines))  # fmt: skip
     if not start or not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):
         yield BackTo("sweep.words")
@@ -227,16 +228,32 @@ def duel() -> Flow[Next | None]:
         wait="Checking both recipes ...",
         screen=Screen(DUEL, where),
     )
-    seeds = yield Question("duel.seeds", "How many seeds?", choices=tuple(Choice(n, str(n)) for n in DUEL_SEEDS),
-                           why=DUEL_SEEDS_WHY, screen=Screen(DUEL, where))  # fmt: skip
+    choices = _seed_choices(_planned_duel(recipe, other, words), DUEL_SEEDS)
+    seeds = yield Question("duel.seeds", "How many seeds?", choices=choices, why=DUEL_SEEDS_WHY,
+                           screen=Screen(DUEL, where))  # fmt: skip
     planned = _planned_duel(recipe, other, words, seeds=seeds)
     then = f"up to {seeds} shorter runs of the slower recipe, at equal time"
     lines = _plan(planned, then=then)
-    start = yield yes_no("duel.start", START, default=_is_short(lines), yes=YES, no="No, change it",
+    start = yield yes_no("duel.start", START, default=not _takes_too_long(planned), yes=YES, no="No, change it",
                          why=START_WHY, screen=Screen(DUEL, where, lines=lines))  # fmt: skip
     if not start or not (yield StartDuel(recipe, tuple(shlex.split(words)), seeds, other)):
         yield BackTo("duel.words")
     return (yield from _end(planned))
+
+
+def _seed_choices(planned: Sweep, numbers: Iterable[int]) -> tuple[Choice, ...]:
+    """Return numbers of seeds to choose from, with the runs, the time and the disk space that each takes."""
+    from llm_lab.studies.sweep_report import cost_of_a_seed
+
+    seconds, disk_bytes = cost_of_a_seed(planned)
+    more = " At equal time, up to {} shorter runs of the slower one follow." if planned.kind == "duel" else ""
+    found = []
+    for number in numbers:
+        runs = plural(number * len(planned.configurations), "run")
+        time = f"  {about(number * seconds)}" if seconds else ""
+        effect = f"{size(number * disk_bytes)} on the disk.{more.format(number)}"
+        found.append(Choice(number, f"{number:<4}{runs:>8}{time}", effect=effect))
+    return tuple(found)
 
 
 def _end(planned: Sweep) -> Flow[Next | None]:
@@ -262,11 +279,10 @@ def resume_sweep(path: str, is_stopped: bool = False) -> Flow[Next | None]:
     return (yield from _end(planned)) if start and (yield ResumeSweep(path)) else None
 
 
-def _is_short(plan: Iterable[Line]) -> bool:
-    """Return whether a plan takes so little time that it is started unless one says no."""
-    from llm_lab.studies.sweep_report import TOO_LONG
+def _takes_too_long(planned: Sweep) -> bool:
+    from llm_lab.studies.sweep_report import cost_of_a_seed, takes_too_long
 
-    return all(line.text.split(maxsplit=1)[-1] != TOO_LONG for line in plan)
+    return takes_too_long(len(planned.seeds) * cost_of_a_seed(planned)[0])
 
 
 def _planned_sweep(recipe: str, preset: str | None, words: str, seeds: int | None = None) -> Sweep:

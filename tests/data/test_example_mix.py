@@ -70,15 +70,33 @@ def test_fraction_0_holds_out_nothing():
 
 
 @pytest.mark.parametrize(
-    ("count", "take", "why"), [(1, "end", "left for training"), (2, "random", "left for validation")]
+    ("texts", "take", "why"), [(["a"], "end", "left for training"), (["a", "a"], "random", "left for validation")]
 )
-def test_an_empty_side_is_an_error(count, take, why):
+def test_an_empty_side_is_an_error(texts, take, why):
     with pytest.raises(UserError, match=why):
-        split_examples([make_set([f"{i}" for i in range(count)])], fraction=0.01, take=take)
+        split_examples([make_set(texts)], fraction=0.01, take=take)
+
+
+@pytest.mark.parametrize("count", [2, 5, 12])
+def test_of_a_few_examples_random_holds_out_one(count):
+    few = [f"{i}?" for i in range(count)]
+    (split,) = split_examples([make_set(few)], fraction=1e-6, take="random")
+    (again,) = split_examples([make_set(few[::-1])], fraction=1e-6, take="random")
+    assert prompts(split.validation) == prompts(again.validation)
+    assert len(split.validation) == 1
+    assert len(split.train) == count - 1
+
+
+def test_a_prompt_that_a_small_dataset_holds_out_is_not_trained_on_in_another():
+    (lowest,) = prompts(split_examples([make_set(["a", "b"])], fraction=1e-6, take="random")[0].validation)
+    sets = [make_set(["a", "b"]), make_set([lowest, *(f"{i}?" for i in range(30))])]
+    splits = split_examples(sets, fraction=1e-6, take="random")
+    assert lowest not in [prompt for split in splits for prompt in prompts(split.train)]
+    assert all(split.validation for split in splits)
 
 
 def test_validation_may_be_empty_if_it_is_not_required():
-    (split,) = split_examples([make_set(["a", "b"])], fraction=0.01, take="random", require_validation=False)
+    (split,) = split_examples([make_set(["a", "a"])], fraction=0.01, take="random", require_validation=False)
     assert len(split.train) == 2
 
 

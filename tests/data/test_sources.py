@@ -219,6 +219,13 @@ def test_a_mistyped_file_gets_a_suggestion():
     assert "Hub datasets are named owner/name." in message
 
 
+def test_a_file_with_only_the_same_ending_is_not_suggested():
+    write_file("bin.txt", "To be")
+    assert "Did you mean" not in refusal("missing.txt")
+    write_file("misssing.md", "To be")
+    assert "Did you mean misssing.md?" in refusal("missing.txt")
+
+
 def test_a_mistyped_folder_gets_a_suggestion():
     write_file("corpora/a.txt", "To be")
     message = refusal("./corpra/deep/a.txt")

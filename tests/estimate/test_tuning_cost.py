@@ -164,10 +164,18 @@ def test_a_measured_run_predicts_only_runs_with_the_same_adapter(base, monkeypat
     assert find_measurement(whole.recipe.model_dump(by_alias=True), whole.shape, LAPTOP) is None
 
 
-@pytest.mark.parametrize(("train", "saved"), [({"max_steps": 10}, 1), ({"max_steps": 10, "save_steps": 5}, 2), ({}, 5)])
-def test_a_short_run_needs_disk_only_for_the_checkpoints_that_it_saves(train, saved):
+@pytest.mark.parametrize(
+    ("train", "checkpoints"),
+    [
+        ({"max_steps": 10}, "1 checkpoint"),
+        ({"max_steps": 10, "save_steps": 5}, "2 checkpoints"),
+        ({"max_steps": 10, "save_steps": 2, "save_total_limit": 3}, "at most 4 checkpoints"),
+        ({}, "at most 5 checkpoints"),
+    ],
+)
+def test_a_run_needs_disk_for_the_checkpoints_that_it_keeps_and_one_while_it_saves(train, checkpoints):
     sft = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "gpt2"}, "data": [{"path": "builtin:instruct"}]}
     pretrain = {"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}]}
     for recipe in (sft, pretrain):
         parts = resolve({**recipe, "train": train}).estimate.disk_by_part
-        assert list(parts) == ["model", f"{saved} checkpoint{'s' * (saved > 1)}"]
+        assert list(parts) == ["model", checkpoints]

@@ -192,7 +192,7 @@ def test_typing_filters_a_long_list(press):
     assert press(long, "z", Key.DOWN, Key.ENTER)[0] == 0
 
 
-@pytest.mark.parametrize(("kind", "taken"), [("choice", 7), ("several", [3])])
+@pytest.mark.parametrize(("kind", "taken"), [("choice", 0), ("several", [3])])
 def test_a_filter_without_a_match_shows_and_marks_no_line_until_ctrl_u_clears_it(press, kind, taken):
     lines = tuple(Choice(n, f"number {n}", effect=f"the meaning of {n}") for n in range(9))
     asked = Question("n", "Which number?", kind, choices=lines, default=[3])
@@ -203,6 +203,14 @@ def test_a_filter_without_a_match_shows_and_marks_no_line_until_ctrl_u_clears_it
         assert not any(text in screen for text in ("number 7", "»", "the meaning of"))
     assert "number 8" in screens[-1]
     assert "Filter" not in screens[-1]
+
+
+def test_a_filter_that_is_cleared_leaves_the_pointer_where_it_was_unless_it_was_moved(press):
+    lines = tuple(Choice(n, f"{'even' if n % 2 == 0 else 'odd'} {n}") for n in range(9))
+    asked = Question("n", "Which number?", choices=lines, default=3)
+    for clears in ([Key.ERASE_LINE], [Key.BACKSPACE] * 4):
+        assert press(asked, *"even", *clears, Key.ENTER)[0] == 3
+    assert press(asked, *"even", Key.DOWN, Key.ERASE_LINE, Key.ENTER)[0] == 2
 
 
 def test_a_page_opens_the_row_that_a_filter_found_with_one_enter(press):
@@ -357,6 +365,16 @@ def test_a_page_is_filled_in_place_with_arrow_keys_and_by_typing(press):
     assert any('"abc" is not a whole number.' in screen for screen in screens)
     assert "yours" in line_of(screens[-1], "optimizer")
     assert "optimizer.name=adamw train.max_steps=40" in screens[-1]
+
+
+def test_the_error_of_a_value_goes_as_soon_as_another_is_typed(press):
+    steps = (To("max_steps"), Key.ENTER, "abc", Key.ENTER, "1", "2", Key.ENTER, Key.FINISH)
+    value, screens = press(page_of("pretrain"), *steps)
+    assert value["changes"] == {"train": {"max_steps": 12}}
+    refused = [number for number, screen in enumerate(screens) if "is not a whole number" in screen]
+    assert refused
+    typing = next(screen for screen in screens[refused[0] :] if line_of(screen, "max_steps").split()[1] == "1")
+    assert "is not a whole number" not in typing
 
 
 def test_a_value_is_erased_as_soon_as_its_row_is_open(press):

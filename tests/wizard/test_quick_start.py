@@ -143,6 +143,12 @@ def test_a_file_is_picked_with_the_arrow_keys_and_several_with_the_space_bar(mon
     assert press(several, monkeypatch, " ", Key.DOWN, " ", Key.ENTER)[0] == ["book.txt", "note.md"]
 
 
+def test_a_file_list_whose_filter_is_cleared_points_at_the_same_file_again(monkeypatch):
+    asked = dataclasses.replace(PATH, default="note.md")
+    for clears in ([Key.ERASE_LINE], [Key.BACKSPACE] * 4):
+        assert press(asked, monkeypatch, *"book", *clears, Key.ENTER)[0] == "note.md"
+
+
 def test_a_path_that_was_refused_is_there_to_be_corrected(monkeypatch):
     refused, trouble = dataclasses.replace(PATH, default="/nope"), "/nope: No such file."
     picked, screens = press(refused, monkeypatch, Key.ENTER, trouble=trouble)

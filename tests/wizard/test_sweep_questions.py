@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_recipe, write_text
-from support.wizard_answers import ENTER, Refused, answers, follow
+from support.wizard_answers import BACK, ENTER, Refused, answers, follow
 
 from llm_lab.commands.arguments import parse
 from llm_lab.runs.folder import RunFolder
@@ -35,7 +35,7 @@ def test_values_of_ones_own_are_checked_before_the_sweep_starts():
 
 
 def test_a_preset_is_offered_where_the_recipe_has_its_key():
-    visit = answers(sweep, ["mine", "learning-rate", ENTER, ENTER, ENTER, "5", "Yes"])
+    visit = answers(sweep, ["mine", "learning-rate", ENTER, ENTER, ENTER, 5, "Yes"])
     assert visit.effects[0] == StartSweep("configs/mine.yaml", (), 5, "learning-rate")
     presets = {choice.value: choice.why_not for choice in visit.questions[1].choices}
     assert presets["lora-rank"] == "a recipe of the stage pretrain has no LoRA"
@@ -139,6 +139,15 @@ def test_the_help_of_each_question_of_a_sweep_is_about_that_question():
     assert "once for each seed" in helps["sweep.seeds"]
     assert "Ctrl-C stops it" in helps["sweep.start"]
     assert len({*helps.values()}) == len(helps)
+
+
+def test_each_number_of_seeds_says_what_it_costs():
+    asked = answers(duel, ["mine", "one key changed", "optimizer.learning_rate=0.01,0.02"]).question
+    texts = {choice.value: choice.text for choice in asked.choices}
+    assert texts[8].startswith("8    16 runs  ")
+    assert "up to 8 shorter runs" in next(choice.effect for choice in asked.choices if choice.value == 8)
+    asked = answers(sweep, ["mine", "other keys", "optimizer.learning_rate=0.01,0.02,0.03", BACK, ENTER]).question
+    assert [choice.text[:12] for choice in asked.choices][:2] == ["1     3 runs", "3     9 runs"]
 
 
 def test_the_number_of_seeds_stays_when_the_plan_is_changed():
