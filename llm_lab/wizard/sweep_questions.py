@@ -228,8 +228,8 @@ def duel() -> Flow[Next | None]:
         wait="Checking both recipes ...",
         screen=Screen(DUEL, where),
     )
-    choices = _seed_choices(_planned_duel(recipe, other, words), DUEL_SEEDS)
-    seeds = yield Question("duel.seeds", "How many seeds?", choices=choices, why=DUEL_SEEDS_WHY,
+    costs = _seed_choices(_planned_duel(recipe, other, words), DUEL_SEEDS)
+    seeds = yield Question("duel.seeds", "How many seeds?", choices=costs, why=DUEL_SEEDS_WHY,
                            screen=Screen(DUEL, where))  # fmt: skip
     planned = _planned_duel(recipe, other, words, seeds=seeds)
     then = f"up to {seeds} shorter runs of the slower recipe, at equal time"
