@@ -1,4 +1,4 @@
-"""The keyboard while a run is shown: no echo, keys read one by one, a terminal left as it was; and when Ctrl-C stops."""
+"""The keyboard while a run is shown: no echo, single keys, a terminal left as it was; and when Ctrl-C stops."""
 
 from __future__ import annotations
 

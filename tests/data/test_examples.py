@@ -534,7 +534,10 @@ def test_messages_written_as_text_are_messages():
 
 @pytest.mark.parametrize(
     ("written", "why"),
-    [("[{'content': 'a?', 1: 'user'}]", "it has content, 1"), ("[{'role': 'user', 'content': b'a?'}]", "not valid JSON")],
+    [
+        ("[{'content': 'a?', 1: 'user'}]", "it has content, 1"),
+        ("[{'role': 'user', 'content': b'a?'}]", "not valid JSON"),
+    ],
 )
 def test_a_python_list_that_json_can_not_hold_is_refused(written, why):
     assert why in refusal({"messages": written})
