@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 KEPT = "Your answers are kept as a draft."
 IGNORED = "Keys pressed while you waited were ignored."
-READ_AT_ONCE = (ReplayLineage, RenameRun, DeleteRun, WriteRecipe)
+READ_AT_ONCE = (RenameRun, DeleteRun, WriteRecipe)
 ROWS_WITH_CURVE = 24  # of a terminal; a lower one has no room for it
 SCROLLED_LINES = 12  # above a question that is asked below what was printed, which may scroll
 
@@ -79,7 +79,7 @@ class Commands:
     chat: Callable[[str], int]
     show: Callable[..., int]  # (checkpoint, heading=)
     compare: Callable[..., int]  # (checkpoints, prompts=, steps=, adapter_off=, show=)
-    replay: Callable[[str], int]
+    replay: Callable[..., int]  # (checkpoint, stop_after_plan=)
     doctor: Callable[..., int]  # (title=, show=)
     study: Callable[..., int]  # (experiment, options)
     look: Callable[..., int]  # (checkpoint, text=, against=, steps=, show=)
@@ -373,7 +373,7 @@ class Wizard:
             self.commands.look(effect.checkpoint, show=partial(show_page, *title), **of)
         elif isinstance(effect, ReplayLineage):
             begin_screen("Replay", effect.checkpoint)
-            self.commands.replay(effect.checkpoint)
+            self.commands.replay(effect.checkpoint, stop_after_plan=effect.only_plan)
         elif isinstance(effect, StartStudy):
             begin_screen("Study", effect.experiment)
             self.commands.study(effect.experiment, effect.options)

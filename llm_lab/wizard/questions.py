@@ -338,9 +338,10 @@ class LookInside(Effect):
 
 @dataclass(frozen=True)
 class ReplayLineage(Effect):
-    """Retrain a checkpoint along its lineage."""
+    """Retrain a checkpoint along its lineage. only_plan: write its recipe and show the plan."""
 
     checkpoint: str
+    only_plan: bool = False
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from .questions import (
     StartStudy,
     yes_no,
 )
-from .review import start_question
+from .review import NO, PLAN_WHY, START, YES, start_question
 
 MENU = "menu"
 KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
@@ -96,7 +96,9 @@ def checkpoints(last: str | None = None) -> Flow[Next | None]:
     elif picked == "time":
         yield Compare((path,), steps=True)
     elif picked == "lineage":
-        yield ReplayLineage(path)
+        if (yield ReplayLineage(path, only_plan=True)) and (yield _replay_question(path)):
+            yield ReplayLineage(path)
+            yield Pause()
     elif picked == "study" and run is not None:
         about = run.facts()["study"]
         yield StartStudy(about["experiment"], about["options"])
@@ -144,6 +146,12 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
         choices.append(Choice("replay", "Run its recipe again as a new run"))
         choices.append(Choice("lineage", "Replay its whole lineage: this run and all before it"))
     return [*choices, *KEEPING] if run is not None else choices
+
+
+def _replay_question(path: str) -> Question:
+    """Return the question whether to retrain a run's lineage, below its plan."""
+    return yes_no(f"replay {path}", START, default=True, yes=YES, no=NO, why=f"{LINEAGE_WHY} {PLAN_WHY}",
+                  screen=Screen("Replay", path), below_output=True)  # fmt: skip
 
 
 def _delete_question(path: str) -> Question:

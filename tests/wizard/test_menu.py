@@ -22,7 +22,7 @@ from llm_lab.wizard import menu
 from llm_lab.wizard.home import GROUPS, LEAVE, menu_question
 from llm_lab.wizard.look_inside import look_inside
 from llm_lab.wizard.menu import FLOWS, chat, entries_of, evaluate, flow_named, group, replay
-from llm_lab.wizard.questions import Compare, DeleteRun, KeepCard, LookInside, Next, OpenChat, ReplayLineage, StartRun
+from llm_lab.wizard.questions import Compare, DeleteRun, KeepCard, LookInside, Next, OpenChat, Pause, ReplayLineage, StartRun
 from llm_lab.wizard.quick_start import PLAN_WHY
 from llm_lab.wizard.run_questions import after_a_run, checkpoints
 from llm_lab.wizard.training_runs import run_of_stage
@@ -231,10 +231,19 @@ def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
     exported = follow(answers(checkpoints, [MODEL, "Export it"]).result, [])
     assert exported.question.form.row("export.to")
     assert exported.question.screen.where == "base-export"
-    visit = answers(checkpoints, [MODEL, "Chat", "Compare its checkpoints", "Replay its whole", "Back to the list"])
+    visit = answers(checkpoints, [MODEL, "Chat", "Compare its checkpoints", "Back to the list"])
     path = "checkpoints/base"
-    assert visit.effects == [OpenChat(path), Compare((path,), steps=True), ReplayLineage(path)]
+    assert visit.effects == [OpenChat(path), Compare((path,), steps=True)]
     assert visit.question.key == "checkpoint"
+
+
+def test_a_lineage_is_trained_again_after_a_yes_below_its_plan():
+    path = "checkpoints/base"
+    refused = answers(checkpoints, [MODEL, "Replay its whole", "No, go back"])
+    assert refused.effects == [ReplayLineage(path, only_plan=True)]
+    assert refused.question.screen.where == path
+    started = answers(checkpoints, [MODEL, "Replay its whole", "Yes, start"])
+    assert started.effects == [ReplayLineage(path, only_plan=True), ReplayLineage(path), Pause()]
 
 
 def test_the_page_of_a_run_stays_its_page_when_another_run_begins_meanwhile():
