@@ -104,7 +104,8 @@ class RunFolder:
 
     def has_progress(self) -> bool:
         """Return whether there is anything that a resumed run continues from."""
-        return bool(self.checkpoints() or self.metrics() or self.facts().get("export"))
+        own = self.checkpoints() or self.metrics() or self.facts().get("export")
+        return bool(own) or any(stage.has_progress() for stage in self.stages())
 
     def delete_temporary(self) -> None:
         """Delete what a killed process left unfinished."""

@@ -86,6 +86,14 @@ def test_home_offers_to_chat_with_the_newest_model_and_to_resume_a_stopped_run()
     assert resumed.result == Next("after a run", {"path": "checkpoints/base"})
 
 
+def test_home_offers_to_resume_a_stopped_pipeline():
+    outer = RunFolder(Path("checkpoints/both"))
+    shutil.copytree("checkpoints/base", outer.path / "first")
+    outer.write_recipe(RunFolder(Path("checkpoints/base")).recipe_path.read_text())
+    outer.update(name="both", stages=["first", "second"], status="stopped")
+    assert ["resume", "checkpoints/both"] in [choice.value for choice in menu_question().choices]
+
+
 def test_every_line_of_home_and_its_groups_explains_itself():
     lines = [
         *menu_question().choices[:-1],
