@@ -22,7 +22,17 @@ from llm_lab.wizard import menu
 from llm_lab.wizard.home import GROUPS, LEAVE, menu_question
 from llm_lab.wizard.look_inside import look_inside
 from llm_lab.wizard.menu import FLOWS, chat, entries_of, evaluate, flow_named, group, replay
-from llm_lab.wizard.questions import Compare, DeleteRun, KeepCard, LookInside, Next, OpenChat, Pause, ReplayLineage, StartRun
+from llm_lab.wizard.questions import (
+    Compare,
+    DeleteRun,
+    KeepCard,
+    LookInside,
+    Next,
+    OpenChat,
+    Pause,
+    ReplayLineage,
+    StartRun,
+)
 from llm_lab.wizard.quick_start import PLAN_WHY
 from llm_lab.wizard.run_questions import after_a_run, checkpoints
 from llm_lab.wizard.training_runs import run_of_stage
