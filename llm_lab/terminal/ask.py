@@ -21,6 +21,7 @@ from .prompt_layout import (
     Finish,
     Resized,
     fit_words,
+    in_whole,
     lay_out_list,
     lay_out_text,
     list_columns,
@@ -43,7 +44,7 @@ ANOTHER = "another value ..."
 READ = "Enter goes back"
 LEFT_OUT_FIRST = ("size", "age", "stage")  # columns of a table that is too wide
 NUMBERS = ("size", "age")  # columns whose entries are aligned to the right
-LEAST_NAME, LEAST_COLUMN = 12, 20
+LEAST_NAME = 12
 PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
 
@@ -218,16 +219,8 @@ def title_of(choice: Choice, columns: int | None = None) -> str:
 
 
 def whole_title_of(choice: Choice, title: str, columns: int, indent: int) -> str:
-    """Return a choice whose line is cut on several lines: those after the first begin where its second column does.
-
-    title: its cut line. indent: the columns of the pointer and of the mark, which only the first line has.
-    """
-    text, room = one_line(choice.text), columns - BESIDE_TITLE
-    if choice.cells or choice.why_not or title == text:
-        return title
-    gap = re.search(r"(?<=\S)\s{2,}", text)
-    hang = gap.end() if gap else 0
-    return wrapped(text, room, hang).replace("\n", "\n" + " " * indent) if room - hang >= LEAST_COLUMN else title
+    """Return a choice whose line is cut on several lines. title, indent: as for in_whole."""
+    return title if choice.cells or choice.why_not else in_whole(one_line(choice.text), title, columns, indent)
 
 
 def reason_of(choice: Choice, columns: int | None = None) -> str | None:

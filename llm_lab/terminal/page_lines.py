@@ -17,9 +17,10 @@ SIDE_COLUMNS = 44
 LEAST_ROWS = 4
 LEAST_ABOUT, MOST_ABOUT = 2, 3
 USUAL_ROWS = 13  # that the numbers leave for the rows
-BOTTOM_LINES, MOST_BOTTOM_LINES = 6, 8
+BOTTOM_LINES, MOST_BOTTOM_LINES = 6, 7
 BESIDE_COMMAND = len("$ ")
 LONGEST_ORIGIN = len("derived")
+LEAST_VALUE = 12
 TITLES = {"essentials": "", "yours": "your values", "all": "all values"}
 Fragment = tuple[str, str]  # (style, text)
 Lines = list[list[Fragment]]
@@ -153,10 +154,10 @@ def _columns_of(page: FormPage, columns: int) -> tuple[int, int, int]:
     """Return the widths of label, value and origin."""
     rows = page.rows()
     label = max((_width(row.label) for row in rows), default=0)
-    label = min(label, columns // 2 - 4)
+    label = min(label, columns - LEAST_VALUE - LONGEST_ORIGIN - 5)
     longest = max((_width(one_line(row.value)) for row in rows), default=0)
     rest = columns - 2 - label - 2
-    value = min(max(longest + 4, 10), max(rest // 2, 12))
+    value = min(max(longest + 4, 10), max(rest // 2, LEAST_VALUE))
     if value < longest < rest - LONGEST_ORIGIN:  # reasons give way to values; both are in the help of the row
         value = longest
     return label, value, max(0, rest - value - 1)
@@ -170,8 +171,9 @@ def _row_line(page: FormPage, row: Row, widths: tuple[int, int, int]) -> list[Fr
     label, value, rest = widths
     pointed = row.key == page.at
     shown, origin = _value_of(row, pointed), f"{row.origin}: {one_line(row.reason)}" if row.reason else row.origin
-    if _width(shown) > value:  # the reason gives way to the value
+    if _width(shown) > value:  # the reason gives way to the value, the marks around it too
         room = value + rest - len(row.origin) - 1
+        shown = shown if _width(shown) <= max(value, room) else one_line(row.value)
         shown, origin = _cut(shown, max(value, room)), row.origin
         value, rest = max(value, min(room, _width(shown))), len(row.origin)
     style = {"yours": "class:accent", "default": "class:dim", "derived": ""}.get(row.origin, "")
@@ -223,7 +225,7 @@ def _bottom(page: FormPage, columns: int, most: int, *, wide: bool, edits: bool)
         about = about or [("class:dim", line) for line in _first_lines(general, columns, most - 1)]
         lines += [[fragment] for fragment in about] + [[("", "")]] * (LEAST_ABOUT - len(about))
     lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - BESIDE_COMMAND))])
-    keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "type to filter", "Tab yours/all"]
+    keys = ["←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "type to filter", "Tab yours/all"]
     keys += ["Ctrl-R recipe", "? help", "Esc back"]
     if page.is_read:
         keys = ["↑↓ scroll", "Esc back to the page"]

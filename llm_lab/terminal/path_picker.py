@@ -12,7 +12,17 @@ from llm_lab.wizard.places import places_in
 from llm_lab.wizard.questions import Line, Question, same
 
 from .console import columns, one_line, printable
-from .prompt_layout import BESIDE_TITLE, fit_words, is_wide, lay_out_list, list_columns, numbered, text_columns
+from .prompt_layout import (
+    BESIDE_TITLE,
+    MOST_ABOUT,
+    fit_words,
+    in_whole,
+    is_wide,
+    lay_out_list,
+    list_columns,
+    numbered,
+    text_columns,
+)
 
 HINTS = (  # the longest that fits
     "(type to filter, or a path · Esc back · ? help)",
@@ -163,18 +173,22 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
     from .side_panel import head_of, wrapped_lines
 
     has_side = question.look_for in SHOWN_NEXT_TO_LIST
-    room = list_columns(has_side) if has_side else get_app_session().output.get_size().columns
+    size = get_app_session().output.get_size()
+    room = list_columns(has_side) if has_side else size.columns
+    lines = size.rows - above - 1 - MOST_ABOUT - 1  # without those of the question and below the list
     place = Place(question, room)
     default = place.defaults
     place.marked = list(default) if len(default) > 1 else []
-    control = InquirerControl(_choices(place.rows(), room), pointer="»", use_indicator=False, show_description=False)
+    control = InquirerControl(
+        _choices(place.rows(), room, lines), pointer="»", use_indicator=False, show_description=False
+    )
 
     before_typing: str | None = None
 
     def show(at: str | None = None) -> None:
         """List again. at: the answer to point at; otherwise the first line that can be taken."""
         rows = place.rows()
-        control.choices = _choices(rows, room)
+        control.choices = _choices(rows, room, lines)
         possible = [n for n, choice in enumerate(control.choices) if not choice.disabled]
         exact = at if at is not None else place.typed or None
         wanted = [n for n in possible if rows[n].goes_to is None and rows[n].answer == exact and n != len(rows) - 1]
@@ -267,7 +281,11 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
         event.app.exit(exception=KeyboardInterrupt())
 
     def describe(row: Row) -> str:
-        is_cut = row.text and _title_in(row, room) != row.title and not (has_side and is_wide(columns()))
+        is_cut = (
+            row.text
+            and not (has_side and is_wide(columns()))
+            and any(one.value is row and "…" in one.title for one in control.choices)
+        )
         whole = f"{row.answer}: {row.text}" if is_cut else ""
         return "\n".join(text for text in (one_line(whole), one_line(row.effect), question.allowed) if text)
 
@@ -305,14 +323,20 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
     return run(questionary.Question(app), footer, so_far)
 
 
-def _choices(rows: Sequence[Row], columns: int) -> list[Any]:
+def _choices(rows: Sequence[Row], columns: int, lines: int) -> list[Any]:
+    """Return the lines of the list; those that are cut are wrapped where there are as many lines."""
     from questionary import Choice
 
-    return [Choice(_title_in(row, columns), row, disabled=row.why_not, shortcut_key=False) for row in rows]
-
-
-def _title_in(row: Row, columns: int) -> str:
-    return fit_words(row.title, min(columns, text_columns()) - BESIDE_TITLE)
+    columns = min(columns, text_columns())
+    titles = [fit_words(row.title, columns - BESIDE_TITLE) for row in rows]
+    whole = [
+        title if row.why_not else in_whole(row.title, title, columns, BESIDE_TITLE - len(UNMARKED))
+        for row, title in zip(rows, titles, strict=True)
+    ]
+    titles = whole if sum(title.count("\n") + 1 for title in whole) <= lines else titles
+    return [
+        Choice(title, row, disabled=row.why_not, shortcut_key=False) for row, title in zip(rows, titles, strict=True)
+    ]
 
 
 def pick_plainly(question: Question, read_line: Callable[[Question, str, str], str], trouble: str = "") -> Any:

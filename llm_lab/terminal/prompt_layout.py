@@ -15,6 +15,7 @@ from .console import columns, one_line, prompt_styles
 MOST_COLUMNS = 119  # longer lines are hard to read
 WIDE_COLUMNS = 118
 BESIDE_TITLE = 5  # columns of the pointer
+LEAST_COLUMN = 20  # of the second column of a list
 SIDE_COLUMNS = 46  # of the panel next to a list
 LEAST_LINES = 3
 LEAST_PANE = 8  # lines of a text above a list that are shown, where the list needs the others
@@ -135,6 +136,19 @@ def fit_words(text: str, room: int) -> str:
     kept = most[: max(most.rfind(" "), most[:-1].rfind(",") + 1)].rstrip() if " " in most.strip() else ""
     kept = re.sub(r"( +[\d.,]*\d)+$", "", kept)  # no number without its unit
     return f"{kept} …" if kept.strip() else f"{text[: room - 1]}…"
+
+
+def in_whole(text: str, title: str, columns: int, indent: int) -> str:
+    """Return a line of a list on several lines: those after the first begin where its second column does.
+
+    title: the line as it is cut; it stays where it has all, or where the second column is too narrow. indent: the
+    columns before the line.
+    """
+    gap = re.search(r"(?<=\S)\s{2,}", text)
+    hang, room = gap.end() if gap else 0, columns - BESIDE_TITLE
+    if title == text or room - hang < LEAST_COLUMN:
+        return title
+    return wrapped(text, room, hang).replace("\n", "\n" + " " * indent)
 
 
 def wrapped(text: str, width: int, hang: int = 0) -> str:

@@ -32,6 +32,15 @@ def test_a_page_fits_every_terminal(in_tmp_path, columns, rows):
     assert_matches_snapshot(f"page-{columns}x{rows}", lines)
 
 
+def test_the_value_of_the_pointed_row_is_whole_where_its_marks_have_no_room(in_tmp_path):
+    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:word-problems"}]}
+    start = Draft(raw, CPU, STAGES["pretrain"].title)
+    page = FormPage(page_question(start, start, run_page("pretrain")), lambda question, columns, most: [])
+    page.at = "data"
+    lines = ["".join(text for _, text in line) for line in lay_out(page, 60, 24, Place())]
+    assert any(line.split() == ["»", "data", "builtin:word-problems", "yours"] for line in lines)
+
+
 @pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24)])
 def test_the_recipe_of_a_page_fits_a_narrow_terminal(in_tmp_path, columns, rows):
     raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
