@@ -253,11 +253,11 @@ def _find_resume_point(job: Job, folder: RunFolder, resume_from: int | None, lis
     step, remarks = require_resume_point(stage, resume_from)
     if damage := stage.damage():
         remarks.append(
-            f"{stage.run_json} can't be read ({damage}). It is kept as run.json.broken; what the run began "
-            "with can't be compared"
+            f"{stage.run_json} can't be read ({damage}). It is kept as run.json.broken; so its beginning can't be "
+            "checked"
         )
     if broken := stage.broken_metrics():
-        remarks.append(f"{stage.metrics_path}: dropped what can't be read, line {', '.join(map(str, broken))}")
+        remarks.append(f"{stage.metrics_path}: dropped the lines that can't be read: {', '.join(map(str, broken))}")
     aside = set_aside_after(stage, step)
     if aside:
         remarks.append(f"set aside, and not needed by the run any more: {', '.join(map(str, aside))}")

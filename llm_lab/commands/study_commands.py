@@ -291,7 +291,7 @@ def duel(arguments: argparse.Namespace) -> int | Document:
     words = [word for word in arguments.overrides if "=" in word and not Path(word).exists()]
     others = [word for word in arguments.overrides if word not in words]
     if len(others) > 1:
-        why = "a duel is between two recipes"
+        why = "a duel compares two recipes"
         raise UserError(Problem("duel", why, value=", ".join([arguments.recipe, *others])))
     planned = plan_duel(
         arguments.recipe,

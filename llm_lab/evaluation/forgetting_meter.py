@@ -64,8 +64,8 @@ def forgetting_measure(
 def _warning(options: Forgetting, step: int, before: float, now: float) -> str:
     return (
         f"at step {step:,} the model forgets: {options.path} takes {now:.3f} bits per byte, {now - before:.3f} more "
-        f"than with the start model (forgetting.threshold = {options.threshold:g}). A smaller learning rate, fewer "
-        "steps, a LoRA adapter, or general text mixed into the data keeps more."
+        f"than with the start model (forgetting.threshold = {options.threshold:g}). To forget less, use a smaller "
+        "learning rate, fewer steps, a LoRA adapter, or general text in the data."
     )
 
 

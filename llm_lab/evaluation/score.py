@@ -158,7 +158,7 @@ def encode_prompts(
         except Refused as error:
             refused[error.reason] += 1
     for reason, count in refused.items():
-        listener(RunWarning(f"{key}: {count:,} of {len(examples):,} prompts: left out: {reason}"))
+        listener(RunWarning(f"{key}: {count:,} of {len(examples):,} prompts left out: {reason}"))
     return found
 
 

@@ -150,11 +150,11 @@ def encode(model: Any, tokenizer: Any, text: str) -> tuple[list[int], list[str]]
     context = context_of(base_of(model))
     limits = [(shown, f"the weights of {heads:,} heads over more would be too large for a page")]
     if context:
-        limits.append((context, "the model reads no more"))
+        limits.append((context, "the model's context is no longer"))
     most, why = min(limits)
     if len(ids) <= most:
         return ids, []
-    return ids[:most], [f"The text has {len(ids):,} tokens. Only its first {most:,} are looked at: {why}."]
+    return ids[:most], [f"The text has {len(ids):,} tokens. Only its first {most:,} are used: {why}."]
 
 
 def look_inside(
@@ -187,8 +187,8 @@ def look_inside(
     else:
         kind = base_of(model).config.model_type
         missing["attention"] = (
-            f"No attention weights can be read from this architecture ({kind}), so there is nothing to show of heads: "
-            "it mixes positions in another way, or its attention does not return weights."
+            f"No attention weights can be read from this architecture ({kind}), so heads can't be shown: it mixes "
+            "positions in another way, or its attention does not return weights."
         )
     if found.error is not None:
         checks.append(Check("before + attention + feed-forward = after, in every layer", found.error, limit))

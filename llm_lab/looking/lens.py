@@ -35,7 +35,10 @@ class Readout:
         if not self.why:
             self._find_finish(model, recording)
             if self.error > 10 * tolerance(model):
-                self.why = "the final norm and the head do not give the model's logits: there is more between them"
+                self.why = (
+                    "the final norm and the head do not give the model's logits: the model computes something else "
+                    "between them"
+                )
 
     def _find_norm(self, recording: Recording) -> None:
         """Choose what turns the last residual into the input of the head."""

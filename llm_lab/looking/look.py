@@ -147,7 +147,10 @@ def compare_with(
     model, tokenizer = opened
     ids, _ = encode(model, tokenizer, text)
     if ids[: len(inside.ids)] != inside.ids:
-        why = "its tokenizer splits the text into other tokens, so weights and layers can't be compared token by token"
+        why = (
+            "its tokenizer splits the text into different tokens, so weights and layers can't be compared token by "
+            "token"
+        )
         raise UserError(
             Problem("--against", why, value=candidate.name, fix="`llm-lab compare` compares their outputs.")
         )

@@ -269,7 +269,7 @@ def summary_of(looked: Findings) -> list[str]:
         where = f"after layer {middle - 1}" if middle else "before the first layer"
         best = inside.lens_tokens[int(lens.tokens[-1, -1, 0])]
         found.append(
-            f"{LENS}: for half of the tokens, the final prediction is there {where} of {inside.layers}. "
+            f"{LENS}: for half of the tokens, the final prediction is already reached {where} of {inside.layers}. "
             f"After the text: “{best}” with probability {float(lens.probabilities[-1, -1, 0]):.2f}."
         )
     found += list(inside.missing.values())

@@ -78,7 +78,7 @@ def _add_attention(page: Page, looked: Findings) -> None:
     page.text(
         "Each small picture is one head: rows are layers, columns are heads. In a picture, each row is a token that "
         "attends, each column a token that it attends to; a token can only look back, so the upper right is empty. "
-        "Choose a head to see it large; point at a token to color the text by where it attends."
+        "Choose a head to enlarge it; point at a token to color the text by where it attends."
     )
     scale = f'<span class="look-scale" data-signed="0">0 %<i style="{gradient("q")}"></i>100 %</span>'
     bar = '<label><input type="checkbox"> Hide the first token</label>'
@@ -96,8 +96,8 @@ def _add_attention(page: Page, looked: Findings) -> None:
         explorer_frame(
             "look-heads",
             f"Where each head looks. Colors grow with the square root of the weight. On average, {sink:.0%} of the "
-            "attention goes to the first token: heads with nothing to do rest there (the attention sink). Hiding it "
-            "shows what is left, on the same scale.",
+            "attention goes to the first token: heads that find nothing to read attend there (the attention sink). "
+            "Hide it to see the rest on the same scale.",
             bar=bar + scale,
             head=("Heads by layer; arrow keys move", "Attention of the chosen head; arrow keys move the row"),
         )
@@ -116,13 +116,13 @@ def _add_difference(page: Page, inside: Inside, difference: Difference) -> None:
     if difference.attention is not None:
         page.picture(
             draw_by_head(100 * difference.attention, "Attention that moved, in %", digits=0, low=0.0),
-            "The share of each head's attention that goes to other tokens in the other model, on average.",
+            "The mean share of each head's attention that goes to different tokens in the other model.",
         )
     if difference.induction is not None:
         far = max(SMALL_CHANGE, float(difference.induction.nan_to_num(0).abs().max()))
         page.picture(
             draw_by_head(difference.induction, "Change of the induction score", diverging=True, low=-far, high=far),
-            "Which heads have become more of an induction head, or less.",
+            "Which heads became stronger or weaker induction heads.",
         )
     page.picture(
         draw_lines(
@@ -194,7 +194,7 @@ def _add_moments(page: Page, looked: Findings) -> None:
     ]
     page.picture(
         draw_lines(losses, title="Loss by checkpoint", x=x, y="nats per token"),
-        "What they are for: where the curve of the second copy leaves that of the first, the model has learned "
+        "What the heads do: where the loss on the second copy falls below that on the first, the model has learned "
         "to repeat.",
     )
     page.table(
@@ -219,8 +219,8 @@ def _best(table: torch.Tensor | None) -> float | None:
 def _add_checks(page: Page, looked: Findings) -> None:
     page.heading("Checks")
     page.text(
-        "What was measured must fit together. Errors are relative to the size of what they should be; a check "
-        "fails where the error is larger than rounding can explain."
+        "Each check compares two measured values that must be equal. Errors are relative to the expected size; a "
+        "check fails if the error is larger than rounding can explain."
     )
     models = [looked.inside] + ([looked.difference.other] if looked.difference else [])
     page.table(

@@ -120,10 +120,10 @@ def add_ablation(page: Page, inside: Inside) -> None:
     page.heading("What the model loses without a head")
     which = "each head" if inside.every_head_ablated else "each of the top heads, and of some random ones,"
     page.text(
-        f"Attention shows where a head looks, not whether the model uses it. Here {which} was set to zero, one "
-        "at a time, and the loss measured again: on repeated random tokens (the second copy) and on the text. "
-        "This is the causal check. A rise in loss means that the model needs the head for that; near zero "
-        "means that it does without."
+        f"Attention shows where a head looks, not whether the model uses it. Here {which} was set to zero, one at a "
+        "time, and the loss measured again: on repeated random tokens (the second copy) and on the text. This is the "
+        "causal check. A rise in loss means that the model needs the head for that; near zero means that it does not "
+        "need it."
     )
     ordered = sorted(inside.ablations, key=lambda one: -one.repeated)
     shown = ordered if len(ordered) <= FEW else ordered[: FEW - 1] + ordered[-1:]
@@ -140,10 +140,9 @@ def add_ablation(page: Page, inside: Inside) -> None:
     points = [(float(scores.induction[one.layer, one.head]), one.repeated, None) for one in inside.ablations]
     page.picture(
         draw_scatter(points, title="Induction score and effect", x="induction score", y="rise of the loss, nats"),
-        "Each point is a head. If points on the right are high, the pattern that the score sees is what the "
-        "model uses; a head at the lower right looks the part but is not needed, for example because others do "
-        "the same. A head at the upper left matters in another way, as a previous-token head does, on which "
-        "induction heads depend.",
+        "Each point is a head. If points on the right are high, the model uses the heads that the score finds. A "
+        "head at the lower right has the pattern but is not needed, for example because others do the same. A head "
+        "at the upper left matters in another way: for example, induction heads depend on previous-token heads.",
     )
     page.table(
         ("head", "on repeated tokens", "on the text", "induction", "previous token", "chosen"),
@@ -200,9 +199,9 @@ def add_lens(page: Page, inside: Inside) -> None:
         page.text(inside.missing["lens"])
         return
     page.text(
-        "The final norm and the head are applied after every layer, as if the model ended there. Read a column "
-        "from bottom to top to see a prediction form. Early layers are often far from words: the lens fits the "
-        "last layers best."
+        "The final norm and the head are applied after every layer, as if the model ended there. Read a column from "
+        "bottom to top to see a prediction form. The predictions of early layers are often poor, because the lens "
+        "fits the last layers best."
     )
     head = "".join(f'<th scope="col">{safe(token)}</th>' for token in inside.text_tokens)
     rows = []
@@ -224,8 +223,8 @@ def add_lens(page: Page, inside: Inside) -> None:
         '<div class="look-lens-box"><table id="look-lens"><thead><tr><th scope="col">layer</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div><figcaption>The top prediction for the next "
         "token, after each token of the text (columns) and each layer (rows). The stronger the color, the higher its "
-        "probability; bold where it is already the model's final prediction. The first row is the model "
-        "itself.</figcaption></figure>"
+        "probability; bold where it is already the model's final prediction. The first row is the "
+        "model's own prediction.</figcaption></figure>"
     )
     page.picture(
         draw_lines(
@@ -234,8 +233,8 @@ def add_lens(page: Page, inside: Inside) -> None:
             x="after layer",
             y="nats per token",
         ),
-        "How well each layer predicts the text through the lens: the layers where the curve falls are those "
-        "that decide.",
+        "How well each layer predicts the text through the lens: the layers where the curve falls improve the "
+        "prediction most.",
     )
 
 
@@ -264,7 +263,7 @@ def add_attribution(page: Page, inside: Inside) -> None:
     if found.heads is not None:
         page.picture(
             draw_by_head(found.heads, f"Attribution to “{word}” by head", diverging=True),
-            "Which heads write the prediction directly, or write against it.",
+            "Which heads raise the logit of the prediction directly, and which lower it.",
         )
     elif found.why:
         page.text(inside.missing.get("heads of attribution", ""))
@@ -305,9 +304,9 @@ def add_similarity(page: Page, inside: Inside) -> None:
 
 
 CKA_CAPTION = (
-    "Linear CKA compares which tokens two layers see as alike, whatever the directions: 1 is the same "
-    "structure, 0 none in common. Blocks along the diagonal are groups of layers that do similar work. "
-    "Estimated without the bias that few tokens cause, and without the first token."
+    "Linear CKA compares which tokens two layers see as alike, whatever the directions: 1 is the same structure, 0 "
+    "none in common. Blocks along the diagonal are groups of layers that do similar work. The estimate is corrected "
+    "for the bias of short texts, and leaves out the first token."
 )
 
 

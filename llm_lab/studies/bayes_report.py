@@ -32,7 +32,7 @@ POINTS = 800  # in a picture of the manifold
 
 def report_distance(study: Study, task: Task, results: Results) -> None:
     """Write how far each model is from Bayes, by position and over training."""
-    study.heading("How far from Bayes")
+    study.heading("Distance from Bayes")
     study.text(
         f"Every model saw new sequences at every step and is measured on {len(held_out(task)):,} others. "
         "Two distances are given. The error of the entropy is |model's entropy - Bayes' entropy|, averaged over the "
@@ -186,8 +186,8 @@ def report_inside(study: Study, task: Task, folder: Path) -> Inside:
                 y=f"component 2, {found.shares[1]:.0%}",
                 color_name="Bayes' entropy (bits)",
             ),
-            f"Every point is what the last attention adds at one {task.position}, {words}, on its first two principal "
-            "components. The color is the exact entropy there. A straight line along component 1 explains "
+            f"Every point is what the last attention adds at one {task.position}, {words}, projected on its first two "
+            "principal components. The color is the exact entropy there. A straight line along component 1 explains "
             f"{found.r2:.0%} of the entropy.",
         )
     inside = Inside(

@@ -124,8 +124,12 @@ def _require_two_values(grid: Grid) -> None:
         raise UserError(Problem("duel", "there is only one recipe", fix=fix))
     if count != 2:
         words = " ".join(f"{key}={','.join(values)}" for key, values in grid.values.items())
-        fix = f"A sweep compares more, with the same words: {words}."
-        raise UserError(Problem(", ".join(grid.values), f"a duel is between two, and these make {count}", fix=fix))
+        fix = f"A sweep compares more than two, with the same arguments: {words}."
+        raise UserError(
+            Problem(
+                ", ".join(grid.values), f"a duel compares two configurations, and these values make {count}", fix=fix
+            )
+        )
 
 
 def _two_recipes(one: tuple[dict[str, Any], str], two: tuple[dict[str, Any], str], grid: Grid) -> list[Configuration]:
@@ -202,7 +206,7 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
     shorter = _with_steps(slow, new)
     third = replace(shorter, label=f"{slow.label}, equal time", name=f"{slow.name}{EQUAL_TIME}", values={})
     wanted = (duel.wanted[0] | {third.name}, duel.wanted[1])
-    words = f"{took}. So {slow.label} was trained again, with {new:,} of {steps:,} steps, its schedule within them."
+    words = f"{took}. So {slow.label} was trained again, with {new:,} of {steps:,} steps and a schedule of that length."
     return replace(duel, configurations=(one, two, third), wanted=wanted), words
 
 

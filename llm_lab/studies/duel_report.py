@@ -83,13 +83,14 @@ def verdict_words(duel: Sweep, comparison: Comparison) -> str:
         return f"{start}, {better} is better than {worse}: {effect} ({details}; {test})."
     if verdict.n < MIN_SEEDS:
         return (
-            f"{start}: too few seeds to decide. So far {effect} ({details}), but with {_seeds(verdict.n)} the smallest "
-            f"possible p is {2 / 2**verdict.n:.3g}. The same command with --seeds {_enough(verdict)} adds the others."
+            f"{start}: too few seeds to decide. So far {effect} ({details}), but with {_seeds(verdict.n)} the "
+            f"smallest possible p is {2 / 2**verdict.n:.3g}. The same command with --seeds {_enough(verdict)} adds "
+            "the missing ones."
         )
     most = max(abs(verdict.low), abs(verdict.high))
     return (
-        f"{start}, no difference was found: {effect} ({details}; {test}). One of more than {most:.4f} is unlikely. "
-        f"{_what_would_settle(duel, verdict)}"
+        f"{start}, no difference was found: {effect} ({details}; {test}). A difference of more than {most:.4f} is "
+        f"unlikely. {_what_would_settle(duel, verdict)}"
     )
 
 
@@ -127,8 +128,8 @@ def _what_would_settle(duel: Sweep, verdict: Verdict) -> str:
         return f"A difference this small would need more than {MOST_SEEDS:,} seeds: in practice there is none."
     after = duel.seeds[-1] + 1
     return (
-        f"About {needed} seeds would settle a difference of this size (power 80 %). Use new ones in a new duel "
-        f"(seed={after} --seeds {needed} --name NAME): a test is wrong too often where seeds are added until it is "
+        f"About {needed} seeds would settle a difference of this size (power 80 %). Use new seeds in a new duel "
+        f"(seed={after} --seeds {needed} --name NAME): a test is wrong too often if seeds are added until it is "
         "significant."
     )
 

@@ -109,7 +109,7 @@ def read_experiment(file: Path) -> Experiment | None:
     found = Experiment(file.stem, file, str(title or ""), " ".join(summary.split()), about.strip(), takes=str(takes))
     try:
         if not isinstance(title, str) or not title.strip():
-            raise _Unreadable('it has no APP_NAME = "a title" (a text, written out)')
+            raise _Unreadable('it has no APP_NAME = "a title" (a literal text)')
         if options is None:
             raise _Unreadable("it has no class Options(BaseModel)")
         _require_run(run)

@@ -20,7 +20,7 @@ CHANGES_THE_MEASURE = {
     "validation": "the validation data is different",
     "data": "the validation data is held out from data that is different",
     "score": "the held-out prompts or their scores are different",
-    "rewards": "the reward is a different one",
+    "rewards": "the reward is different",
     "dpo.beta": "the loss of DPO depends on beta: compare the accuracy",
 }
 
@@ -32,7 +32,7 @@ def choose_measure(wanted: str | None, jobs: Mapping[str, Job], keys: Sequence[s
         found = quantity(wanted)
         if found.more_is_better is None and wanted not in OF_THE_MACHINE:
             known = [key for key, entry in QUANTITIES.items() if entry.more_is_better is not None]
-            why = "there is no such result" if not found.meaning else "neither more nor less of it is better"
+            why = "there is no such result" if not found.meaning else "neither a higher nor a lower value is better"
             shown = [key for key in MEASURES if key in known]
             fix = did_you_mean(wanted, known)
             raise UserError(Problem("--measure", why, value=wanted, allowed=f"{one_of(shown)}, ...", fix=fix))
@@ -65,15 +65,15 @@ def caveats(keys: Iterable[str], jobs: Mapping[str, Job], measure: str) -> list[
         for start, why in CHANGES_THE_MEASURE.items():
             is_weight = start == "data" and inner.endswith(".weight")  # each dataset has its share of the validation
             if (inner == start or inner.startswith(f"{start}.")) and start not in solved and not is_weight:
-                found.append(f"{key} is compared, and with it {why}.")
+                found.append(f"{key} is compared, so {why}.")
     if any(key.endswith("optimizer.name") for key in keys):
         found.append(
-            "Each optimizer has its default learning rate, or the recipe's. With a rate that was not tuned, one looks "
-            "worse than it is: find the best rate of each first, with a sweep of learning-rate."
+            "Each optimizer has its default learning rate, or the recipe's. An optimizer whose rate is not tuned "
+            "looks worse than it is: first find the best rate of each, with a sweep of learning-rate."
         )
     tokens = {sum(one.estimate.tokens for one in job.stages) for job in jobs.values()}
     if len(tokens) > 1:
-        found.append("The configurations train on different numbers of tokens; the table has them.")
+        found.append("The configurations train on different numbers of tokens; the table shows how many.")
     return found
 
 

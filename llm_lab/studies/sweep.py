@@ -225,7 +225,8 @@ def _require_values(grid: Grid) -> None:
         fix = f"List them with commas: {key}={value},..."
         if len(split_values(inside)) > 1:
             fix = (
-                f"Without brackets each is a value of its own: {key}={inside}. A list as a value: {key}={value},[...]."
+                f"Without brackets, each is a separate value: {key}={inside}. With lists as values: "
+                f"{key}={value},[...]."
             )
         raise UserError(Problem(key, "a sweep compares at least two values, and this key has one", value, fix=fix))
     fix = "For example optimizer.learning_rate=0.001,0.003,0.01. The preset seeds measures only how much the result "

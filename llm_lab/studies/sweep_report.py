@@ -136,7 +136,7 @@ def what_is_missing(rows: Sequence[Row]) -> list[str]:
         if number := sum(state.status == status for state in states):
             found.append(f"{number} of {len(states)} runs {words}.")
     if without := sum(state.status == "done" and state.value is None for state in states):
-        found.append(f"{without} of {len(states)} runs are done and have no such result.")
+        found.append(f"{without} of {len(states)} runs are done, but have no result to compare by.")
     return found
 
 

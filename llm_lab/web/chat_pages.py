@@ -100,8 +100,10 @@ async def _call(lab: Lab, body: dict[str, Any], call: str, arguments: dict[str, 
         async for piece in worker.stream(call, **arguments):
             yield piece
     except WorkerEnded:
-        why = "the process with this model ended while it worked: it crashed, or the system took its memory"
-        raise MachineError(Problem(arguments["model"], why, fix="Send the message again: it starts again.")) from None
+        why = "the process of this model ended unexpectedly: it crashed, or the system stopped it to free memory"
+        raise MachineError(
+            Problem(arguments["model"], why, fix="Send the message again: this restarts the process.")
+        ) from None
     except RuntimeError as error:
         why = f"an error in LLM Lab: {error}"
         fix = "The terminal of llm-lab web shows the details."

@@ -19,7 +19,7 @@ def require_known(codes: Iterable[Code], command: str) -> None:
         problems = [
             Problem(
                 code.key,
-                "the page starts no Python code that you have not run on this machine before",
+                "the page runs only Python code that you have run on this machine before",
                 value=code.spec,
                 fix=f"Review {code.path}, then run it once in a terminal: {command}",
             )

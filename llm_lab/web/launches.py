@@ -205,7 +205,7 @@ def stop_run(run: RunFolder) -> None:
     if host != socket.gethostname():
         raise UserError(Problem(str(run.path), f"its process runs on {host}, not here"))
     if not is_holder(run.path, process):
-        why = f"process {process.get('pid', 'unknown')}, which its record names, does not work in this folder"
+        why = f"process {process.get('pid', 'unknown')} is recorded for this run, but does not work in this folder"
         raise UserError(Problem(str(run.path), why, fix="Stop it where it was started, with Ctrl-C."))
     os.kill(process["pid"], signal.SIGINT)
 

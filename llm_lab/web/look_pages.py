@@ -78,7 +78,7 @@ async def _measured(lab: Lab, body: dict[str, Any]) -> AsyncIterator[Any]:
 
 
 def _ended(model: str) -> MachineError:
-    why = "the process with this model ended while it worked: it crashed, or the system took its memory"
+    why = "the process of this model ended unexpectedly: it crashed, or the system stopped it to free memory"
     return MachineError(Problem(model, why, fix="Try again, with a shorter text or a smaller model."))
 
 

@@ -202,7 +202,7 @@ async def look_at_data(request: Request) -> Response:
     if not isinstance(source, dict) or not isinstance(source.get("path"), str) or not source["path"].strip():
         raise UserError(Problem("data", "name a dataset"))
     if kind not in KINDS:
-        raise UserError(Problem("kind", "no kind of data", value=kind, allowed=", ".join(KINDS)))
+        raise UserError(Problem("kind", "not a kind of data", value=kind, allowed=", ".join(KINDS)))
     arguments = {"source": source, "kind": kind, "download": bool(body.get("download"))}
     return answer(await lab_of(request).data.call("look_at_data", **arguments))
 

@@ -33,9 +33,9 @@ RUN, PIPELINE, STUDY = "run", "pipeline", "study"
 # The word of a status on the page, and what it means.
 STATUS_WORDS = {"interrupted": "died"}
 STATUS_NOTES = {
-    "running": "Its process is at work.",
+    "running": "Its process is running.",
     "done": "It ended as planned.",
-    "stopped": "Someone stopped it. What it had learned is saved; it can be resumed.",
+    "stopped": "It was stopped. Its last checkpoint is saved; it can be resumed.",
     "died": "Its process no longer exists: it was killed, or the machine was shut down. It can be resumed.",
     "failed": "An error ended it.",
     "broken": "Its run.json can't be read.",

@@ -194,7 +194,7 @@ def _actions(run: RunFolder, facts: Mapping[str, Any], status: str) -> dict[str,
     if status == "running":
         host = process.get("host", "another host")
         where = f"Its process runs on {printable(str(host))}, not here."
-        unknown = "Its process is not the one that its record names. Stop it where it was started, with Ctrl-C."
+        unknown = "The recorded process does not work in this folder. Stop it where it was started, with Ctrl-C."
         stop = is_holder(run.path, process) or (where if host != socket.gethostname() else unknown)
     model = _model_of(run)
     stage = stage_of(facts)

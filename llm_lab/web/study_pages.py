@@ -309,7 +309,7 @@ def _stop(name: str) -> None:
     until = time.monotonic() + WAIT_FOR_COMMAND
     while not (found := [one for place, one in commands_at_work(folder).items() if is_holder(place, one)]):
         if time.monotonic() > until:
-            raise UserError(Problem(str(folder), "no command works on it on this machine"))
+            raise UserError(Problem(str(folder), "no command is working on it on this machine"))
         time.sleep(0.05)
     for pid in {process["pid"] for process in found}:
         with contextlib.suppress(ProcessLookupError):

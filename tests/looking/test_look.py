@@ -119,7 +119,7 @@ def test_the_lines_of_a_summary_are_wrapped_under_their_beginning(looked, monkey
 def test_the_command_prints_a_summary_and_writes_into_the_folder_of_the_run(finished_run, capsys):
     assert main(["look", "tiny", "--prompt", "the old tree", "--steps", "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert "all 4 hold" in shown
+    assert "all 4 pass" in shown
     for term in ("Induction heads, which", "Previous-token heads, which", "Logit lens, which"):
         assert term in shown, "a term is explained where it is used"
     assert "Over 2 checkpoints" in shown
@@ -149,7 +149,7 @@ def test_a_prompt_may_come_from_a_file(models, capsys):
 def test_a_text_that_is_longer_than_the_context_is_cut_with_a_remark(models):
     found = look(str(models / "base"), "word " * 40, out=models / "long", device="cpu")
     assert len(found.inside.ids) == 64
-    assert found.remarks == ["The text has 200 tokens. Only its first 64 are looked at: the model reads no more."]
+    assert found.remarks == ["The text has 200 tokens. Only its first 64 are used: the model's context is no longer."]
     assert found.remarks[0] in found.page.read_text(encoding="utf-8")
 
 
@@ -175,7 +175,7 @@ def test_another_tokenizer_is_refused(models, tmp_path):
     from support.compared_models import write_gpt2
 
     write_gpt2(tmp_path / "gpt2")
-    with pytest.raises(UserError, match="its tokenizer splits the text into other tokens"):
+    with pytest.raises(UserError, match="its tokenizer splits the text into different tokens"):
         look(str(models / "base"), TEXT, against=str(tmp_path / "gpt2"), out=tmp_path / "refused", device="cpu")
 
 

@@ -352,7 +352,7 @@ def test_a_run_with_a_damaged_record_is_resumed_and_the_record_is_kept(finished_
     display = Listening()
     facts = run("checkpoints/tiny/recipe.yaml", resume=True, listener=display)
     assert any("run.json.broken" in text for text in display.said)
-    assert any("metrics.jsonl: dropped what can't be read, line 1" in text for text in display.said)
+    assert any("metrics.jsonl: dropped the lines that can't be read: 1" in text for text in display.said)
     assert (TINY.path / "run.json.broken").read_text() == '{"status": '
     assert (facts["status"], facts["stage"], facts["results"]["step"]) == ("done", "pretrain", 20)
     assert losses(facts) == rows[1:]

@@ -113,5 +113,5 @@ def test_the_hidden_markov_task_reports_the_distance_at_other_lengths_too(tmp_pa
 
 
 def test_an_option_of_the_other_task_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"pairs = 3: it does nothing with task=hidden_markov"):
+    with pytest.raises(UserError, match=r"pairs = 3: it has no effect with task=hidden_markov"):
         run_tiny(tmp_path, task="hidden_markov", values=10, pairs=3)

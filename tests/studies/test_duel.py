@@ -116,7 +116,7 @@ def test_two_recipes_are_compared_with_the_seeds_of_the_first():
     ("words", "other", "reason"),
     [
         ([], None, "there is only one recipe"),
-        (["optimizer.learning_rate=0.01,0.02,0.03"], None, "these make 3. A sweep compares more"),
+        (["optimizer.learning_rate=0.01,0.02,0.03"], None, "these values make 3. A sweep compares more"),
         ([RATES], "another", "two recipes are compared, not values of a key"),
         ([], "the same", "makes the same runs"),
         (["train.max_steps=10,20"], None, "their length can't be compared. Use a sweep"),

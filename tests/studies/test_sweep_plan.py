@@ -94,7 +94,7 @@ def test_a_learning_rate_that_is_given_with_the_other_optimizer_is_used():
     [
         ([], "no key with several values is given"),
         (["optimizer.learning_rate=0.01"], "this key has one. List them with commas"),
-        (["optimizer.learning_rate=[0.01,0.02]"], "Without brackets each is a value of its own"),
+        (["optimizer.learning_rate=[0.01,0.02]"], "Without brackets, each is a separate value"),
         (["optimizer.learning_rate=0.01,,0.02"], "one of the values is empty"),
         (["optimizer.learning_rate=0.01,0.01"], "0.01 is listed twice"),
         (["optimizer.learning_rate=1e-2,0.01"], "1e-2 and 0.01 are the same value"),
@@ -136,7 +136,7 @@ def test_the_measure_is_the_stages_held_out_one_and_an_unknown_one_is_refused():
     assert plan_sweep(tiny_recipe(), [RATES]).measure == "eval_loss"
     assert plan_sweep(tiny_recipe(), ["tokenizer=bytes,{bpe: 300}"]).measure == "bits_per_byte"
     assert "Did you mean eval_loss?" in refused(RATES, measure="eval_los")
-    assert "neither more nor less of it is better" in refused(RATES, measure="learning_rate")
+    assert "neither a higher nor a lower value is better" in refused(RATES, measure="learning_rate")
 
 
 def test_a_key_that_changes_what_the_measure_means_is_remarked():

@@ -152,7 +152,7 @@ def test_a_sweep_runs_no_code_that_the_user_has_not_run_before(in_tmp_path):
         "rewards": [{"python": "evil.py:reward"}],
     }
     (in_tmp_path / "g.json").write_text(json.dumps(recipe))
-    with pytest.raises(UserError, match="no Python code that you have not run on this machine"):
+    with pytest.raises(UserError, match="only Python code that you have run on this machine"):
         plan_comparison("sweep", "g.json", ["train.max_steps=2,3"], "llm-lab sweep g.json train.max_steps=2,3")
 
 

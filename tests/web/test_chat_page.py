@@ -383,7 +383,7 @@ def test_a_killed_worker_is_one_message_and_the_next_prompt_works(chat, server):
     workers_of(server)[0].kill()
     problem = page.locator(".problem:visible")
     expect(problem).to_have_count(1)
-    expect(problem).to_contain_text("the process with this model ended while it worked")
+    expect(problem).to_contain_text("the process of this model ended unexpectedly")
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Maximum length").fill("8")
     send(page, "again")

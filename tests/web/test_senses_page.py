@@ -114,7 +114,7 @@ def test_without_a_voice_the_page_says_what_is_missing(server, page):
     from playwright.sync_api import expect
 
     expect(page.get_by_label("Voice")).to_contain_text("None on this machine")
-    expect(page.locator(".voice-settings")).to_contain_text("no voice of its own on this machine. Piper: ")
+    expect(page.locator(".voice-settings")).to_contain_text("no local voice. Piper: ")
     expect(page.get_by_label("Whisper model")).to_have_attribute("placeholder", "openai/whisper-tiny")
 
 

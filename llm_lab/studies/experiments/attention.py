@@ -202,7 +202,7 @@ def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment
         "appearance",
         draw_lines(lines, title="Scores and loss during pretraining", x="step", y="score, or share of guessing"),
         (
-            f"The induction score of the head that ends best rises most between steps {before.step:,} and "
+            f"The induction score of the head that is best at the end rises most between steps {before.step:,} and "
             f"{after.step:,}, by {float(after.scores.induction[induction] - before.scores.induction[induction]):.2f}; "
             f"there the loss on the repetition changes by {-fell:+.2f} nats. "
             if appeared
@@ -263,7 +263,7 @@ def _report_causes(study: Study, trained: RunFolder, last: Moment) -> None:
     induction, previous = _best(last.scores.induction), _best(last.scores.previous)
     others = [added[at[0]][at[1]] for at in _all_heads(last.scores) if at not in (induction, previous)]
     group = [at for at in _all_heads(last.scores) if float(last.scores.induction[at]) >= STRONG]
-    study.heading("Does the head do it?" if group else "What each head does")
+    study.heading("Does the model need the head?" if group else "What each head does")
     study.picture(
         "removed",
         draw_heatmap(

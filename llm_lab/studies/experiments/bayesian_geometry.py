@@ -52,24 +52,27 @@ class Options(BaseModel):
     task: Literal["bijection", "hidden_markov"] = Field(
         "bijection", description="complete a one-to-one mapping, or say in which state a hidden Markov chain is"
     )
-    values: int = Field(10, ge=3, le=64, description="bijection: keys, and as many values, of each mapping")
+    values: int = Field(10, ge=3, le=64, description="bijection: number of keys, and also of values, in each mapping")
     pairs: int = Field(
-        10, ge=2, le=128, description="bijection: pairs in a sequence; at most `values`, unless keys are repeated"
+        10,
+        ge=2,
+        le=128,
+        description="bijection: number of pairs in a sequence; at most `values`, unless keys are repeated",
     )
     repeated_keys: bool = Field(
         False, description="bijection: let keys occur again, so that their values must be looked up"
     )
-    states: int = Field(3, ge=2, le=5, description="hidden_markov: states of each chain, and as many symbols")
-    observations: int = Field(20, ge=2, le=100, description="hidden_markov: symbols of a sequence")
+    states: int = Field(3, ge=2, le=5, description="hidden_markov: number of states of each chain, and also of symbols")
+    observations: int = Field(20, ge=2, le=100, description="hidden_markov: number of symbols in a sequence")
     hidden_size: int = Field(64, ge=16, le=512, description="width of the Transformer")
     layers: int = Field(3, ge=1, le=12, description="layers of the Transformer")
     heads: int = Field(4, ge=1, le=16, description="attention heads per layer")
-    steps: int = Field(3000, ge=4, le=200_000, description="updates of the Transformer and of the LSTM")
-    batch_size: int = Field(64, ge=1, le=1024, description="sequences per update")
-    learning_rate: float = Field(0.02, gt=0, le=1, description="of the Transformer, with Muon")
-    lstm_learning_rate: float = Field(0.01, gt=0, le=1, description="of the LSTM, with AdamW")
-    seeds: int = Field(1, ge=1, le=20, description="times that each model is trained")
-    seed: int = Field(0, ge=0, description="the first of the seeds")
+    steps: int = Field(3000, ge=4, le=200_000, description="training steps of the Transformer and of the LSTM")
+    batch_size: int = Field(64, ge=1, le=1024, description="sequences in a step")
+    learning_rate: float = Field(0.02, gt=0, le=1, description="learning rate of the Transformer, trained with Muon")
+    lstm_learning_rate: float = Field(0.01, gt=0, le=1, description="learning rate of the LSTM, trained with AdamW")
+    seeds: int = Field(1, ge=1, le=20, description="number of seeds: how often each model is trained")
+    seed: int = Field(0, ge=0, description="first random seed")
 
 
 def run(options: Options, study: Study) -> None:
@@ -98,7 +101,7 @@ def _check(options: Options) -> None:
     others = ("states", "observations") if options.task == "bijection" else ("values", "pairs", "repeated_keys")
     for name in others:
         if (value := getattr(options, name)) != Options.model_fields[name].default:
-            why = f"it does nothing with task={options.task}"
+            why = f"it has no effect with task={options.task}"
             problems.append(Problem(name, why, value=value, fix=f"Leave it out, or set task={OTHER[options.task]}."))
     if options.task == "bijection" and options.pairs > options.values and not options.repeated_keys:
         why = f"a sequence has at most as many pairs as there are keys, which is {options.values}"

@@ -176,7 +176,7 @@ def _show_both(options: Options, study: Study, held_out: Sequence[Example], answ
         study.result(f"{name}_words", words)
         study.result(f"{name}_overlap", shared)
     study.text(
-        "Two numbers that need no reader: the mean number of words, which is "
+        "Two numbers that don't require reading the answers: the mean number of words, which is "
         f"{sum(len(text.split()) for text in references) / len(references):.1f} for the subject lines written by "
         "people, and the overlap, the share of words in common with those (F1, from 0 to 1). The overlap is low even "
         "for good subject lines, since there are many good ones; compare it between models only."

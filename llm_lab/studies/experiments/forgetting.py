@@ -148,9 +148,10 @@ def _report(
     study.picture(
         "bars",
         draw_bars([(name, rises[name]) for name in runs], title="Forgetting at the end", x="bits per byte"),
-        "Shorter is better; a bar to the left of 0 got better at the old text, as replay can.",
+        "Shorter is better; a bar to the left of 0 means that the model got better at the old text, as it can with "
+        "replay.",
     )
-    study.heading("How much for how much")
+    study.heading("Learning against forgetting")
     dots = [(learned[name], rises[name], None) for name in runs]
     names = list(runs)
     study.picture(
@@ -163,6 +164,4 @@ def _report(
         for name in runs
         if not any(learned[other] < learned[name] and rises[other] < rises[name] for other in runs)
     ]
-    study.text(
-        f"No other fine-tune was better in both than: {', '.join(front)}. Every other one is beaten by one of these."
-    )
+    study.text(f"The best trade-offs: {', '.join(front)}. For each of the other fine-tunes, one of these is better.")

@@ -169,11 +169,12 @@ def _report(options: Options, study: Study, decay: dict[str, Any], without: dict
     study.result("learned_at_step", learned if learned is not None else "not reached")
     study.heading("Doubts")
     study.text(
-        "When the rule is learned depends strongly on the share of training sums, the weight decay, the learning rate "
-        "and the seed; with more sums the gap closes, with fewer the rule may never come. Grokking as clear as this is "
-        "known from small, clean tasks; it is not shown that language models learn in this way. A run without weight "
-        "decay that has not learned the rule might learn it later. A spectrum with few peaks fits the explanation by "
-        "angles but does not prove it: for that, the frequencies would have to be removed from the model."
+        "When the rule is learned depends strongly on the share of training sums, the weight decay, the learning "
+        "rate and the seed; with more sums the gap closes; with fewer, the model may never learn the rule. Grokking "
+        "as clear as this is known from small, clean tasks; it has not been shown that language models learn in this "
+        "way. A run without weight decay that has not learned the rule might learn it later. A spectrum with few "
+        "peaks fits the explanation by angles but does not prove it: for that, the frequencies would have to be "
+        "removed from the model."
     )
 
 

@@ -121,8 +121,11 @@ def _draw_valley(
         lines.append(Line("diverged", [(rate, top) for rate in sorted({rate for _, rate in failed})], dashed=True))
     study.heading("The valley")
     svg = draw_lines(lines, title="Validation loss by learning rate", x="learning rate", y="nats per byte", log_x=True)
-    caption = "Each dot is one model after the same number of steps. Left: too small, the model is still learning. "
-    caption += "Bottom: right. Right: too large."
+    caption = (
+        "Each dot is one model after the same number of steps. On the left, the rate is too small: the model is "
+        "still learning. "
+    )
+    caption += "At the bottom, it is right. On the right, it is too large."
     if failed:
         caption += " Dots on the top line are learning rates with which at least one model diverged, so it has no loss."
     study.picture("valley", svg, caption)

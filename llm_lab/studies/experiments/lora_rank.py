@@ -116,7 +116,8 @@ def _draw(options: Options, study: Study, runs: dict[str, RunFolder], rows: list
         draw_lines(
             lines, title="Validation loss by trained weights", x="trained weights", y="nats per token", log_x=True
         ),
-        "Each dot of the curve is an adapter, from the smallest rank to the largest; dashed is full fine-tuning.",
+        "Each dot of the curve is an adapter, from the smallest rank to the largest; the dashed line is full "
+        "fine-tuning.",
     )
     study.text(_verdict(rows))
     study.heading("How they learn")

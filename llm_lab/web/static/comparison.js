@@ -76,9 +76,9 @@ const by = el("select", {}, el("option", { value: "both" }, "both: at equal toke
 
 form.append(
   keyNames,
-  recipeField(isDuel ? "First recipe" : "Recipe", "recipe", "Choose a recipe", "A recipe, or a run, whose recipe is taken."),
+  recipeField(isDuel ? "First recipe" : "Recipe", "recipe", "Choose a recipe", "A recipe, or a run: then its recipe is used."),
   isDuel ? recipeField("Second recipe", "other", "none: two values of a key, below", "Leave it empty to compare two values of one key.") : "",
-  isDuel ? "" : field("Preset", bound("preset", presets, "change"), "What one compares most often, derived from the recipe."),
+  isDuel ? "" : field("Preset", bound("preset", presets, "change"), "The usual comparisons, derived from the recipe."),
   el("fieldset.field", {},
     el("legend.label", {}, isDuel ? "Keys" : "Keys and values"),
     rows,
@@ -87,12 +87,12 @@ form.append(
       ? "Two values of one key are compared. A key with one value changes both recipes."
       : "Several values are compared; several keys make a grid. A key with one value changes the recipe for all runs.")),
   field("Seeds", text("seeds", { inputmode: "numeric" }), isDuel
-    ? "Runs of each recipe. Below six, nothing can be called better."
+    ? "Runs of each recipe. With fewer than six, no difference is more than chance."
     : "Runs of each configuration. One shows large differences; for small ones, use three or more."),
   el("details", {}, el("summary", {}, "More options"),
     isDuel ? field("What is held equal", bound("by", by, "change")) : "",
     field("Measure", text("measure", { placeholder: "the held-out result of the stage" }), "The result to compare by, such as eval_loss."),
-    field("Name", text("name", { placeholder: "derived from the recipe and the keys" }), "Of its folder in checkpoints/. The same name continues it."),
+    field("Name", text("name", { placeholder: "derived from the recipe and the keys" }), "The name of its folder in checkpoints/. The name of an existing one resumes it."),
     field("Runs at a time", text("jobs", { inputmode: "numeric" }), "They share the cores; on several GPUs, each gets one.")),
 );
 form.addEventListener("submit", (event) => {

@@ -21,7 +21,7 @@ const isOff = (section) => (draft.seen.off ?? []).includes(section);
 export function makeField(field, { path = field.path, about = "", label = field.label } = {}) {
   const id = `f${++numbered}`;
   const control = CONTROLS[widgetOf(field)](field, path, id);
-  const reset = el("button.quiet.reset", { type: "button", hidden: true, title: "Take the answer back" }, "Reset");
+  const reset = el("button.quiet.reset", { type: "button", hidden: true, title: "Use the default again" }, "Reset");
   reset.addEventListener("click", () => {
     answer({ path, value: null });
     control.focus();

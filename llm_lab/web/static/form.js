@@ -180,6 +180,6 @@ if (restored) {
   const button = el("button.quiet", { type: "button" }, "Start over");
   button.addEventListener("click", startOver);
   const note = find("#restored");
-  fill(note, "Your answers from before are here. ", button);
+  fill(note, "Your earlier answers were kept. ", button);
   note.hidden = false;
 }

@@ -82,7 +82,7 @@ export function createViews({ ramps, ask }) {
     const figure = el("figure.look", { id: "look-heads" },
       el("div.look-bar", {}, el("label", {}, hide, " Hide the first token"), buttons.length ? el("div.segmented", { role: "group", "aria-label": "Which model" }, buttons) : null, share, change, ablate),
       effect,
-      el("figcaption", {}, `Each small picture is one head: rows are layers, columns are heads. In a picture, each row is a token that attends, each column one that it attends to. Colors grow with the square root of the weight. On average, ${percent(answer.sink ?? 0)} of the attention goes to the first token, where heads with nothing to do rest (the attention sink).`));
+      el("figcaption", {}, `Each small picture is one head: rows are layers, columns are heads. In a picture, each row is a token that attends, each column one that it attends to. Colors grow with the square root of the weight. On average, ${percent(answer.sink ?? 0)} of the attention goes to the first token, where heads that find nothing to read attend (the attention sink).`));
     fill(view("attention"), figure);
     figure.addEventListener("choose", ({ detail }) => {
       if (detail !== chosen) effect.textContent = "";
@@ -132,7 +132,7 @@ export function createViews({ ramps, ask }) {
         byHead("Induction", "Attention to what followed last time.", () => table("induction"), { low: 0, high: 1 }),
         byHead("Previous token", "Attention to the token just before. Induction heads need such a head in a layer below.", () => table("previous"), { low: 0, high: 1 }),
         byHead("First token", "Attention to the first token of the text: the sink.", () => table("first_token"), { low: 0, high: 1 }),
-        byHead("Entropy", "In bits, on the text: 0 is a single token, each further bit doubles their number.", () => table("entropy_bits"), { unit: " bits" })),
+        byHead("Entropy", "In bits, on the text: 0 is a single token, each further bit doubles the number of tokens.", () => table("entropy_bits"), { unit: " bits" })),
       el("h2", {}, "All heads"), el("div.tall", {}, list));
     const cell = (row, name) => el("span", { "data-value": row[name] ?? "" }, fixed(row[name]));
     draws.push(() => fill(list, sortableTable(
@@ -174,10 +174,10 @@ export function createViews({ ramps, ask }) {
         ? keep(curves({ title: "What each layer adds", about: "The mean norm of what attention and the feed-forward network add.", names: ["attention", "feed-forward"] }), () => [inner("attention_norm")(), inner("mlp_norm")()], layered)
         : note(answer.missing.parts ?? ""),
       has("lens_loss")
-        ? keep(curves({ title: "Loss of the logit lens on the text", about: "Where the curve falls, the prediction is decided. In nats per token.", names: ["loss"], x: "layers passed" }), () => [column("lens_loss")()])
+        ? keep(curves({ title: "Loss of the logit lens on the text", about: "The layers where the curve falls improve the prediction most. In nats per token.", names: ["loss"], x: "layers passed" }), () => [column("lens_loss")()])
         : null));
     const checks = el("div");
-    view("layers").append(el("h2", {}, "Checks"), el("p.soft", {}, "What was measured must fit together; a check fails where the error is larger than rounding can explain."), checks);
+    view("layers").append(el("h2", {}, "Checks"), el("p.soft", {}, "Each check compares two measured values that must be equal; it fails if the error is larger than rounding can explain."), checks);
     draws.push(() => fill(checks, sortableTable(["check", "error", "limit", "result"],
       answer.checks.map((one) => [one.name, one.error.toExponential(1), one.limit.toExponential(0), one.holds ? "holds" : "fails"]), "Checks")));
   }
@@ -199,7 +199,7 @@ export function createViews({ ramps, ask }) {
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "layer"), tokens.map((token) => el("th", { scope: "col" }, token)))),
       el("tbody", {}, rows));
     fill(view("lens"), el("figure.look", {}, spoken, el("div.look-lens-box", {}, grid),
-      el("figcaption", {}, "The top prediction for the next token, after each token of the text (columns) and each layer (rows). The stronger the color, the higher its probability; bold where it is already the model's final prediction. The first row is the model itself.")));
+      el("figcaption", {}, "The top prediction for the next token, after each token of the text (columns) and each layer (rows). The stronger the color, the higher its probability; bold where it is already the model's final prediction. The first row is the model's own prediction.")));
     draws.push(() => {
       const now = answer.maps;
       now.lens.forEach((row, layer) => row.forEach((best, at) => {
@@ -230,7 +230,7 @@ export function createViews({ ramps, ask }) {
     };
     const charts = [
       shown.attention && own(keep(curves({ title: "By layer", about: "What attention and the feed-forward network of each layer write directly.", names: ["attention", "feed-forward"] }), () => shown.attention && [shown.attention, shown.feed_forward])),
-      shown.heads && own(byHead("By head", "Which heads write the prediction directly, or write against it.", () => shown.heads, { signed: true })),
+      shown.heads && own(byHead("By head", "Which heads raise the logit of the prediction directly, and which lower it.", () => shown.heads, { signed: true })),
     ].filter(Boolean);
     fill(view("parts"),
       el("div.field.narrow", {}, el("label", { for: "position" }, "The prediction after"), pick),
@@ -268,7 +268,7 @@ export function createViews({ ramps, ask }) {
     const figure = el("figure.look", { id: "look-positions" }, el("div.look-bar", {}, scale("signed", ["−1", "1"])),
       el("figcaption", {}, "The cosine similarity of the states of all pairs of tokens, after each layer. Blocks are groups of tokens that the model has made alike; one uniform color means that all states share a large common direction."));
     const charts = el("div.charts", {},
-      keep(curves({ title: "Mean cosine of different tokens", about: "Without the first token. A fall at the end: the last layers separate the tokens again.", names: ["cosine"], x: "layers passed" }), () => [answer.layers.map((row) => row.mean_cosine)]),
+      keep(curves({ title: "Mean cosine of different tokens", about: "Without the first token. A fall at the end means that the last layers separate the tokens again.", names: ["cosine"], x: "layers passed" }), () => [answer.layers.map((row) => row.mean_cosine)]),
       answer.cka ? squareOfLayers("CKA of layers", "Which layers see the same tokens as alike: 1 is the same structure, 0 none in common.", () => answer.cka, "after layer", "after layer") : note(answer.missing.cka ?? ""));
     fill(view("similarity"), figure, charts);
     const repaint = explorer(figure, {
@@ -295,8 +295,8 @@ export function createViews({ ramps, ask }) {
     const words = el("p.lead");
     const list = el("div");
     fill(view("difference"), words, el("div.charts", {},
-      now().attention && byHead("Attention that moved, in %", "The share of each head's attention that goes to other tokens in the other model.", () => now().attention.map((row) => row.map((value) => value === null ? null : 100 * value)), { low: 0, digits: 0 }),
-      now().induction && byHead("Change of the induction score", "Which heads have become more of an induction head, or less.", () => now().induction, { signed: true, high: 0.1 }),
+      now().attention && byHead("Attention that moved, in %", "The mean share of each head's attention that goes to different tokens in the other model.", () => now().attention.map((row) => row.map((value) => value === null ? null : 100 * value)), { low: 0, digits: 0 }),
+      now().induction && byHead("Change of the induction score", "Which heads became stronger or weaker induction heads.", () => now().induction, { signed: true, high: 0.1 }),
       keep(curves({ title: "Change of the residual stream's norm, in %", names: ["change"], x: "layers passed" }), () => [now().norms.map((value) => 100 * value)]),
       now().cka && squareOfLayers("CKA of the two models", "A diagonal of 1 that fades with depth is typical of fine-tuning.", () => now().cka, "the second, after layer", "the first, after layer")),
       el("h2", {}, "Where the predictions differ"), el("div.tall", {}, list));

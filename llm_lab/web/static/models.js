@@ -45,7 +45,7 @@ function show() {
     el("h2", {}, `Library (${rows.length})`),
     rows.length
       ? el("div.wide", { tabIndex: 0, role: "region", "aria-label": "Library" }, el("table.library", {}, el("thead", {}, head), el("tbody", {}, rows.map(libraryRow))))
-      : el("div.empty", {}, el("p", {}, fits ? "No model of the library fits on this machine with these words." : "No model has this in its name.")),
+      : el("div.empty", {}, el("p", {}, fits ? "No model of the library matches this search and fits on this machine." : "No model has this in its name.")),
     el("p.help.soft.small", {}, "What fits is estimated for sequences of up to 1,024 tokens. For a gated model, accept its terms on its page on the Hub, then sign in: hf auth login."),
   );
 }

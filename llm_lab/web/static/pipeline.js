@@ -39,7 +39,7 @@ function edit(stage = 0) {
   if (!editing) {
     editing = true;
     text.value = data.text;
-    const form = el("form", {}, el("h3", {}, "Recipe"), text, el("div.field", {}, el("label", { for: "save-name" }, "Save it as"), name, el("p.help", {}, "Written to configs/NAME.yaml. It can be started then.")), note, el("div.actions", {}, save, el("button", { type: "button", onclick: () => location.reload() }, "Discard the changes")));
+    const form = el("form", {}, el("h3", {}, "Recipe"), text, el("div.field", {}, el("label", { for: "save-name" }, "Save it as"), name, el("p.help", {}, "It is written to configs/NAME.yaml; then you can start it.")), note, el("div.actions", {}, save, el("button", { type: "button", onclick: () => location.reload() }, "Discard the changes")));
     form.addEventListener("submit", keep);
     fill(recipe, form);
     button.disabled = true;

@@ -117,7 +117,7 @@ function show() {
   progress();
   report();
   fill(find("#again"),
-    study.command ? [el("h2", {}, "The command"), el("p.soft.small", {}, "Run again, it continues what is not done."), codeBlock(study.command)] : null,
+    study.command ? [el("h2", {}, "The command"), el("p.soft.small", {}, "Run it again to continue with what is not done."), codeBlock(study.command)] : null,
     study.about.length > 1 ? el("details.about", {}, el("summary", {}, "What this study does"), study.about.slice(1).map((text) => el("p", {}, inline(text)))) : null);
 }
 

@@ -52,7 +52,7 @@ export function createMicrophone({ onText, onState = () => {}, onError = () => {
     stopSpeaking(); // it would hear itself
     const mine = ++attempt;
     if (!navigator.mediaDevices?.getUserMedia || !window.MediaRecorder) {
-      onError(new Error("This browser gives no microphone to this page. Open it at 127.0.0.1 or localhost."));
+      onError(new Error("This browser does not give this page access to a microphone. Open it at 127.0.0.1 or localhost."));
       return;
     }
     become("asking");
@@ -83,7 +83,7 @@ export function createMicrophone({ onText, onState = () => {}, onError = () => {
       const wav = toWav(await resample(await recording.arrayBuffer()));
       const query = settings.model ? `?model=${encodeURIComponent(settings.model)}` : "";
       const { whisper, downloaded } = await api(`/api/voice${query}`);
-      if (!downloaded) toast(`${whisper} is downloaded first. This takes a while, once.`);
+      if (!downloaded) toast(`${whisper} is downloaded first. This takes a while, but only the first time.`);
       const { text } = await api(`/api/voice/listen${query}`, { body: new Blob([wav], { type: "audio/wav" }) });
       if (mine !== attempt) return;
       become("idle");
@@ -181,7 +181,7 @@ export function stopSpeaking() {
 async function speakWithBrowser(text) {
   const own = await browserVoices();
   const voice = own.find((one) => one.name === settings.voice) ?? own.find((one) => one.default) ?? own[0];
-  if (!voice) throw new Error("This browser has no voice of its own on this machine. Choose Piper in the settings.");
+  if (!voice) throw new Error("This browser has no local voice. Choose Piper in the settings.");
   const said = new SpeechSynthesisUtterance(text);
   said.voice = voice;
   said.lang = voice.lang;
@@ -287,7 +287,7 @@ export function voiceSettings() {
       ),
     );
     const piper = all.at(-1);
-    const own = all.length > 1 ? "" : "This browser has no voice of its own on this machine. ";
+    const own = all.length > 1 ? "" : "This browser has no local voice. ";
     help.textContent = piper.available ? "" : `${own}Piper: ${piper.why.replace(/^piper: /, "")}`;
     const wanted = `${settings.engine || "browser"}:${settings.voice}`;
     if (all.some(({ engine, name }) => `${engine}:${name ?? ""}` === wanted)) voice.value = wanted;
