@@ -150,7 +150,7 @@ def encode(model: Any, tokenizer: Any, text: str) -> tuple[list[int], list[str]]
     context = context_of(base_of(model))
     limits = [(shown, f"the weights of {heads:,} heads over more would be too large for a page")]
     if context:
-        limits.append((context, "the model's context is no longer"))
+        limits.append((context, "the context of the model ends there"))
     most, why = min(limits)
     if len(ids) <= most:
         return ids, []

@@ -149,7 +149,9 @@ def test_a_prompt_may_come_from_a_file(models, capsys):
 def test_a_text_that_is_longer_than_the_context_is_cut_with_a_remark(models):
     found = look(str(models / "base"), "word " * 40, out=models / "long", device="cpu")
     assert len(found.inside.ids) == 64
-    assert found.remarks == ["The text has 200 tokens. Only its first 64 are used: the model's context is no longer."]
+    assert found.remarks == [
+        "The text has 200 tokens. Only its first 64 are used: the context of the model ends there."
+    ]
     assert found.remarks[0] in found.page.read_text(encoding="utf-8")
 
 

@@ -104,7 +104,7 @@ def test_without_a_voice_the_page_says_what_is_missing(server, page):
       }
       return [...said, ...(await voices()).map((voice) => voice.why)];
     }""")
-    assert "no voice of its own" in errors[0]
+    assert "no local voice" in errors[0]
     assert "piper" in errors[1]
     assert errors[-1] == errors[1]
     page.evaluate("""async () => {
