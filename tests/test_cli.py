@@ -122,7 +122,7 @@ def test_a_mistyped_recipe_name_gets_a_suggestion(in_tmp_path, capsys):
         ("tiny.gguf", "GGUF\0", "llm-lab chat tiny.gguf"),
     ],
 )
-def test_a_file_that_is_no_recipe_gets_the_command_for_it(name, text, fix, in_tmp_path, capsys):
+def test_a_file_that_is_not_a_recipe_gets_the_command_for_it(name, text, fix, in_tmp_path, capsys):
     Path(name).write_text(text)
     assert main(["run", name]) == 2
     said = capsys.readouterr().err.replace("\n", " ")

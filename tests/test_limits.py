@@ -138,7 +138,7 @@ def test_a_model_larger_than_the_machines_memory_is_refused_before_it_is_created
     assert seconds_of(load) < 5
 
 
-def test_links_out_of_a_runs_folder_are_not_followed(in_tmp_path, capsys):
+def test_links_that_lead_out_of_a_runs_folder_are_not_followed(in_tmp_path, capsys):
     Path("secret.txt").write_text("secret\n")
     run = RunFolder(Path("checkpoints/theirs"))
     tiny_model().save_pretrained(run.model_path)

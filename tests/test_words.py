@@ -31,7 +31,7 @@ WORDS = {
     r"heeds?|heeded": "use, follow",
     r"kindred": "similar, same",
     r"com(?:e|es|ing) to(?! the| a| an| this| that| us| it| you)": "result is, totals",
-    r"came to(?! the| a| an| this| that)": "resulted in, totalled",
+    r"came to(?! the| a| an| this| that)": "resulted in, totaled",
     r"reckon\w*": "compute, estimate",
     r"nought|naught|hither|thither|whither|whence|hence|thence": "",
     r"ere|nigh|amiss|unto": "",

@@ -65,7 +65,7 @@ def bench_training(machine: Any) -> None:
     times = time_step(batch, update, rounds=ROUNDS)
     seconds = times.seconds_per_batch(accumulation)
     speed, peak = rows * length / seconds, gpu.bf16_peak_flops
-    utilisation = f"{speed * shape.training_flops_per_token(length) / peak:.1%}" if peak else "unknown peak of this GPU"
+    utilization = f"{speed * shape.training_flops_per_token(length) / peak:.1%}" if peak else "unknown peak of this GPU"
     batch_ms, update_ms = statistics.median(times.batches), statistics.median(times.updates)
     spread = f"{min(times.batches):.1f} to {max(times.batches):.1f}"
     planned = sum(estimate.memory_by_part.values())
@@ -74,7 +74,7 @@ def bench_training(machine: Any) -> None:
     print(f"compiled, {train.attn_implementation}, {recipe.optimizer.name}:\n")
     print("| quantity | measured | predicted |\n| --- | --- | --- |")
     print(f"| tokens/s | {speed:,.0f} | |")
-    print(f"| model-FLOPs utilisation (MFU) | {utilisation} | |")
+    print(f"| model-FLOPs utilization (MFU) | {utilization} | |")
     print(f"| forward and backward | {batch_ms:.1f} ms ({spread}) | |")
     print(f"| optimizer step | {update_ms:.1f} ms | |")
     print(f"| peak memory | {times.peak_bytes / 2**30:.1f} GiB | {planned / 2**30:.1f} GiB |")

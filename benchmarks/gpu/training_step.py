@@ -1,4 +1,4 @@
-"""Time variants of the compiled training step: tokens/s, model-FLOPs utilisation (MFU), peak memory.
+"""Time variants of the compiled training step: tokens/s, model-FLOPs utilization (MFU), peak memory.
 
 python -m benchmarks.gpu.training_step VARIANT ... [--results FOLDER]
 

@@ -15,7 +15,7 @@ from .measurements import Measurement, find_measurement
 from .parameters import ModelShape
 
 # Typical values, used where nothing was measured on this machine; the plan calls the result "about".
-CUDA_UTILISATION = 0.40
+CUDA_UTILIZATION = 0.40
 ASSUMED_CUDA_PEAK = 312e12
 CPU_FLOPS_PER_CORE = 2.5e10  # of small matrix products on a core with AVX2
 ASSUMED_GPU_MEMORY_BYTES = 80 * 10**9
@@ -301,7 +301,7 @@ def _seconds_by_part(
 def flops_per_second(device: str, machine: Machine) -> float:
     """Return the typical speed of a process in training, in FLOP/s."""
     if device == "cuda":
-        return CUDA_UTILISATION * ((machine.gpus[0].bf16_peak_flops if machine.gpus else None) or ASSUMED_CUDA_PEAK)
+        return CUDA_UTILIZATION * ((machine.gpus[0].bf16_peak_flops if machine.gpus else None) or ASSUMED_CUDA_PEAK)
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return CPU_FLOPS_PER_CORE * (min(int(threads), machine.cpu_cores) if threads.isdigit() else machine.cpu_cores)
 

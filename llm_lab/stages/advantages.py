@@ -52,9 +52,9 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor, total: Sum = lambda x: x) -
 
 def whiten(x: torch.Tensor, mask: torch.Tensor, total: Sum = lambda x: x) -> torch.Tensor:
     """Return x with mean 0 and variance 1 over the mask, and 0 elsewhere; a single value becomes 0."""
-    centred = x - masked_mean(x, mask, total)
-    variance = masked_mean(centred.square(), mask, total)
-    return (centred * torch.rsqrt(variance + 1e-8)).masked_fill(~mask, 0.0)
+    centered = x - masked_mean(x, mask, total)
+    variance = masked_mean(centered.square(), mask, total)
+    return (centered * torch.rsqrt(variance + 1e-8)).masked_fill(~mask, 0.0)
 
 
 def explained_variance(
@@ -63,8 +63,8 @@ def explained_variance(
     """Return the share of the variance of the returns that the values predict; None without variance."""
 
     def variance(x: torch.Tensor) -> torch.Tensor:
-        centred = x - masked_mean(x, mask, total)
-        return masked_mean(centred.square(), mask, total)
+        centered = x - masked_mean(x, mask, total)
+        return masked_mean(centered.square(), mask, total)
 
     found, missed = variance(returns.double()), variance((returns - values).double())
     return float(1 - missed / found) if found > 0 else None

@@ -514,10 +514,10 @@ def _joined(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 def _y_label(row: int, rows: int, bottom: float, top: float, ascii_only: bool) -> str:
     # A value in the middle is drawn in this row, although an even number of rows has none in its middle.
     is_middle = rows >= 5 and row == rows // 2
-    labelled = row in (0, rows - 1) or is_middle
+    labeled = row in (0, rows - 1) or is_middle
     value = (top + bottom) / 2 if is_middle else top - (top - bottom) * row / max(1, rows - 1)
-    bar = ("+" if labelled else "|") if ascii_only else ("┤" if labelled else "│")
-    return (_y_number(value, top - bottom) if labelled else "").rjust(_LABEL - 1) + " " + bar
+    bar = ("+" if labeled else "|") if ascii_only else ("┤" if labeled else "│")
+    return (_y_number(value, top - bottom) if labeled else "").rjust(_LABEL - 1) + " " + bar
 
 
 def _y_number(value: float, span: float) -> str:

@@ -102,7 +102,7 @@ class Worker:
         finally:
             if ended:
                 self._end_turn()
-            else:  # Whoever listened has left. A task of its own: this one may be cancelled at every await.
+            else:  # Whoever listened has left. A task of its own: this one may be canceled at every await.
                 self._stopping = asyncio.create_task(self._stop(process, number))
                 self._stopping.add_done_callback(lambda _: self._end_turn())
 

@@ -147,8 +147,8 @@ def _left_open(key: Key, now: Any) -> list[Choice]:
 def _numbers(draft: Draft, path: str, key: Key, now: Any) -> list[Choice]:
     """Offer numbers near the present one, as texts; impossible ones are shown with the reason."""
     numbers = sorted({*key.meta["candidates"], *([now] if isinstance(now, int) else [])})
-    centre = min(range(len(numbers)), key=lambda i: abs(numbers[i] - (now or numbers[0])))
-    start = max(0, min(centre - OFFERED // 2, len(numbers) - OFFERED))
+    center = min(range(len(numbers)), key=lambda i: abs(numbers[i] - (now or numbers[0])))
+    start = max(0, min(center - OFFERED // 2, len(numbers) - OFFERED))
     return [
         replace(_choice(draft, path, number, f"{number:,}"), value=format_value(number))
         for number in numbers[start : start + OFFERED]

@@ -486,7 +486,7 @@ def test_trust_in_the_code_of_a_model_is_not_trust_in_the_models_opened_later(in
     assert said.out.count("\n") >= 2
 
 
-def test_bytes_that_are_no_character_are_replaced():
+def test_bytes_that_are_not_a_character_are_replaced():
     assert valid_text("caf\udce9 and \ud83d\ude00, na\u00efve") == "caf\ufffd and \U0001f600, na\u00efve"
 
 

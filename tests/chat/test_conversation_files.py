@@ -74,5 +74,5 @@ def test_no_file_is_replaced_by_a_conversation_with_less(tmp_path):
         [{"text": "x", "answers": {"a": answered("y", "z", sources=[{"url": 1}])}}],
     ],
 )
-def test_turns_that_are_none_are_not_read(turns):
+def test_invalid_turns_are_not_read(turns):
     assert turns_from(turns) is None

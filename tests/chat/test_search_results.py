@@ -112,7 +112,7 @@ def test_a_saved_conversation_keeps_the_results_apart_and_continues_the_same(lar
 @pytest.mark.parametrize(
     "sources", ["x", [1], [{"n": 1}], [{"n": 1, "title": "t", "url": "javascript:alert(1)", "snippet": ""}]]
 )
-def test_a_conversation_with_sources_that_are_none_is_not_loaded(tmp_path, sources):
+def test_a_conversation_with_invalid_sources_is_not_loaded(tmp_path, sources):
     file = tmp_path / "talk.json"
     messages = [{"role": "user", "content": "a", "sources": sources}, {"role": "assistant", "content": "b"}]
     file.write_text(json.dumps({"kind": "llm-lab conversation", "mode": "chat", "messages": messages}))

@@ -64,7 +64,7 @@ def test_a_long_recording_is_cut_where_it_is_quiet_and_loses_nothing():
     assert [len(piece) for piece in split(tone(30))] == [30 * RATE]
 
 
-def test_a_model_that_is_no_whisper_is_refused(tmp_path):
+def test_a_model_that_is_not_a_whisper_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UserError, match=r"its type is gpt2.*openai/whisper-tiny"):
         Transcriber(str(tmp_path)).transcribe(wav_of(tone(1)))

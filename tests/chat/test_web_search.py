@@ -96,7 +96,7 @@ def test_a_search_on_this_machine_uses_no_proxy(searxng, monkeypatch):
         "http://[",
     ],
 )
-def test_what_is_no_backend_is_refused(backend):
+def test_a_search_backend_that_does_not_exist_is_refused(backend):
     with pytest.raises(UserError, match=r"ddgs, or the address of a SearXNG"):
         search("x", backend=backend)
 

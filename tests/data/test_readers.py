@@ -58,7 +58,7 @@ def test_packed_files_are_read_and_streamed(ending):
 
 
 @pytest.mark.parametrize("ending", list(PACKED))
-def test_a_packed_file_that_is_torn_is_refused(ending):
+def test_a_truncated_packed_file_is_refused(ending):
     packed = PACKED[ending](LINES)
     message = refusal(write_file(f"rows.jsonl.{ending}", packed[: len(packed) // 2]))
     assert f"rows.jsonl.{ending} is not a complete" in message

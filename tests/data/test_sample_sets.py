@@ -44,7 +44,7 @@ def test_the_held_out_rows_are_the_same_for_training_and_scoring(name):
     assert not set(first) & {str(example.prompt[0]) for example in rows(name, "train")}
 
 
-def test_the_support_desk_contradicts_itself_nowhere():
+def test_the_answers_of_the_support_desk_do_not_contradict_each_other():
     answers = [
         message["content"]
         for split in ("train", "test")

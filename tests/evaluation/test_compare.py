@@ -166,11 +166,11 @@ def test_equal_answers_have_no_marked_differences():
     assert "{+bird" not in shown
 
 
-def test_differences_are_coloured_in_a_terminal_and_bracketed_in_a_pipe():
+def test_differences_are_colored_in_a_terminal_and_bracketed_in_a_pipe():
     comparison = comparison_of("the old bird sings", "the red bird sings")
-    coloured = screen(comparison, force_terminal=True, color_system="standard", no_color=False)
-    assert re.search(r"the \x1b\[1;33mred\x1b\[0m bird", coloured)
-    assert "{+" not in coloured
+    colored = screen(comparison, force_terminal=True, color_system="standard", no_color=False)
+    assert re.search(r"the \x1b\[1;33mred\x1b\[0m bird", colored)
+    assert "{+" not in colored
     assert "the {+red+} bird sings" in screen(comparison)
 
 

@@ -58,7 +58,7 @@ def test_a_fine_tune_is_measured_against_its_start_and_warns_once():
     assert "forgetting" in Path(facts["path"], "curves.svg").read_text()
 
 
-def test_it_changes_nothing_in_the_run_and_no_warning_comes_below_the_threshold():
+def test_measuring_forgetting_changes_nothing_in_the_run_and_gives_no_warning_below_the_threshold():
     whole = run(post_recipe("sft"))
     watched = run(post_recipe("sft", forgetting={"path": "general.txt", "threshold": 9.0}))
     assert rows_of(watched["path"], "forgetting", "general_bits_per_byte") == rows_of(whole["path"])

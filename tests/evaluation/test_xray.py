@@ -63,7 +63,7 @@ def xray(*stages, **changes):
     return xray_stages([resolved.recipe for resolved in job.stages])
 
 
-def test_it_says_how_far_it_is():
+def test_an_evaluation_shows_its_progress():
     said = []
     job = check(pipeline("sft"))
     xray_stages([resolved.recipe for resolved in job.stages], say=said.append)
@@ -187,7 +187,7 @@ def xray_output(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_without_colours_brackets_mark_trained_tokens(capsys, monkeypatch):
+def test_without_colors_brackets_mark_trained_tokens(capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     text = xray_output(capsys)
     assert "⟦Good <|im_end|> day.‹<|im_end|>›⟧" in text
@@ -196,7 +196,7 @@ def test_without_colours_brackets_mark_trained_tokens(capsys, monkeypatch):
     assert "\x1b[" not in text
 
 
-def test_with_colours_trained_tokens_are_also_underlined(capsys, monkeypatch):
+def test_with_colors_trained_tokens_are_also_underlined(capsys, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")

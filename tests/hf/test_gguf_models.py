@@ -106,7 +106,7 @@ def test_the_rope_scaling_of_llama_3_is_restored(in_tmp_path):
     assert difference.abs().max() < 1e-4
 
 
-def test_its_tokenizer_and_chat_template_are_those_of_the_file(file):
+def test_the_tokenizer_and_chat_template_of_a_gguf_file_are_used(file):
     expected = byte_tokenizer()
     Path("tokenizer.json").write_text("{}")  # next to the file, of another model
     Path("tokenizer_config.json").write_text(json.dumps({"chat_template": "wrong"}))
@@ -158,7 +158,7 @@ def test_a_gguf_file_is_fine_tuned_merged_shown_measured_and_noticed_when_it_cha
         load_model("checkpoints/sft/model")
 
 
-def test_all_of_its_weights_can_be_trained_into_a_plain_folder_and_it_can_become_a_reward_model(file):
+def test_all_weights_of_a_gguf_file_can_be_trained_and_it_can_become_a_reward_model(file):
     facts = run(post_recipe("sft", model={"checkpoint": file}, **{"train.max_steps": 1}))
     model = load_model(f"{facts['path']}/model")
     assert model.config.model_type in ("llama", "llm_lab")

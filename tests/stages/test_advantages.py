@@ -49,7 +49,7 @@ def test_gae_equals_the_discounted_sum_of_all_later_deltas(rollout):
     assert not returns[~mask].any()
 
 
-def test_gae_against_closed_form():
+def test_gae_equals_its_closed_form():
     rewards = torch.tensor([[0.0, 0.0, 1.0]])
     values = torch.tensor([[0.5, 0.25, 0.75]])
     mask = torch.ones(1, 3, dtype=torch.bool)

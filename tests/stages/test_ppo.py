@@ -324,7 +324,7 @@ def test_the_critics_learning_rate_follows_the_schedule(one_start, tmp_path):
     assert rates == pytest.approx([5e5 * rate for rate in log_rows(trainer, "learning_rate")])
 
 
-def test_two_accumulated_halves_are_one_whole(one_start, tmp_path):
+def test_two_accumulated_halves_of_a_batch_equal_the_whole_batch(one_start, tmp_path):
     # With a large epsilon Adam is plain gradient descent; otherwise it would amplify rounding errors of zero gradients.
     common = {"adam_epsilon": 1.0, "learning_rate": 1.0, "critic_learning_rate": 1.0, "max_grad_norm": 0.0}
     runs = []

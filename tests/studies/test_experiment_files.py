@@ -161,7 +161,7 @@ def test_an_option_without_a_default_is_required():
     assert read_values(one, ["file=a.txt"]) == {"file": "a.txt"}
 
 
-def test_files_that_are_no_experiments_are_not_listed():
+def test_files_that_are_not_experiments_are_not_listed():
     write("helper.py", "VALUE = 3\n")
     write("_private.py", GOOD)
     Path("experiments/folder.py").mkdir()

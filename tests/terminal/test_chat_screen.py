@@ -225,7 +225,7 @@ def test_a_pasted_text_of_several_lines_is_one_message():
     assert [m["content"] for m in session.messages[::2]] == ["one\n  two\nthree"]
 
 
-def test_what_was_typed_is_kept_for_the_next_chat_but_no_secret_and_for_nobody_else():
+def test_what_was_typed_is_kept_for_the_next_chat_without_secrets_and_only_for_its_user():
     secret = "my token is hf_" + "a1" * 12
     type_into_chat(open_session(chat=True), f"hello\r{secret}\r/quit\r")
     session = open_session(chat=True)

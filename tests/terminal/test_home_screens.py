@@ -94,7 +94,7 @@ def test_columns_without_room_are_left_out_the_least_important_first():
     assert all(len(ask.titles_of(question, room)[1][0]) <= room for room in (80, 74, 66, 58))
 
 
-def test_next_to_a_list_is_the_beginning_of_a_file_and_nothing_of_what_is_none(in_tmp_path):
+def test_the_beginning_of_a_text_file_is_shown_next_to_the_list(in_tmp_path):
     Path("a.txt").write_text("First line.\n\n" + "many words " * 20 + "\x1b[2Jend\n")
     os.mkfifo("pipe.txt")
     lines = [line.text for line in head_of("a.txt")]

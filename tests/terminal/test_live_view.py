@@ -116,10 +116,10 @@ def test_plain_progress_prints_the_start_the_end_and_little_between():
     display = PlainDisplay(fake_console(terminal=False), now=now)
     for done in range(101):
         now.seconds += 0.11
-        display(Progress("tokenising", done, 100))
+        display(Progress("tokenizing", done, 100))
     lines = display.console.file.getvalue().splitlines()
-    assert lines[0] == "tokenising 0 % (0/100)"
-    assert lines[-1] == "tokenising 100 % (100/100)"
+    assert lines[0] == "tokenizing 0 % (0/100)"
+    assert lines[-1] == "tokenizing 100 % (100/100)"
     assert len(lines) == 4
 
 
@@ -324,8 +324,8 @@ def test_the_terminal_is_left_clean_after_an_exception():
 
     def fail():
         with display:
-            display(Progress("tokenising", 1, 10))
-            display(Progress("tokenising", 10, 10))
+            display(Progress("tokenizing", 1, 10))
+            display(Progress("tokenizing", 10, 10))
             display(TrainingStarted(max_steps=10, first_step=0, facts={"name": "x"}))
             display(MetricsLogged(full_row(1)))
             display(Notice(HOSTILE))

@@ -51,7 +51,7 @@ def test_the_first_bad_batch_since_the_last_log_row_is_named():
     assert "optimizer.learning_rate = 0.1" in text
 
 
-def test_a_gradient_that_is_no_number_stops_before_it_is_saved():
+def test_a_gradient_that_is_not_a_number_stops_the_run_before_it_is_saved():
     with pytest.raises(Diverged, match=r"the gradient became inf at step 10 \(loss 2;"):
         watch([2.0], [math.inf])
 
@@ -65,7 +65,7 @@ def test_a_loss_far_worse_than_a_guess_stops_only_if_it_stays_there():
         found.check(14, 25.0, 1.0, 0.1)
 
 
-def test_other_losses_may_be_large():
+def test_a_large_loss_is_allowed_where_a_uniform_guess_is_unknown():
     found = watch([0.7])
     for step in range(11, 20):
         found.check(step, 1e4, 1.0, 0.1)
@@ -152,7 +152,7 @@ def warnings_of(rows, known=()):
 
 
 @pytest.mark.parametrize(("bad", "belt"), list(zip(BAD, BELTS, strict=True)))
-def test_each_belt_warns_once_after_three_rows(bad, belt):
+def test_each_health_check_warns_once_after_three_rows(bad, belt):
     rows = [GOOD, GOOD | bad, GOOD, *[GOOD | bad] * 6, GOOD, *[GOOD | bad] * 4]
     ((step, text),) = warnings_of(rows)
     assert step == 6

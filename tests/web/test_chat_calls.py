@@ -104,7 +104,7 @@ def test_code_that_comes_with_a_model_runs_only_after_a_yes(tmp_path):
     assert ask(tmp_path / "theirs", "hello", trust=True)[1]["content"]
 
 
-def test_what_is_no_conversation_or_too_long_is_refused_in_words(models):
+def test_a_request_that_is_not_a_conversation_or_too_long_is_refused_with_the_reason(models):
     with pytest.raises(UserError, match="not a conversation"):
         ask(models / "chat", "hello", [{"role": "assistant", "content": "first"}])
     with pytest.raises(UserError, match="the model's context holds 4,096"):

@@ -296,7 +296,7 @@ def test_replies_of_a_small_base_model_leave_room_in_its_context_unless_a_length
 
 
 @pytest.mark.slow
-def test_the_time_machine_answers_with_every_checkpoint_and_remembers_its_answers(chat, server):
+def test_every_checkpoint_answers_the_prompt_and_its_answers_are_kept(chat, server):
     page = chat()
     send(page, "hello")
     done(page)

@@ -119,7 +119,7 @@ def test_an_experiment_that_ended_at_once_is_among_the_results_and_leads_back_to
     (home / "experiments" / "late.py").unlink()
 
 
-def test_a_recipe_is_chosen_from_a_list_that_one_sees(server, home, page):
+def test_a_recipe_is_chosen_from_a_visible_list(server, home, page):
     from playwright.sync_api import expect
 
     page.goto(server.link)

@@ -24,7 +24,7 @@ def keys_of(seen):
     return [problem["key"] for problem in seen["problems"]]
 
 
-def test_what_is_missing_at_first_is_the_model_and_the_data():
+def test_a_new_draft_lacks_only_the_model_and_the_data():
     seen = looked_at("sft")
     assert keys_of(seen) == ["model.checkpoint", "data"]
     assert seen["plan"] is None

@@ -186,7 +186,7 @@ def test_both_models_are_on_one_line_and_the_slider_and_the_views_stay_in_reach_
     assert looked.evaluate("scrollY") <= before
 
 
-def test_all_of_it_works_by_keyboard_and_a_head_is_ablated_on_demand(looked, measured):
+def test_the_whole_page_works_by_keyboard_and_a_head_is_ablated_on_demand(looked, measured):
     from playwright.sync_api import expect
 
     model, tokenizer, ids = measured

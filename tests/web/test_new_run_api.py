@@ -109,7 +109,7 @@ def test_every_stage_has_a_form(server, stage):
     assert server.ask("GET", f"/new?stage={stage}")[0] == 200
 
 
-def test_every_shipped_recipe_and_a_run_can_be_taken_up(server):
+def test_every_shipped_recipe_and_a_run_can_be_opened_in_the_form(server):
     for name in ("demo", "stories", "sft-lora-1b", "grpo-gsm8k"):
         assert server.ask("GET", f"/new?recipe={name}")[0] == 200
     for name in ("tiny-sft", "life", "tiny-grpo"):

@@ -29,7 +29,7 @@ def form(page, server):
     return open_form
 
 
-def test_values_follow_as_one_types_and_a_wrong_one_is_shown_at_its_field(form):
+def test_derived_values_follow_while_the_user_types_and_a_wrong_one_is_shown_at_its_field(form):
     page, expect = form("stage=pretrain")
     page.get_by_role("tab", name="Training").click()
     rate = page.get_by_role("textbox", name="Learning rate?", exact=True)
@@ -173,7 +173,7 @@ def test_a_run_is_started_from_the_form_with_the_keyboard_alone_and_ends(form, s
 
 
 @pytest.mark.slow
-def test_the_data_is_shown_as_tokens_and_can_be_cancelled(form):
+def test_the_data_is_shown_as_tokens_and_this_can_be_canceled(form):
     page, expect = form("stage=sft&model=checkpoints/tiny-sft#tab-data")
     page.get_by_role("button", name="builtin:instruct").click()
     xray = page.get_by_role("button", name="X-ray")

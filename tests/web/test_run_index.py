@@ -91,7 +91,7 @@ def test_the_list_leaves_out_links_hidden_folders_and_what_is_not_a_run(index, t
     assert {name: one["status"] for name, one in index.rows().items()} == {"damaged": "broken"}
 
 
-def test_500_runs_are_listed_in_a_moment_and_the_next_look_is_quicker_still(index, tmp_path):
+def test_500_runs_are_listed_in_a_moment_and_the_second_time_is_even_faster(index, tmp_path):
     rows = [row(step, 3.0) for step in range(1, 6)]
     for number in range(500):
         write_run(tmp_path, f"run-{number}", rows=rows, results={"eval_loss": 1.0 + number, "step": 5})
@@ -115,7 +115,7 @@ def test_a_pipeline_at_work_says_at_which_stage_it_is(index, tmp_path):
         assert index.rows()["life"]["numbers"] == ["stage 2 of 3: merge"]
 
 
-def test_values_that_no_run_writes_make_one_row_broken_and_not_the_list(index, tmp_path):
+def test_invalid_values_break_one_row_and_not_the_list(index, tmp_path):
     write_run(tmp_path, "good", results={"eval_loss": 1.5})
     write_run(tmp_path, "huge", results={"eval_loss": 10**400}, parameters=10**400)
     write_run(tmp_path, "odd", children={"..": 1, "a/b": 2}, study=3, data=[], results={"step": "many"})

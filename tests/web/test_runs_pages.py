@@ -287,7 +287,7 @@ def test_text_from_files_stays_text(opened, server):
     assert title.startswith("Runs")
 
 
-def test_a_run_with_values_that_no_run_writes_is_an_error_that_names_its_file(server):
+def test_a_run_with_invalid_values_is_an_error_that_names_its_file(server):
     write_run(server.home, "huge", results={"eval_loss": 10**400})
     write_run(server.home, "plain", results={"eval_loss": 1.0})
     for path in ("/runs/huge", "/compare?run=huge&run=plain"):
@@ -391,7 +391,7 @@ def test_a_command_is_in_the_list_before_its_run_is_and_says_why_where_it_ended_
     expect(line).to_be_hidden()
 
 
-def test_stop_keeps_its_place_and_says_no_steps_before_the_first_one(opened, alive):
+def test_the_stop_button_does_not_move_when_the_page_gets_more_links(opened, alive):
     facts = {"stage": "sft", "first_evaluation_at": 1.0, "recipe": {"train": {"max_steps": 10}}}
     folder = alive("tuning", **facts)
     page = opened("/runs/tuning")

@@ -63,7 +63,7 @@ def test_silence_is_an_empty_text_and_other_recordings_are_refused(server):
 
 
 @pytest.mark.slow
-def test_a_whisper_that_is_not_there_is_named(server):
+def test_a_whisper_that_does_not_exist_is_named(server):
     status, _, text = ask(server, "/api/voice/listen?model=/nowhere/whisper", wav_of(tone(1)), "audio/wav")
     assert status == 400
     assert "/nowhere/whisper" in text

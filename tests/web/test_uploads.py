@@ -42,7 +42,7 @@ def test_a_name_becomes_a_plain_file_name(name, safe):
 
 
 @pytest.mark.parametrize("name", ["", "data", "page.html", "run.py", "model.safetensors", "data.jsonl/"])
-def test_other_formats_are_refused_with_those_that_are_read(name, tmp_path):
+def test_other_formats_are_refused_and_the_error_lists_those_that_are_read(name, tmp_path):
     with pytest.raises(UserError, match=r"another format.*jsonl"):
         save(name, b"x")
     assert not list(tmp_path.rglob("*"))

@@ -96,7 +96,7 @@ def test_a_call_whose_listener_leaves_is_stopped_and_the_next_one_answered(with_
     with_worker(use)
 
 
-def test_a_listener_who_is_cancelled_again_while_it_leaves_reads_nothing_of_the_next_call(with_worker):
+def test_a_listener_that_is_canceled_again_while_it_leaves_reads_nothing_of_the_next_call(with_worker):
     async def use(worker):
         task = asyncio.create_task(worker.call("wait"))
         await asyncio.sleep(0.2)

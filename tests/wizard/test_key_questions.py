@@ -232,7 +232,7 @@ def test_a_model_that_fits_only_as_an_adapter_can_start_and_says_why():
     assert change(draft, "lora", "all").look()[0].estimate.fits is False
 
 
-def test_a_group_whose_answers_are_all_automatic_is_not_the_users(in_tmp_path):
+def test_a_group_of_derived_values_does_not_count_as_chosen(in_tmp_path):
     draft = replace(new_draft("pretrain"), automatic={"tokenizer.bpe": (512, "for this text")})
     draft = replace(draft, raw={**draft.raw, "tokenizer": {"bpe": 512}})
     assert draft.origin("tokenizer") == ("derived", "for this text")

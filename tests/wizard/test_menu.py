@@ -57,7 +57,7 @@ def test_no_text_of_the_wizard_names_the_key_that_goes_back():
     ] == []  # in plain mode it is b
 
 
-def test_home_begins_with_the_quick_road_and_reaches_every_flow():
+def test_home_begins_with_the_quick_start_and_leads_to_every_flow():
     values = [choice.value for choice in menu_question().choices]
     assert values[0] == "quick"
     assert values[-3:] == ["checkpoints", "doctor", LEAVE]
@@ -174,7 +174,7 @@ def test_models_are_chosen_and_compared():
     assert visit.effects == [Compare(("checkpoints/base", "checkpoints/base/model"), ("What is 2 + 2?",))]
 
 
-def test_the_time_machine_asks_for_a_run_and_a_prompt():
+def test_comparing_checkpoints_asks_for_a_run_and_a_prompt():
     visit = answers(evaluate, ["Compare the checkpoints", MODEL.rstrip(":"), ENTER])
     assert visit.effects == [Compare(("checkpoints/base",), (), steps=True)]
     shutil.rmtree("checkpoints/base/steps")
@@ -333,7 +333,7 @@ def test_the_lines_above_a_question_are_wrapped_by_the_terminal():
     assert [line.text for line in lines if "9 other runs" in line.text and line.text.endswith(".")]
 
 
-def test_a_sweep_is_among_the_runs_with_how_far_it_is_and_can_be_deleted():
+def test_a_sweep_is_listed_with_its_progress_and_can_be_deleted():
     folder = Path("checkpoints/rates")
     folder.mkdir()
     about = {"kind": "sweep", "created_at": 1e9, "configurations": [{}, {}], "seeds": [1, 2, 3]}

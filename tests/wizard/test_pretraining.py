@@ -63,7 +63,7 @@ def test_a_model_and_data_that_are_given_are_not_asked_for():
     assert (row(visit.question, "model").value, row(visit.question, "data").value) == ("preset size micro", "text.txt")
 
 
-def test_a_size_that_was_chosen_is_ones_own_also_where_it_is_the_default():
+def test_a_chosen_size_counts_as_chosen_even_if_it_is_the_default():
     model = row(answers(PRETRAIN, TO_PAGE).question, "model")
     assert (model.value, model.origin) == ("preset size nano", "yours")
 

@@ -25,7 +25,7 @@ def _recipe(in_tmp_path):
     Path("configs/mine.yaml").write_text(json.dumps(tiny_recipe()))
 
 
-def test_values_of_ones_own_are_checked_before_the_sweep_starts():
+def test_typed_values_are_checked_before_the_sweep_starts():
     bad = Refused("optimizer.learning_rate=0.01", "this key has one")
     visit = answers(sweep, ["mine", "other keys", bad, "optimizer.learning_rate=0.01,0.02", "3", "Yes"])
     assert any("6 of 6, one after the other" in line.text for line in visit.questions[-1].screen.lines)
@@ -42,7 +42,7 @@ def test_a_preset_is_offered_where_the_recipe_has_its_key():
     assert presets["optimizer"] is None
 
 
-def test_some_values_of_a_preset_are_compared_for_as_many_steps_as_one_says():
+def test_some_values_of_a_preset_are_compared_for_the_chosen_number_of_steps():
     values, steps = ["adamw", "muon"], Refused("many", "not a whole number")
     visit = answers(sweep, ["mine", "optimizer", Refused(["muon"], "two"), values, steps, "4", ENTER, "1", "Yes"])
     assert visit.effects[0] == StartSweep("configs/mine.yaml", ("optimizer.name=adamw,muon", "train.max_steps=4"), 1)

@@ -84,7 +84,7 @@ def test_the_first_question_has_nothing_to_go_back_to():
     assert not Walk(flow).back()
 
 
-def test_an_effect_is_executed_once_however_often_one_goes_back():
+def test_an_effect_is_executed_once_however_often_the_user_goes_back():
     def with_effect():
         yield Question("first", "First?", "text", default="")
         result = yield RunDoctor()
@@ -138,7 +138,7 @@ def test_drafts_are_kept_on_disk(in_tmp_path):
     assert read_drafts() == {}
 
 
-def test_looks_are_remembered_until_the_world_changes():
+def test_results_are_remembered_until_they_are_forgotten_on_purpose():
     looked = []
 
     @remember
@@ -153,7 +153,7 @@ def test_looks_are_remembered_until_the_world_changes():
     assert len(looked) == 3
 
 
-def test_a_look_that_failed_is_tried_again():
+def test_a_call_that_failed_is_not_remembered():
     found = iter([ValueError("not there"), "there"])
 
     @remember
@@ -180,7 +180,7 @@ def test_waiting_is_announced_and_needs_no_answer():
     assert len(Walk(slow, [Answer("path", "x")]).answers) == 1
 
 
-def test_true_is_not_one_and_a_tuple_equals_a_list():
+def test_true_and_1_are_different_answers_and_a_tuple_equals_a_list():
     assert not same(True, 1)
     assert same((1, 2), [1, 2])
 

@@ -84,7 +84,7 @@ async function closeComparison() {
   box.focus();
 }
 
-// --- the time machine: the same prompt, by another checkpoint
+// --- the same prompt, by another checkpoint
 
 let timer;
 

@@ -28,7 +28,7 @@ function set(key, value) {
 export function createMicrophone({ onText, onState = () => {}, onError = () => {} }) {
   let state = "idle";
   let stream, recorder, timer;
-  let attempt = 0; // a recording that was cancelled must not end in a text
+  let attempt = 0; // a recording that was canceled must not end in a text
 
   function become(next) {
     state = next;
