@@ -187,7 +187,7 @@ def _full_name(text: str) -> str:
 
 
 def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Problem | str], list[str]]:
-    """Look whether data, prompts to score on and reward functions exist; returns problems and remarks.
+    """Check whether data, prompts to score on and reward functions exist; returns problems and remarks.
 
     home: of a pipeline. What an earlier stage will make is not looked at: the folder may hold a killed or an older run.
     """

@@ -113,7 +113,7 @@ class Run:
     def chat(self, prompt: str | None = None, **settings: Any) -> Chat | str | None:
         """Chat with the run's model. With a prompt, return its answer.
 
-        Without one, chat in the terminal; in a notebook, return a chat that one calls: chat("Hello"). settings:
+        Without one, chat in the terminal; in a notebook, return an object to call: chat("Hello"). settings:
         max_new_tokens, temperature, top_p, seed, device.
         """
         from llm_lab.terminal.console import is_terminal

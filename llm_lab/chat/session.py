@@ -76,7 +76,7 @@ class ChatSession:
 
     @property
     def usual_length(self) -> int:
-        """How many tokens a reply has at most unless one says so: of a small model that continues a text, fewer.
+        """How many tokens a reply has at most by default: of a small model that continues a text, fewer.
 
         One reply alone would fill its context.
         """

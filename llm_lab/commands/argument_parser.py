@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         return Problem(key, why, fix=how)
 
     def format_help(self) -> str:
-        """Return the help; its usage names the arguments in the order in which one writes them."""
+        """Return the help; its usage names the arguments in the order in which they are written."""
         if self.usage is None:
             words = [self._word_of(one) for one in self._actions if not one.option_strings]
             self.usage = " ".join([self.prog, *words, "[options]"])

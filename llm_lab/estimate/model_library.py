@@ -22,7 +22,7 @@ class LibraryModel:
 
     gated: whether its owner asks to accept terms before the download; None where that is not certain. is_chat: trained
     to answer, with a chat template. parameters: of the loaded model. context: the longest input, in tokens. shape: its
-    dimensions, for estimates. note: what else one should know, or "".
+    dimensions, for estimates. note: what else users should know, or "".
     """
 
     name: str

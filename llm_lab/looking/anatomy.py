@@ -78,7 +78,7 @@ def _output(attention: Any) -> Any | None:
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Compute attention so that its weights are there, in eval mode; restores the kernel and the mode afterwards."""
+    """Compute attention so that it returns its weights, in eval mode; restores the kernel and the mode afterwards."""
     base = base_of(model)
     before, training = base.config.get_text_config()._attn_implementation, model.training
     change = before not in (None, "eager")

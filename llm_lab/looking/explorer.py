@@ -1,4 +1,4 @@
-"""The part of a report that one can explore: many small matrices over the tokens, one of them large."""
+"""The interactive part of a report: many small matrices over the tokens, one of them large."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ DEFAULT_TEXT = (
 
 @dataclass(frozen=True)
 class Check:
-    """A sum that must close: the error that was found, and the largest that is still rounding."""
+    """Two values that must be equal: their difference, and the largest that rounding explains."""
 
     name: str
     error: float
@@ -61,11 +61,11 @@ class Check:
 
 @dataclass
 class Inside:
-    """What was found inside a model. Tensors are on the CPU in float32; None, with a reason in `missing`, is not had.
+    """What was found inside a model. Tensors are on the CPU in float32; None: not available, see `missing`.
 
     text_tokens: how each token of the text looks. norms: (layers + 1,) mean norm of the residual stream; added:
-    2), of what attention and MLP add; both without the first position. entropy: heads), on the text. sink:
-    (layers, likewise, mean attention to the first token.
+    (layers, 2), of what attention and the feed-forward network add; both without the first position. entropy:
+    (layers, heads), on the text. sink: likewise, mean attention to the first token.
     """
 
     name: str

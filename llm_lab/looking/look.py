@@ -143,7 +143,7 @@ def open_precisely(candidate: Candidate, load: Load, listener: Listener = ignore
 def compare_with(
     inside: Inside, text: str, opened: tuple[Any, Any], candidate: Candidate, listener: Listener
 ) -> Difference:
-    """Measure another model over the same tokens. UserError if its tokenizer or its shape is another."""
+    """Measure another model over the same tokens. UserError if its tokenizer or its shape is different."""
     model, tokenizer = opened
     ids, _ = encode(model, tokenizer, text)
     if ids[: len(inside.ids)] != inside.ids:

@@ -236,7 +236,7 @@ class TuneRecipe(StageRecipe):
 
 
 class TalkRecipe(TuneRecipe):
-    """The keys of the stages whose result one can chat with."""
+    """The keys of the stages whose result can chat."""
 
     score: Score | None = option(help="outputs for held-out prompts are scored at every evaluation")
     samples: Replies = option(Replies(), help="outputs generated at every evaluation")

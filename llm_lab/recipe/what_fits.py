@@ -128,7 +128,7 @@ def _library_ways(machine: Machine) -> tuple[tuple[_Way, Mapping[str, Any]], ...
 
 
 def fits_in(resolved: Resolved) -> dict[str, Fit]:
-    """Return {method: whether it fits} of a recipe, with the adapter that it says; {} for one with problems."""
+    """Return {method: whether it fits} of a recipe, with the adapter that it names; {} for one with problems."""
     given = {key: value for key, value in resolved.given.items() if key != "lora"}
     opened, _ = diagnose(given, machine=resolved.machine, name=resolved.values["name"])  # not yet made to fit
     if opened is None:

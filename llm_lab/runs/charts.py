@@ -82,7 +82,7 @@ PANELS = (
 
 
 def panels_for(keys: Container[str]) -> list[Panel]:
-    """Return the panels of a run with these metrics, the one that says most first.
+    """Return the panels of a run with these metrics, the most informative one first.
 
     In GRPO and PPO that is the reward; their loss says little, so it comes after what the model does. Where outputs are
     only scored, as in SFT, the loss stays first.

@@ -42,7 +42,7 @@ class Page:
         self._parts.append(f"<pre><code>{_escaped(text)}</code></pre>")
 
     def picture(self, svg: str, caption: str) -> None:
-        """Add a picture, as the drawing functions return it, with the sentence that says what one sees."""
+        """Add a picture, as the drawing functions return it, with a sentence that says what it shows."""
         if not svg.startswith("<svg"):
             raise ValueError("picture needs an SVG")
         self._parts.append(f"<figure>{_scrolling(svg, caption)}<figcaption>{_inline(caption)}</figcaption></figure>")

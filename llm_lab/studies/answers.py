@@ -65,7 +65,7 @@ def repeated_share(text: str, words: int = 2) -> float:
 
 
 def overlap(answer: str, reference: str) -> float:
-    """Return the F1 of the words that an answer shares with a reference, from 0 to 1, without regard to their order."""
+    """Return the F1 of the words that an answer shares with a reference, from 0 to 1, in any order."""
     given, wanted = ([word.strip(".,:;!?\"'") for word in text.lower().split()] for text in (answer, reference))
     left = list(wanted)
     shared = 0

@@ -362,7 +362,7 @@ def command(experiment: str, options: Mapping[str, Any], defaults: Mapping[str, 
 
 
 def written(value: Any) -> str:
-    """Return a value of an option as one types it."""
+    """Return a value of an option as a user types it."""
     if isinstance(value, list | tuple):
         return ",".join(map(written, value))
     return value if isinstance(value, str) else format_value(value)

@@ -1,4 +1,4 @@
-"""Grids that are derived from a recipe: what one compares most often."""
+"""Grids that are derived from a recipe: the usual comparisons."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class ReportFiles:
             self._parts.append(_Part("table", caption, tuple(head), tuple(map(tuple, rows))))
 
     def picture(self, file: str, svg: str, caption: str) -> None:
-        """Add a picture, kept as a file of this name. caption: what one sees in it."""
+        """Add a picture, kept as a file of this name. caption: what it shows."""
         self._parts.append(_Part("picture", caption, svg=svg, file=file))
 
     def code(self, text: str) -> None:

@@ -109,7 +109,7 @@ class Study:
         self._add(_Block("table", caption, f"{file}.csv", tuple(head), kept))
 
     def picture(self, name: str, svg: str, caption: str) -> None:
-        """Add a picture to the report and write it as pictures/<name>.svg. caption: what one sees in it."""
+        """Add a picture to the report and write it as pictures/<name>.svg. caption: what it shows."""
         file = f"pictures/{slug(name, 'picture')}.svg"
         write_atomically(self.folder / file, svg)
         self._add(_Block("picture", caption, file, svg=svg))

@@ -113,7 +113,7 @@ def first_seed(raw: Mapping[str, Any]) -> int:
 
 
 def with_seed(raw: Mapping[str, Any], seed: int, first: int) -> dict[str, Any]:
-    """Return a recipe with another seed. A stage of a pipeline that sets its own is moved by as much."""
+    """Return a recipe with another seed. A stage of a pipeline that sets its own seed is shifted by the same amount."""
     changed = {**raw, "seed": seed}
     if "stages" in raw:
         changed["stages"] = [

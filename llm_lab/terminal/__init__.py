@@ -1,4 +1,4 @@
-"""All that prints or asks."""
+"""Everything that prints or asks."""
 
 import os
 

@@ -92,8 +92,8 @@ class WordWrap:
 class StyledMarkdown:
     """Gives the Markdown of a text that arrives in pieces its styles: headings, bold text, code, quotes.
 
-    Every character is shown as the model wrote it, and nothing is drawn a second time: what looks like Markdown and is
-    none only gets a style up to the end of its line. Links stay text. Lines of code are not wrapped.
+    Every character is shown as the model wrote it, and nothing is drawn a second time: what only looks like Markdown
+    gets a style up to the end of its line. Links stay text. Lines of code are not wrapped.
     """
 
     _STARTS = re.compile(r"[ \t]*(`{0,2}|~{0,2}|#{0,6})")  # what may become a fence or a heading

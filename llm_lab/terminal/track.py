@@ -129,7 +129,7 @@ class Track:
         return max(0.0, (self.max_steps - step) * (last - then) / (step - first) - (self.now() - last))
 
     def panels(self) -> list[Panel]:
-        """Return the curves that can be drawn, the one that says most first."""
+        """Return the curves that can be drawn, the most informative one first."""
         return panels_for(self.history)
 
     def health(self, key: str) -> Health | None:

@@ -1,4 +1,4 @@
-"""The forms of a sweep and of a duel: a recipe, what is compared, seeds; checked as one types, and started."""
+"""The forms of a sweep and of a duel: a recipe, what is compared, seeds; checked as the user types, and started."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _without(raw: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
 def change(raw: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> Draft:
     """Return the draft after changes: {path, text} as typed, {path, value} as JSON, {path, off: true} for a group.
 
-    An empty text, or no value, takes an answer back. UserError where there is no such stage.
+    An empty text, or no value, removes an answer. UserError where there is no such stage.
     """
     raw = expand_forgetting(expand_model(raw))
     stage_schema(raw)

@@ -1,7 +1,7 @@
 """What has changed since a page asked last.
 
 A page asks once a second, in one short request for everything that it shows. There is no stream that stays open:
-browsers allow six connections per server, and the seventh tab would wait for ever. A hidden tab does not ask.
+browsers allow six connections per server, and the seventh tab would wait forever. A hidden tab does not ask.
 """
 
 from __future__ import annotations

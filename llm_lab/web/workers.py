@@ -22,7 +22,7 @@ ERRORS: dict[str, type[LabError]] = {"user": UserError, "machine": MachineError}
 
 
 class WorkerEnded(MachineError):
-    """A worker ended while it worked: a crash, or the system took its memory."""
+    """A worker ended unexpectedly: it crashed, or the system stopped it to free memory."""
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""A recipe that is being answered: what the user said, and what follows from it."""
+"""A recipe made from the user's answers: what the user said, and what follows from it."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def _sections(draft: Draft, rows: list[Row]) -> dict[str, str]:
 
 
 def _typed(value: Any) -> str:
-    """Return a value as one types it: a text without quotes, where it is read as that text."""
+    """Return a value as a user types it: a text without quotes, where it is read as that text."""
     text = value if isinstance(value, str) and value.strip() == value else ""
     try:
         return text if text and parse_yaml(text) == text else format_value(value)

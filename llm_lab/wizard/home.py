@@ -1,4 +1,4 @@
-"""The home screen: what one most likely wants, the rest in groups, and the runs. It is first, so it imports little."""
+"""The home screen: what users most often want, the rest in groups, and the runs. It is first, so it imports little."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def kind_of_run(facts: Mapping[str, Any]) -> str:
 
 
 def _writes_text(run: RunFolder) -> bool:
-    """Whether one can chat with the model that a run has trained."""
+    """Whether the model that a run has trained can chat."""
     facts = run.facts()
     if facts.get("study") or facts.get("stage") in NO_TEXT or is_reward_model(run.model_path):
         return False

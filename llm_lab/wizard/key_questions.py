@@ -58,7 +58,7 @@ def answer_key(draft: Draft, path: str, answer: Any) -> Draft:
 
 
 def is_value(draft: Draft, path: str, answer: Any) -> bool:
-    """Whether an answer is what the key is anyway."""
+    """Whether an answer equals the value that the key has without it."""
     now = draft.value(path)
     return answer == (list(now) if isinstance(now, tuple) else now)
 

@@ -1,4 +1,4 @@
-"""The quick road: text files, a size, the plan, and the training starts; everything else follows from the text."""
+"""The quick start: text files, a size, the plan, and the training starts; everything else follows from the text."""
 
 from __future__ import annotations
 

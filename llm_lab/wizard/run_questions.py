@@ -203,7 +203,7 @@ def start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False)
 
 
 def after_a_run(name: str = "", path: str = "") -> Flow[Next | None]:
-    """Offer what one would do after a run that has just ended: the newest of a name, or the one in a folder."""
+    """Offer the usual steps after a run that has just ended: the newest of a name, or the one in a folder."""
     named = [RunFolder(Path(path))] if path else runs_named(name)
     if not named or not _next_choices(named[-1]):
         yield Pause()
@@ -235,7 +235,7 @@ def next_steps(path: str) -> Flow[Next | None]:
 
 
 def _next_choices(run: RunFolder) -> list[Choice]:
-    """Return what one would do with a run, the most usual first."""
+    """Return the usual next steps with a run, the most usual first."""
     if can_resume(run):
         choices = [Choice("resume", f"Resume it{_how_far(run)}", why=RESUME_WHY)]
         stage = stage_of(run.facts())
@@ -255,7 +255,7 @@ def _next_line(run: RunFolder, stage: str) -> str:
 
 
 def next_stages(run: RunFolder) -> Sequence[str]:
-    """Return what one would do with a run's result, the most usual first."""
+    """Return the usual next steps with a run's result, the most usual first."""
     stage = stage_of(run.facts())
     if stage is None:
         return ["chat"]

@@ -1,4 +1,4 @@
-"""A walk through a flow: the answers so far, the way back, kept drafts, and looks that are remembered."""
+"""A walk through a flow: the answers so far, the way back, kept drafts, and remembered results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _memories: list[dict[str, Any]] = []
 
 
 def remember(look: Callable[P, T]) -> Callable[P, T]:
-    """Remember what a function found until the world changes; a flow that runs again is then instant.
+    """Remember what a function found until forget_looks is called; a flow that runs again is then instant.
 
     Errors are not remembered.
     """

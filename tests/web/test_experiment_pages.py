@@ -1,4 +1,4 @@
-"""Experiments, sweeps and duels in the page: listed, checked as one types, started, watched, stopped, resumed."""
+"""Experiments, sweeps and duels in the page: listed, checked as the user types, started, watched, stopped, resumed."""
 
 import json
 import re

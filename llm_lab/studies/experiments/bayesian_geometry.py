@@ -10,7 +10,7 @@ Bayes' curve to about 0.015 bits. Without attention the error is 1.143 bits, exa
 that sees one position. An LSTM of the same size gets at least as close as the Transformer.
 
 What it teaches: how to test a model against an exact answer and not only against another model; that a beautiful
-picture of the inside is no proof (the report prints each claim with what speaks against it and with a control); and
+picture of the inside is not proof (the report prints each claim with what speaks against it and with a control); and
 that a comparison of architectures depends on the learning rate that each was given.
 
 `task=hidden_markov` is the paper's second task. Each sequence begins with a hidden Markov chain, written out number by

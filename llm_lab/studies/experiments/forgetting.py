@@ -8,7 +8,7 @@ more, and past some point it no longer learns more. Replay, that is mixing some 
 most of what was known and costs a little of the new task. A LoRA adapter does not protect by itself: with a learning
 rate at which it learns the task, it can forget as much as full fine-tuning does.
 
-What it teaches: what a fine-tune forgets does not show in its own validation loss, so measure it next to it. What
+What it teaches: what a fine-tune forgets does not show in its own validation loss, so measure it separately. What
 counts is how much is forgotten relative to how much is learned: the last picture shows that. The same measurement works
 in every SFT, DPO, GRPO and PPO recipe: `forgetting: builtin:stories`, or any text of your own.
 """

@@ -1,4 +1,4 @@
-// The form of a sweep or a duel: what would run is checked as one types, before anything runs.
+// The form of a sweep or a duel: what would run is checked as the user types, before anything runs.
 import { api, codeBlock, data, el, fill, find, showError } from "./lab.js";
 import { createPicker } from "./picker.js";
 import { goToRun } from "./study_parts.js";

@@ -1,4 +1,4 @@
-// One experiment: its options as a form that is checked as one types, the very command, Start, and earlier results.
+// One experiment: its options as a form that is checked as the user types, the very command, Start, and earlier results.
 import { api, codeBlock, data, el, fill, find, showError, watch } from "./lab.js";
 import { createPicker } from "./picker.js";
 import { goToRun, inline, launched, resultList } from "./study_parts.js";
