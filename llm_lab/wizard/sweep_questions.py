@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -126,7 +127,7 @@ def sweep() -> Flow[Next | None]:
     lines = _plan(planned)
     start = yield yes_no("sweep.start", START, default=not _takes_too_long(planned), yes=YES, no="No, change it",
                          why=START_WHY, screen=Screen(TITLE, where, lines=lines))  # fmt: skip
-    if not start or not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):
+    if not start or not (yield StartSweep(recipe, words_in(words), seeds, preset)):
         yield BackTo("sweep.words")
     return (yield from _end(planned))
 
@@ -236,7 +237,7 @@ def duel() -> Flow[Next | None]:
     lines = _plan(planned, then=then)
     start = yield yes_no("duel.start", START, default=not _takes_too_long(planned), yes=YES, no="No, change it",
                          why=START_WHY, screen=Screen(DUEL, where, lines=lines))  # fmt: skip
-    if not start or not (yield StartDuel(recipe, tuple(shlex.split(words)), seeds, other)):
+    if not start or not (yield StartDuel(recipe, words_in(words), seeds, other)):
         yield BackTo("duel.words")
     return (yield from _end(planned))
 
@@ -285,16 +286,21 @@ def _takes_too_long(planned: Sweep) -> bool:
     return takes_too_long(len(planned.seeds) * cost_of_a_seed(planned)[0])
 
 
+def words_in(text: str) -> tuple[str, ...]:
+    """Return the words of a typed text; a space after a comma is not the end of a word, unless a key follows."""
+    return tuple(shlex.split(re.sub(r"""("[^"]*"|'[^']*')|(?<=,)\s+(?!\S*=)""", lambda found: found[1] or "", text)))
+
+
 def _planned_sweep(recipe: str, preset: str | None, words: str, seeds: int | None = None) -> Sweep:
     from llm_lab.studies.sweep import plan_sweep
 
-    return plan_sweep(recipe, shlex.split(words), seeds=seeds, preset=preset, numbered=True)
+    return plan_sweep(recipe, words_in(words), seeds=seeds, preset=preset, numbered=True)
 
 
 def _planned_duel(recipe: str, other: str | None, words: str, seeds: int | None = None) -> Sweep:
     from llm_lab.studies.duel import plan_duel
 
-    return plan_duel(recipe, shlex.split(words), seeds=seeds, other=other, numbered=True)
+    return plan_duel(recipe, words_in(words), seeds=seeds, other=other, numbered=True)
 
 
 def _plan(planned: Sweep, **more: Any) -> tuple[Line, ...]:

@@ -15,7 +15,7 @@ from llm_lab.studies.sweep import plan_sweep
 from llm_lab.wizard.home import GROUPS
 from llm_lab.wizard.menu import entries_of
 from llm_lab.wizard.questions import Next, Pause, ResumeSweep, StartDuel, StartSweep
-from llm_lab.wizard.sweep_questions import duel, resume_sweep, sweep
+from llm_lab.wizard.sweep_questions import duel, resume_sweep, sweep, words_in
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,13 @@ def test_a_duel_is_between_two_values_of_a_key():
     assert "12 of 12, one after the other" in plan
     assert "up to 6 shorter runs of the slower recipe, at equal time" in plan
     assert visit.effects == [StartDuel("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 6)]
+
+
+def test_a_space_after_a_comma_parts_no_values():
+    visit = answers(duel, ["mine", "one key changed", "optimizer.name=adamw, muon  train.max_steps=4", ENTER, "Yes"])
+    assert visit.effects[0] == StartDuel("configs/mine.yaml", ("optimizer.name=adamw,muon", "train.max_steps=4"), 6)
+    assert words_in("name='a, b' betas=[0.9, 0.95],[0.9, 0.99]") == ("name=a, b", "betas=[0.9,0.95],[0.9,0.99]")
+    assert words_in("a=1,2, b=3") == ("a=1,2,", "b=3"), "another key is not taken for a value"
 
 
 def test_a_duel_is_between_two_recipes():
