@@ -124,8 +124,8 @@ def one_of(choices: Sequence[Any]) -> str:
 
 
 def with_article(noun: str) -> str:
-    """Return a noun after "a" or "an"."""
-    return f"{'an' if noun.startswith(tuple('aeiou')) else 'a'} {noun}"
+    """Return a noun after "a" or "an"; SFT is spoken as letters."""
+    return f"{'an' if noun.lower().startswith((*'aeiou', 'sft')) else 'a'} {noun}"
 
 
 def _short(value: Any) -> str:

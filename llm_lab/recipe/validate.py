@@ -121,12 +121,10 @@ def with_overrides(raw: Values, words: Iterable[str]) -> tuple[dict[str, Any], s
         given = [(f"{group}.{key}", value) for key, value in (value_at(raw, group) or {}).items() if key in known]
         dropped += [f"{key}=null" for key, _ in given]
         if given:
-            named = [f"{key} = {format_value(value)}" for key, value in given[:MOST_NAMED]]
-            more = [f"{len(given) - MOST_NAMED} more"] if len(given) > MOST_NAMED else []
-            verb, rest = ("belongs", "it is not used") if len(given) == 1 else ("belong", "they are not used")
-            remarks.append(
-                f"The recipe's {one_of([*named, *more])} {verb} to {own.model_fields['name'].default}, so {rest}"
-            )
+            named = ", ".join(f"{key} = {format_value(value)}" for key, value in given[:MOST_NAMED])
+            more = f" and {len(given) - MOST_NAMED} more" if len(given) > MOST_NAMED else ""
+            of = own.model_fields["name"].default
+            remarks.append(f"With {name}, the recipe's settings of {of} are not used: {named}{more}")
     if dropped:
         result, _ = apply_overrides(apply_overrides(dict(raw), dropped)[0], words)
     return result, touched, remarks

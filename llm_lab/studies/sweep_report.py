@@ -24,6 +24,7 @@ LOGGED_OFTEN = {
     "eval_accuracy": "accuracy",
 }
 SMOOTH_ABOVE, SMOOTH_SHARE = 60, 40  # curves of more points are averaged over a 40th of them
+START_SECONDS = 8  # of the process of a run, which imports torch and transformers
 MONTH_SECONDS = 30 * 86_400
 TOO_LONG = "this takes more than a month: use fewer steps, values or seeds"
 
@@ -95,7 +96,7 @@ def plan_rows(
     return [
         ("compares", describe_sweep(sweep)),
         ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
-        ("time", f"{about(seconds)}, and the start of each run" if seconds else "not known"),
+        ("time", f"{about(seconds)}, with {START_SECONDS} s for the start of each run" if seconds else "not known"),
         ("disk", f"{size(sum(disk_bytes for _, disk_bytes in costs))} in {sweep.folder}/"),
         *([("then", then)] if then else []),
         *too_long,
@@ -116,9 +117,10 @@ def cost_of_a_seed(sweep: Sweep) -> tuple[float, int]:
 
 
 def _cost(sweep: Sweep, name: str) -> tuple[float, int]:
-    """Return the seconds and the bytes on the disk of one run of a configuration."""
+    """Return the seconds, with those of its start, and the bytes on the disk of one run of a configuration."""
     costs = [one.estimate for one in sweep.jobs[name].stages]
-    return sum(cost.wall_seconds or 0.0 for cost in costs), sum(cost.disk_bytes for cost in costs)
+    seconds = sum(cost.wall_seconds or 0.0 for cost in costs)
+    return seconds and seconds + START_SECONDS, sum(cost.disk_bytes for cost in costs)
 
 
 def what_is_missing(rows: Sequence[Row]) -> list[str]:

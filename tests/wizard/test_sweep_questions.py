@@ -9,9 +9,11 @@ from conftest import tiny_recipe, write_text
 from support.wizard_answers import BACK, ENTER, Refused, answers, follow
 
 from llm_lab.commands.arguments import parse
+from llm_lab.estimate.formatting import about
 from llm_lab.runs.folder import RunFolder
 from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
 from llm_lab.studies.sweep import plan_sweep
+from llm_lab.studies.sweep_report import START_SECONDS, cost_of_a_seed
 from llm_lab.wizard.home import GROUPS
 from llm_lab.wizard.menu import entries_of
 from llm_lab.wizard.questions import Next, Pause, ResumeSweep, StartDuel, StartSweep
@@ -146,6 +148,14 @@ def test_the_help_of_each_question_of_a_sweep_is_about_that_question():
     assert "once for each seed" in helps["sweep.seeds"]
     assert "Ctrl-C stops it" in helps["sweep.start"]
     assert len({*helps.values()}) == len(helps)
+
+
+def test_the_time_of_a_sweep_has_the_start_of_each_run_in_it():
+    visit = answers(sweep, ["mine", "other keys", "optimizer.learning_rate=0.01,0.02", 5])
+    line = next(line.text for line in visit.question.screen.lines if line.text.startswith("time"))
+    seconds = cost_of_a_seed(plan_sweep("mine", ["optimizer.learning_rate=0.01,0.02"], seeds=5))[0]
+    assert seconds > 2 * START_SECONDS
+    assert line == f"{'time':<10}{about(5 * seconds)}, with {START_SECONDS} s for the start of each run"
 
 
 def test_each_number_of_seeds_says_what_it_costs():
