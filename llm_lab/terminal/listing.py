@@ -79,7 +79,8 @@ def _facts(title: str, rows: Sequence[tuple[str, str]], columns: int) -> Any:
     from rich.text import Text
 
     room = max(20, columns - max((len(name) for name, _ in rows), default=0) - 2)
-    return table(title, [(name, Text(wrapped(text, room))) for name, text in rows])
+    texts = [(name, Text(wrapped(text, room), style="warn" if name == "warning" else "")) for name, text in rows]
+    return table(title, texts)
 
 
 def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
@@ -309,7 +310,7 @@ def print_line(console: Console, node: Node) -> None:
             title.append("  <- this model", style="good")
         rows.append((main if on_trunk else branch, Text(one.stage or "-", style="title"), title))
         for key, value, style in _node_rows(one, before if on_trunk else None):
-            rows.append((bar, Text(f" {key}", style="dim"), Text(one_line(value), style=style)))
+            rows.append((bar, Text(f"{key} ", style="dim"), Text(one_line(value), style=style)))
         before = one if on_trunk else before
     console.print(Text("lineage", style="title"))
     room = max(20, console.width - max(len(rail) for rail, *_ in rows) - max(len(key) for _, key, _ in rows) - 2)
@@ -319,7 +320,7 @@ def print_line(console: Console, node: Node) -> None:
             continue
         if len(text) > room and len(text.spans) == 0:
             text = Text(wrapped(text.plain, room), style=text.style)
-        grid.add_row(rail, key, text)
+        grid.add_row("\n".join([rail] * (text.plain.count("\n") + 1)) if rail == below else rail, key, text)
     if not plain:
         console.print(grid)
 

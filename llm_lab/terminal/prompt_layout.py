@@ -24,6 +24,8 @@ CLEARS = "Esc or Ctrl-U clears the filter."
 NO_HELP = "There is no more help for this question."
 MOST_ABOUT = 3  # lines
 AGE = re.compile(r"\d+ (s|m|min|h|d|days?|w|weeks?)( ago\b|$)")  # how long ago something was, in a list
+# The space in an item of a list of numbers: "norms 240," or "other 5.9 MiB".
+ITEM = re.compile(r"(?<=[a-z)]) (?=\d[\d.,]*(?:\u00a0[A-Za-z%]+)?(?:[,;)]|$))")
 ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
 
 
@@ -152,9 +154,12 @@ def in_whole(text: str, title: str, columns: int, indent: int) -> str:
 
 
 def wrapped(text: str, width: int, hang: int = 0) -> str:
-    """Wrap text, keeping each number with what it counts. hang: the columns before all lines but the first."""
+    """Wrap text, keeping each number with what it counts, and in a list of numbers with its name.
+
+    hang: the columns before all lines but the first.
+    """
     text = " ".join(in_pieces(word, width - hang).replace("\n", " ") for word in text.split(" "))
-    joined = re.sub(r"(?<=\d) (?=[a-zA-Z%×])|(?<=×) (?=\d)| (?=\.\.\.$)", "\u00a0", text)
+    joined = ITEM.sub("\u00a0", re.sub(r"(?<=\d) (?=[a-zA-Z%×])|(?<=×) (?=\d)| (?=\.\.\.$)", "\u00a0", text))
     lines = textwrap.wrap(joined, width, break_on_hyphens=False, subsequent_indent=" " * hang)
     return "\n".join(lines).replace("\u00a0", " ")
 

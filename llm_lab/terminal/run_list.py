@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,14 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.housekeeping import CHECKPOINT, Leftover, Removal, short_result
 from llm_lab.runs.record import is_number
 
-from .console import make_console, one_line
+from .console import is_plain, make_console, one_line
 
 STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "broken"), "bad")}
 STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
-NARROW = 75  # columns: below it sizes and the age are left out
-LONGEST_NAME = 28  # columns: a longer name is wrapped
+HEADS = ("run", "stage", "size", "disk", "age", "status", "result")
+LEFT_OUT_FIRST = ("disk", "size", "age")  # where the terminal is narrow
+GAP = 2  # columns between columns
+LEAST_NAME = 16  # columns: what has no room there is wrapped
 SHOWN = 30  # lines of leftovers
 
 
@@ -31,35 +34,37 @@ def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = Fals
     if not entries:
         console.print("No run matches." if is_filtered else "No runs yet. Train one: llm-lab run stories", style="dim")
         return
-    is_narrow = console.width < NARROW
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    heads = ("run", "stage", "size", "disk", "age", "status", "result")
-    shown = [head for head in heads if not (is_narrow and head in ("size", "disk", "age"))]
-    for head in shown:
+    rows = [_cells_of(entry) for entry in entries]
+    widths = {head: max(len(head), *(len(row[head]) for row in rows)) + GAP for head in HEADS}
+    for head in LEFT_OUT_FIRST:
+        if sum(widths.values()) - GAP > console.width:
+            del widths[head]
+    room = max(LEAST_NAME, console.width - sum(widths.values()) + widths["run"])
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for head in widths:
         justify: Any = "right" if head in ("size", "disk", "age") else "left"
-        least = (
-            min(LONGEST_NAME, console.width // 3, max(len(entry["name"]) for entry in entries))
-            if head == "run"
-            else None
-        )
-        can_wrap = head in ("run", "result")
-        table.add_column(head, justify=justify, no_wrap=not can_wrap, min_width=least, overflow="fold")
-    for entry in entries:
-        status = str(entry["status"])
-        cells = {
-            "run": one_line(entry["name"]),
-            "stage": one_line(entry["stage"]),
-            "size": count(entry["parameters"]) if entry["parameters"] else "",
-            "disk": size(entry["bytes"]),
-            "age": age(time.time() - entry["active_at"]),
-            "status": Text(one_line(status), style=STATUS_STYLE.get(status, "")),
-            "result": result_of(entry),
-        }
-        table.add_row(*(cells[head] for head in shown))
+        table.add_column(head, justify=justify, no_wrap=head != "result", overflow="fold")
+    for row in rows:
+        name = row["run"] if is_plain() else "\n".join(textwrap.wrap(row["run"], room))
+        status = Text(row["status"], style=STATUS_STYLE.get(row["status"], ""))
+        table.add_row(*({**row, "run": name, "status": status}[head] for head in widths))
     console.print(table)
+    console.print()
     outer = [entry for entry in entries if entry["part_of"] is None] or entries
     total = size(sum(entry["bytes"] for entry in outer))
     console.print(f"{len(entries)} run{'' if len(entries) == 1 else 's'}, {total} on disk", style="dim")
+
+
+def _cells_of(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "run": one_line(entry["name"]),
+        "stage": one_line(entry["stage"]),
+        "size": count(entry["parameters"]) if entry["parameters"] else "",
+        "disk": size(entry["bytes"]),
+        "age": age(time.time() - entry["active_at"]),
+        "status": one_line(entry["status"]),
+        "result": result_of(entry),
+    }
 
 
 def result_of(entry: Mapping[str, Any]) -> str:
@@ -107,6 +112,7 @@ def print_leftovers(leftovers: Sequence[Leftover]) -> None:
     for number, text in (*lines, (_bytes(leftovers), "together")):
         table.add_row(size(number), text)
     console.print(table)
+    console.print()
 
 
 def _bytes(leftovers: Sequence[Leftover]) -> int:

@@ -23,7 +23,7 @@ from llm_lab.runs.housekeeping import find_leftovers, plan_removal, remove, rena
 from llm_lab.runs.lineage import line_of, trace
 from llm_lab.runs.lock import hold, this_process
 from llm_lab.runs.manifest import find_damage, write_manifest
-from llm_lab.terminal.run_list import print_runs
+from llm_lab.terminal.run_list import print_runs, result_of
 from llm_lab.web.run_index import RunIndex
 
 
@@ -61,7 +61,7 @@ def test_the_list_shows_stage_size_age_status_and_result_and_can_be_filtered_and
     assert [line.split()[:2] for line in said.splitlines() if line.startswith("tiny-sft ")] == [["tiny-sft", "sft"]]
     assert all(text in said for text in ("pipeline", "on disk", "8,848", "loss 4.1889"))
     assert main(["list", "runs", "--stage", "sft", "--sort", "name"]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-1]]
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-2]]
     assert names == ["life/sft", "tiny-sft"]
     assert main(["list", "runs", "--stage", "stf"]) == 2
     assert "Did you mean sft?" in capsys.readouterr().err
@@ -335,3 +335,15 @@ def test_the_list_looks_as_in_its_snapshot(columns, rows, lab, capsys, monkeypat
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= columns
     assert_matches_snapshot(f"list-runs-{columns}x{rows}", lines)
+
+
+@pytest.mark.parametrize("columns", range(60, 121, 6))
+def test_no_column_of_the_list_is_cut(columns, lab, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    entries = [{**one, "name": f"{one['name']}-with-a-long-name"} for one in list_entries()]
+    print_runs(entries)
+    said = capsys.readouterr().out
+    for entry in entries:
+        assert result_of(entry) in said
+        assert entry["status"] in said
+    assert "-with-a-long-name" in said or columns < 100

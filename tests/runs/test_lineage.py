@@ -152,6 +152,11 @@ def test_show_prints_verification_and_evaluations_of_an_export_within_80_columns
     assert "● export checkpoints/file <- this model" in shown
     assert "data a.jsonl (basebasebase)" in shown
     assert "validation loss 1.2500, bits per byte 1.5000" in shown
+    monkeypatch.setenv("COLUMNS", "60")
+    print_line(make_console(), trace(find_traced("file"), digest_of=digest_of))
+    rows = capsys.readouterr().out.splitlines()
+    last = max(at for at, row in enumerate(rows) if row.startswith("●"))
+    assert {row[:1] for row in rows[1:last]} == {"●", "├", "│"}, "the rail is next to every line of a wrapped text"
     for columns in range(40, 80):
         monkeypatch.setenv("COLUMNS", str(columns))
         print_line(make_console(), trace(find_traced("file"), digest_of=digest_of))
