@@ -224,11 +224,11 @@ def test_regenerate_adds_an_answer_and_editing_starts_again_from_there(chat, ser
     send(page, "hello")
     done(page)
     first = answer(page).inner_text()
-    page.get_by_role("button", name="Answer again").click()
+    page.get_by_role("button", name="Reply again").click()
     expect(page.locator(".variants .numeric")).to_have_text("2 / 2", timeout=MANY_MS)
     done(page)
     assert answer(page).inner_text() != first
-    page.get_by_role("button", name="Earlier answer").click()
+    page.get_by_role("button", name="Earlier reply").click()
     expect(answer(page)).to_have_text(first)
     send(page, "more")
     done(page, 2)

@@ -242,7 +242,7 @@ def test_a_question_is_spoken_and_its_answer_read_aloud(speaking, tmp_path, chat
         message = page.get_by_label("Message", exact=True)
         expect(message).to_have_value(re.compile("fail better", re.IGNORECASE), timeout=60_000)
         page.get_by_label("Send").click()
-        aloud = page.get_by_label("Read the answer aloud")
+        aloud = page.get_by_label("Read the reply aloud")
         expect(aloud).to_be_enabled(timeout=60_000)
         expect(page.get_by_label("Stop", exact=True)).to_be_hidden(timeout=60_000)
         aloud.click()

@@ -146,8 +146,8 @@ const actions = {
     });
   },
   regenerate(turn, key) {
-    if (state.settings.temperature < 1e-4) toast("Temperature is 0, so the answer is the same again.");
-    else if (state.settings.seed !== null) toast("The seed is fixed, so the answer is the same again.");
+    if (state.settings.temperature < 1e-4) toast("Temperature is 0, so the reply is the same again.");
+    else if (state.settings.seed !== null) toast("The seed is fixed, so the reply is the same again.");
     turn.seed = newSeed();
     run((signal) => answer(turn, key, signal));
   },
@@ -252,7 +252,7 @@ async function answer(turn, key, signal) {
   };
   try {
     await withTrust(slot, (trust) => stream("/api/chat/reply", { slot: key, model: given.model, text: turn.text, messages, settings, system, hits, trust }, take, { signal }));
-    if (!result) throw new TypeError("The answer ended early.");
+    if (!result) throw new TypeError("The reply ended early.");
     const { content, ended, sources, notice, ...stats } = result;
     Object.assign(given, { text: content, ended, sources, notice, stats, state: "done" });
     announceAnswer(content, true);

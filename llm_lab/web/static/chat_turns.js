@@ -85,7 +85,7 @@ function makeAnswer(turn, key, actions) {
   const given = () => answerOf(turn, key);
   return el(
     "section.answer",
-    { "aria-label": `Answer of ${answerOf(turn, key)?.label ?? labelOf(state.slots[key])}`, "data-slot": key },
+    { "aria-label": `Reply of ${answerOf(turn, key)?.label ?? labelOf(state.slots[key])}`, "data-slot": key },
     el("header.who", {}),
     el("p.waiting", { hidden: true }),
     el("div.text", {}),
@@ -95,10 +95,10 @@ function makeAnswer(turn, key, actions) {
     el(
       "footer.tools",
       {},
-      el("span.variants", { hidden: true }, tool("left", "Earlier answer", () => choose(-1)), el("span.numeric", {}), tool("right", "Later answer", () => choose(1))),
-      tool("copy", "Copy the answer", () => copyText(given()?.text ?? "")),
-      tool("again", "Answer again", () => actions.regenerate(turn, key)),
-      tool("speak", "Read the answer aloud", (event) => actions.speak(given()?.text ?? "", event.currentTarget)),
+      el("span.variants", { hidden: true }, tool("left", "Earlier reply", () => choose(-1)), el("span.numeric", {}), tool("right", "Later reply", () => choose(1))),
+      tool("copy", "Copy the reply", () => copyText(given()?.text ?? "")),
+      tool("again", "Reply again", () => actions.regenerate(turn, key)),
+      tool("speak", "Read the reply aloud", (event) => actions.speak(given()?.text ?? "", event.currentTarget)),
       el("span.numbers.numeric", {}),
     ),
   );
@@ -132,7 +132,7 @@ function draw(turn, key) {
   const two = slots().length > 1;
   fill(part(".who"), two && el("span.letter", {}, key.toUpperCase()), el("span", {}, given?.label ?? labelOf(state.slots[key])), given?.mode === "completion" && el("span.tag", {}, "continues the text"));
   part(".waiting").hidden = given ? !writing || Boolean(given.text) : !turn.waits;
-  part(".waiting").textContent = given ? given.waiting || "Thinking …" : "Answers after A …";
+  part(".waiting").textContent = given ? given.waiting || "Thinking …" : "Replies after A …";
   const plain = given?.mode === "completion";
   renderAnswer(part(".text"), given?.text ?? "", { plain, sources: given?.sources, before: plain ? turn.text.slice(-400) : "" });
   part(".text").hidden = !given?.text;
@@ -143,11 +143,11 @@ function draw(turn, key) {
   part(".remark").hidden = !part(".remark").textContent;
   renderSources(given?.sources ?? [], part(".found"));
   part("footer").hidden = writing || !given;
-  part("[aria-label='Answer again']").hidden = !isLast;
+  part("[aria-label='Reply again']").hidden = !isLast;
   part(".variants").hidden = variants.length < 2 || !isLast;
   part(".variants .numeric").textContent = `${at + 1} / ${variants.length}`;
-  part(".variants [aria-label='Earlier answer']").disabled = at === 0;
-  part(".variants [aria-label='Later answer']").disabled = at === variants.length - 1;
+  part(".variants [aria-label='Earlier reply']").disabled = at === 0;
+  part(".variants [aria-label='Later reply']").disabled = at === variants.length - 1;
   part(".numbers").textContent = given && !writing ? numbersOf(turn, key, given) : "";
 }
 
