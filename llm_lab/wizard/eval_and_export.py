@@ -211,7 +211,7 @@ def ask_card(draft: Draft, *keys: str) -> Flow[KeepCard]:
             default=known.get(key, ""),
             help=f"model card: {about}",
             why=why,
-            allowed="Empty: not on the card.",
+            allowed="Empty: not stated on the card.",
             can_finish=False,
         )
     return KeepCard({key: text.strip() for key, text in found.items()}, checkpoint)

@@ -51,7 +51,7 @@ from .review import NO, PLAN_WHY, START, YES, start_question
 
 MENU = "menu"
 KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
-RENAME_WHY = "Later runs, adapters and recipes that name this run get its new name too."
+RENAME_WHY = "Adapters, recipes and later runs then refer to it by the new name."
 DELETE_WHY = "The folder is deleted, with the model and its checkpoints. This can't be undone."
 AFTER = "after a run"
 NO_RUNS = "none yet; start with Train on my text"

@@ -72,8 +72,8 @@ DUEL_WHY = (
     "it skips the runs that are done."
 )
 DUEL_SEEDS_WHY = (
-    f"With fewer than {MIN_SEEDS} pairs of runs, a difference is never more than chance. Small differences need more "
-    "pairs: at its end, a duel says how many."
+    f"With fewer than {MIN_SEEDS} pairs of runs, a difference can't be distinguished from chance. Small differences "
+    "need more pairs: at its end, a duel says how many."
 )
 DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
 EXAMPLE, RATES_EXAMPLE = "optimizer.name=adamw,muon", "optimizer.learning_rate=0.001,0.003"
@@ -247,7 +247,7 @@ def _seed_choices(planned: Sweep, numbers: Iterable[int]) -> tuple[Choice, ...]:
     from llm_lab.studies.sweep_report import cost_of_a_seed
 
     seconds, disk_bytes = cost_of_a_seed(planned)
-    more = " At equal time, up to {} shorter runs of the slower one follow." if planned.kind == "duel" else ""
+    more = " At equal time, up to {} shorter runs of the slower recipe follow." if planned.kind == "duel" else ""
     found = []
     for number in numbers:
         runs = plural(number * len(planned.configurations), "run")

@@ -87,7 +87,7 @@ form.append(
       ? "Two values of one key are compared. A key with one value changes both recipes."
       : "Several values are compared; several keys make a grid. A key with one value changes the recipe for all runs.")),
   field("Seeds", text("seeds", { inputmode: "numeric" }), isDuel
-    ? "Runs of each recipe. With fewer than six, no difference is more than chance."
+    ? "Runs of each recipe. With fewer than six, no difference can be distinguished from chance."
     : "Runs of each configuration. One shows large differences; for small ones, use three or more."),
   el("details", {}, el("summary", {}, "More options"),
     isDuel ? field("What is held equal", bound("by", by, "change")) : "",
