@@ -87,8 +87,13 @@ def first_line(error: BaseException) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """Return 'Did you mean X?' with the closest known name, or None."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=SIMILAR)
-    return f"Did you mean {near[0]}?" if near else None
+    near = closest(name, known)
+    return f"Did you mean {near}?" if near else None
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most similar to another one; None where none is similar enough."""
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=SIMILAR)), None)
 
 
 def similar_path(path: str) -> str | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
-from llm_lab.errors import LabError, Problem, UserError, did_you_mean, first_line
+from llm_lab.errors import LabError, Problem, UserError, closest, did_you_mean, first_line
 from llm_lab.estimate.cached_models import cached_files, is_model_file
 from llm_lab.estimate.gguf_header import SUFFIX, how_to_download
 from llm_lab.estimate.machine import HUB_SECONDS
@@ -112,14 +112,17 @@ def current_files(name: str) -> dict[str, str]:
 
 
 def near_folder(name: str) -> str | None:
-    """Return 'Did you mean X?' with a local folder of a similar name, or None."""
+    """Return 'Did you mean X?' with a local folder of a similar name, such as that of a run, or None."""
+    wanted = name.rstrip("/")
     try:
-        folders = itertools.islice(
-            (str(path) for pattern in ("*", "*/*") for path in Path().glob(pattern) if path.is_dir()), _MOST_FOLDERS
-        )
-        return did_you_mean(name.rstrip("/"), folders)
+        found = (path for pattern in ("*", "*/*") for path in Path().glob(pattern) if path.is_dir())
+        folders = list(itertools.islice(found, _MOST_FOLDERS))
     except OSError:
         return None
+    near = did_you_mean(wanted, map(str, folders))
+    by_name = {path.name: path for path in folders}
+    last = None if near or "/" in wanted else closest(wanted, by_name)
+    return f"Did you mean {by_name[last]}?" if last else near
 
 
 def lfs_pointers(folder: str | Path) -> list[str]:

@@ -93,6 +93,9 @@ def test_a_check_says_that_a_model_was_not_checked(silent_hub, in_tmp_path):
     remark = look_at_model("mymodl/x", key="model.checkpoint")
     assert remark is not None
     assert "was not checked: the Hub can't be reached. Did you mean mymodel?" in remark
+    (in_tmp_path / "checkpoints/fifty/model").mkdir(parents=True)
+    assert near_folder("fity") == "Did you mean checkpoints/fifty?"
+    assert near_folder("ann/fity") is None
     assert near_folder("something else entirely") is None
     with pytest.raises(UserError, match="Repo id must use"):
         look_at_model("[red]x[/]", key="model.checkpoint")
