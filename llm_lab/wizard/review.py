@@ -93,11 +93,12 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
     from llm_lab.job import look_at_data, problems_of_length, with_sizes
 
     yield Wait("Reading the data ...")
-    problems, _ = look_at_data(resolved)
+    problems, remarks = look_at_data(resolved)
+    notice = "\n".join(f"Note: {remark}" for remark in remarks)
     resolved = make_it_fit(with_sizes(resolved)) if not problems else resolved
     if problems := problems or [*problems_of_length(resolved)]:
         raise UserError(*problems)
-    while (answer := (yield start_question(Plan(resolved), enough_epochs(resolved)))) == EPOCHS:
+    while (answer := (yield start_question(Plan(resolved), enough_epochs(resolved), notice))) == EPOCHS:
         draft = draft.with_answer(EPOCHS, float(enough_epochs(resolved) or 0))
         longer, _ = draft.look()
         assert longer is not None
@@ -122,11 +123,15 @@ def why_not_start(draft: Draft) -> str | None:
     return None
 
 
-def start_question(plan: Plan | RecipePlan, epochs: int | None = None) -> Question:
-    """Return the question that shows a plan and asks for the start. epochs: with how many there are enough steps."""
+def start_question(plan: Plan | RecipePlan, epochs: int | None = None, notice: str = "") -> Question:
+    """Return the question that shows a plan and asks for the start.
+
+    epochs: with how many there are enough steps. notice: what could not be checked.
+    """
     more = [Choice(EPOCHS, f"Use {epochs} epochs: more steps to learn from")] if epochs else []
     choices = (Choice(True, YES), *more, Choice(False, NO))
-    return Question("start", START, choices=choices, default=True, why=PLAN_WHY, screen=Screen(panel=plan))
+    return Question("start", START, choices=choices, default=True, why=PLAN_WHY,
+                    screen=Screen(panel=plan), notice=notice)  # fmt: skip
 
 
 def _save(draft: Draft, resolved: Resolved) -> Flow[None]:

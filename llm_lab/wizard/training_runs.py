@@ -65,7 +65,9 @@ def new_draft(
     """
     answers |= values or {}
     machine, facts = find_machine(), STAGES[stage]
-    raw: dict[str, Any] = {"stage": stage, "name": first_name(stage, None), "device": machine.best_device}
+    known = answers.get("model")
+    name = first_name(stage, known.get("checkpoint") if isinstance(known, Mapping) else known)
+    raw: dict[str, Any] = {"stage": stage, "name": name, "device": machine.best_device}
     if facts.trains:
         raw["data"] = [{"path": TEXTS if facts.examples == "text" else EXAMPLES}]
     if facts.has("rewards"):

@@ -349,3 +349,18 @@ def test_where_all_weights_do_not_fit_an_adapter_is_suggested_and_all_weights_st
     answered = training_runs.change(draft, "lora", "all")
     assert answered.raw["lora"] is None
     assert "lora" in answered.raw
+
+
+def test_a_model_that_could_not_be_checked_is_named_above_the_start(monkeypatch):
+    monkeypatch.setattr("llm_lab.hf.hub.go_offline_without_hub", lambda: True)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: 1 / 0)
+    walk = answers(flow("sft", values={"model": {"checkpoint": "bse"}}), [*DATA, "Continue to the plan"])
+    assert walk.question.key == "start"
+    assert "bse is not a local folder and was not checked" in walk.question.notice
+    assert "Did you mean checkpoints/base?" in walk.question.notice
+
+
+def test_the_name_of_a_run_follows_from_a_model_that_was_given_on_the_command_line():
+    draft = new_draft("sft", values={"model": {"checkpoint": "checkpoints/base"}})
+    assert (draft.raw["name"], draft.origin("name")) == ("base-sft", ("derived", "from the model's name"))
+    assert new_draft("sft", values={"model": "gpt2", "name": "mine"}).raw["name"] == "mine"
