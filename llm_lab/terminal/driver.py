@@ -231,7 +231,8 @@ class Wizard:
         from llm_lab.wizard.menu import flow_named  # with all flows, which the home screen does without
 
         kept, begin = self.drafts.get(start.flow), start
-        if kept and not start.answers:
+        # With other values than those of the draft, as on a command line, something else is wanted.
+        if kept and not start.answers and start.arguments in ({}, kept.arguments):
             if self.ask(draft_question()):
                 begin = kept
             else:

@@ -24,6 +24,7 @@ from llm_lab.wizard.questions import (
     CheckpointDetails,
     Choice,
     Line,
+    Next,
     Plan,
     Question,
     Screen,
@@ -333,6 +334,14 @@ def test_a_draft_survives_the_end_of_the_wizard(visit):
     screens = visit(*PRETRAIN, *pick("Continue"), Key.CTRL_C, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
     assert "Which dataset of texts?" in screens[asked + 1]
+
+
+def test_values_of_a_command_line_are_not_replaced_by_those_of_a_draft(visit, monkeypatch, capsys):
+    visit(*TO_TEXTS, Key.CTRL_C, *LEAVE)
+    start = Next("pretrain", {"values": {"model": {"size": "micro"}, "data": [{"path": "text.txt"}]}})
+    with keyboard([Key.ESCAPE, *LEAVE], monkeypatch, lambda: capsys.readouterr().out) as keys:
+        assert run_wizard(wizard_commands(), debug=True, start=start) == 0
+    assert "micro" in keys.screens[0]
 
 
 def test_the_draft_of_a_sweep_is_kept(visit):
