@@ -139,3 +139,11 @@ def test_the_names_of_functions_classes_and_parameters_are_read():
         "judge",
         "so many",
     ]
+
+
+def test_every_share_is_written_with_a_space_before_its_sign():
+    files = [file for file in FILES if file.suffix == ".py" and "llm_lab" in file.relative_to(ROOT).parts]
+    assert files
+    shares = re.compile(r"(?<!--p:)(?<!width:)\{[^{}]*:\.\d%\}(?! replay)")
+    found = [file.relative_to(ROOT) for file in files if shares.search(file.read_text("utf-8"))]
+    assert not found, f"llm_lab.estimate.formatting.percent writes shares: {found}"

@@ -38,9 +38,9 @@ def significant(number: float) -> str:
     return re.sub(r"e([+-])0*", lambda found: "e" + found[1].replace("+", ""), f"{number:.3g}")
 
 
-def percent(share: float) -> str:
+def percent(share: float, digits: int = 1) -> str:
     """Return a share of 1: 62.5 %."""
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.{digits}f} %"
 
 
 def decimal(value: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.estimate.formatting import percent
 
 from .adapter import make_peft_model
 from .load import rows_on_disk
@@ -37,7 +38,7 @@ class Trainable:
 
     def describe(self) -> str:
         """Return a one-line summary."""
-        return f"{self.parameters:,} of {self.total:,} parameters are trained ({self.share:.2%})"
+        return f"{self.parameters:,} of {self.total:,} parameters are trained ({percent(self.share, 2)})"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from llm_lab.estimate.formatting import percent
 from llm_lab.runs.disk import write_atomically
 from llm_lab.runs.page import Page
 from llm_lab.runs.plots import Line, draw_lines
@@ -95,8 +96,9 @@ def _add_attention(page: Page, looked: Findings) -> None:
     page.raw(
         explorer_frame(
             "look-heads",
-            f"Where each head looks. Colors grow with the square root of the weight. On average, {sink:.0%} of the "
-            "attention goes to the first token: heads that find nothing to read attend there (the attention sink). "
+            "Where each head looks. Colors grow with the square root of the weight. On average, "
+            f"{percent(sink, 0)} of the attention goes to the first token: heads that find nothing to read "
+            "attend there (the attention sink). "
             "Hide it to see the rest on the same scale.",
             bar=bar + scale,
             head=("Heads by layer; arrow keys move", "Attention of the chosen head; arrow keys move the row"),

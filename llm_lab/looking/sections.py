@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from llm_lab.estimate.formatting import percent
 from llm_lab.runs.page import Page
 from llm_lab.runs.plots import Line, draw_bars, draw_heatmap, draw_lines, draw_scatter
 from llm_lab.runs.svg import safe
@@ -184,7 +185,13 @@ def add_residual(page: Page, inside: Inside) -> None:
         page.table(
             ("layer", "stream after it", "attention adds", "feed-forward adds", "attention's share"),
             [
-                (str(layer), f"{norm:.2f}", f"{attention:.2f}", f"{mlp:.2f}", f"{attention / (attention + mlp):.0%}")
+                (
+                    str(layer),
+                    f"{norm:.2f}",
+                    f"{attention:.2f}",
+                    f"{mlp:.2f}",
+                    percent(attention / (attention + mlp), 0),
+                )
                 for layer, (norm, (attention, mlp)) in enumerate(
                     zip(inside.norms[1:].tolist(), inside.added.tolist(), strict=True)
                 )

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from llm_lab.estimate.formatting import percent
+
 from .bayes_models import LSTM, NAMES, POSITIONS, TRANSFORMER
 from .bayes_report import Inside, Results
 from .bijections import Bijections
@@ -59,9 +61,10 @@ def report_bijection_doubts(study: Study, task: Bijections, results: Results, in
         ),
         (
             "Values lie on a curve that is ordered by entropy",
-            f"After training, component 1 of the last attention's output has {inside.first_component:.0%} of the "
-            f"variance and gives the entropy with R² = {inside.manifold_r2:.2f}. Before training it is "
-            f"{inside.first_component_before:.0%} and {inside.manifold_r2_before:.2f}. "
+            "After training, component 1 of the last attention's output has "
+            f"{percent(inside.first_component, 0)} of the variance and gives the entropy with "
+            f"R² = {inside.manifold_r2:.2f}. Before training it is "
+            f"{percent(inside.first_component_before, 0)} and {inside.manifold_r2_before:.2f}. "
             + (
                 ""
                 if task.repeated

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from llm_lab.estimate.formatting import percent
 from llm_lab.hf.load import load_model
 from llm_lab.runs.plots import Interval, Line, draw_heatmap, draw_intervals, draw_lines, draw_scatter
 
@@ -182,13 +183,13 @@ def report_inside(study: Study, task: Task, folder: Path) -> Inside:
             draw_scatter(
                 points,
                 title=f"Output of the last attention {words}",
-                x=f"component 1, {found.shares[0]:.0%} of the variance",
-                y=f"component 2, {found.shares[1]:.0%}",
+                x=f"component 1, {percent(found.shares[0], 0)} of the variance",
+                y=f"component 2, {percent(found.shares[1], 0)}",
                 color_name="Bayes' entropy (bits)",
             ),
             f"Every point is what the last attention adds at one {task.position}, {words}, projected on its first two "
             "principal components. The color is the exact entropy there. A straight line along component 1 explains "
-            f"{found.r2:.0%} of the entropy.",
+            f"{percent(found.r2, 0)} of the entropy.",
         )
     inside = Inside(
         key_cosines(last, task),

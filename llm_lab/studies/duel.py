@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.formatting import percent
 from llm_lab.job import Job
 from llm_lab.recipe.fields import value_at
 from llm_lab.recipe.registry import stage_of
@@ -195,7 +196,7 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
     took = f"{fast.label} {times[0]:.1f} s, {slow.label} {times[1]:.1f} s of training per run (median, on this machine)"
     kept = next((c for c in duel.configurations[2:] if c.name.endswith(EQUAL_TIME)), None)
     if kept is None and times[1] - times[0] <= SAME_SPEED * times[1]:
-        return duel, f"Both take the same time, within {SAME_SPEED:.0%}: {took}."
+        return duel, f"Both take the same time, within {percent(SAME_SPEED, 0)}: {took}."
     if kept is not None:  # the side and the steps that were chosen first
         slow = next((side for side in (one, two) if kept.name == f"{side.name}{EQUAL_TIME}"), slow)
     steps = _steps(duel, slow)

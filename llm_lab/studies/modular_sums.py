@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from llm_lab.estimate.formatting import percent
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
@@ -151,7 +152,8 @@ def train_sums(plan: SumPlan, folder: Path, name: str, say: Callable[[str], None
         )
         if len(curve) % 5 == 1:
             say(
-                f"{name}: step {step:,}, right on {train_accuracy:.0%} of training and {test_accuracy:.0%} of test sums"
+                f"{name}: step {step:,}, right on {percent(train_accuracy, 0)} of training "
+                f"and {percent(test_accuracy, 0)} of test sums"
             )
         return len(curve) > 2 and all(row["test_accuracy"] >= FINISHED for row in curve[-3:])
 

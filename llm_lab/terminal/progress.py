@@ -195,6 +195,7 @@ class TerminalDisplay:
                     self._show_progress(label, done, total)
                 case TrainingStarted(max_steps, first_step, facts, earlier):
                     self._track.begin(max_steps, first_step, facts, earlier)
+                    self.console.print()
                     self._start()
                 case MetricsLogged(row):
                     self._track.log(row)

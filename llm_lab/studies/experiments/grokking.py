@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
+from llm_lab.estimate.formatting import percent
 from llm_lab.runs.plots import Line, draw_lines
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _report(options: Options, study: Study, decay: dict[str, Any], without: dict
     study.heading("Memorizing and understanding")
     study.text(
         f"There are {decay['train_sums']:,} sums to train on and {decay['test_sums']:,} to test on; a + b and b + a "
-        f"are always on the same side. Guessing is right on {1 / options.modulus:.1%}. {_when(memorized, learned)}"
+        f"are always on the same side. Guessing is right on {percent(1 / options.modulus)}. {_when(memorized, learned)}"
     )
     study.picture(
         "accuracy",
@@ -150,7 +151,7 @@ def _report(options: Options, study: Study, decay: dict[str, Any], without: dict
             y="share of the power",
         ),
         f"Each peak is a circle on which the numbers lie in order. The {STRONGEST} strongest frequencies have "
-        + ", ".join(f"{share:.0%} of the power {name}" for name, share in strongest.items())
+        + ", ".join(f"{percent(share, 0)} of the power {name}" for name, share in strongest.items())
         + ".",
     )
     last, last_other = curve[-1], other[-1]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from llm_lab.estimate.formatting import percent
 from llm_lab.runs.plots import Line, draw_bars, draw_lines
 from llm_lab.studies.small_runs import fine_tuning, last, points, pretraining
 
@@ -143,8 +144,8 @@ def _verdict(rows: list[tuple[Any, ...]]) -> str:
         return "Some runs have no loss, so there is nothing to compare."
     best = min(row[3] for row in known)
     enough = next(row for row in known if row[3] <= best + 0.02)
-    text = f"{enough[0].capitalize()} is within 0.02 nats per token of the best adapter, with {enough[2]:.1%} of the "
-    text += "weights"
+    text = f"{enough[0].capitalize()} is within 0.02 nats per token of the best adapter, "
+    text += f"with {percent(enough[2])} of the weights"
     gap = best - full
     if gap > 0.02:
         return f"{text}. Full fine-tuning is still {gap:.3f} better than the best adapter."

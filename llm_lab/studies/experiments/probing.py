@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from llm_lab.estimate.formatting import percent
 from llm_lab.runs.plots import Line, draw_heatmap, draw_lines
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _report(study: Study, readings: Sequence[Reading], right: float) -> None:
     study.text(
         "The probes are linear classifiers in closed form, fitted on some stories and measured on others that share no "
         "problem with them. The last layer is measured after the final norm. "
-        f"At the last =, the model itself continues with the right number in {right:.0%} of the test stories."
+        f"At the last =, the model itself continues with the right number in {percent(right, 0)} of the test stories."
     )
     study.result("model_right", right)
     for point, name in ((STORY, "story"), (RESULT, "result")):
@@ -307,5 +308,8 @@ def _report(study: Study, readings: Sequence[Reading], right: float) -> None:
 def _describe(here: Sequence[Reading], names: Sequence[str]) -> str:
     """Say in a sentence what the curves of one point show."""
     best = [(one.fact, max(one.trained), one.trained.index(max(one.trained)), one.most_common) for one in here]
-    found = "; ".join(f"{fact} {value:.0%} ({names[at]}; most common {common:.0%})" for fact, value, at, common in best)
+    found = "; ".join(
+        f"{fact} {percent(value, 0)} ({names[at]}; most common {percent(common, 0)})"
+        for fact, value, at, common in best
+    )
     return f"Accuracy of the probes by layer. The best of each fact: {found}."
