@@ -49,7 +49,7 @@ def test_derived_values_follow_while_the_user_types_and_a_wrong_one_is_shown_at_
     expect(error).to_be_hidden()
     # Nothing is lost when the page is loaded again.
     page.reload()
-    expect(page.locator("#restored")).to_contain_text("from before")
+    expect(page.locator("#restored")).to_contain_text("earlier answers were kept")
     page.get_by_role("tab", name="Training").click()
     expect(rate).to_have_value("0.002")
     page.locator("#again").click()
