@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -141,9 +142,12 @@ def best_text(places: Sequence[Place]) -> str | None:
 
 def _file(path: Path, shown: str, look_for: LookFor) -> Place:
     try:
-        count = path.stat().st_size
+        found = path.stat()
     except OSError:
         return Place(shown, why_not="not readable")
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe might never end
+        return Place(shown, why_not="not a regular file")
+    count = found.st_size
     if look_for == "new file":
         return Place(shown, size(count), "already exists")
     if look_for in ("texts", "examples"):

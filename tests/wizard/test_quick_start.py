@@ -1,6 +1,7 @@
 """Train on my text: from the files of a folder to a recipe that starts, in four screens; and the list of files."""
 
 import dataclasses
+import os
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def press(question, monkeypatch, *steps, trouble=""):
 
 
 def test_texts_are_listed_nearest_first_and_what_can_not_be_read_says_why():
+    os.mkfifo("pipe.txt")  # reading it would never end
     listed = places_in("", "texts")
     usable = [place.path for place in listed if not place.why_not and not place.enters]
     assert usable == ["book.txt", "note.md", "rows.jsonl", "more/one.txt", "more/deep/two.txt", "README.md"]
@@ -60,6 +62,7 @@ def test_texts_are_listed_nearest_first_and_what_can_not_be_read_says_why():
         "empty.txt": "empty",
         "latin.txt": "not UTF-8 text",
         "photo.txt": "binary, not text",
+        "pipe.txt": "not a regular file",
     }
     assert [place.path for place in listed if place.enters] == ["more/"]
     assert best_text(listed) == "book.txt"
