@@ -253,8 +253,8 @@ def _find_resume_point(job: Job, folder: RunFolder, resume_from: int | None, lis
     step, remarks = require_resume_point(stage, resume_from)
     if damage := stage.damage():
         remarks.append(
-            f"{stage.run_json} can't be read ({damage}). It is kept as run.json.broken; whether its data and models "
-            "have changed since the run began can't be checked"
+            f"{stage.run_json} can't be read ({damage}). It is kept as run.json.broken; whether data or models have "
+            "changed since the run began can't be checked"
         )
     if broken := stage.broken_metrics():
         remarks.append(f"{stage.metrics_path}: dropped the lines that can't be read: {', '.join(map(str, broken))}")
