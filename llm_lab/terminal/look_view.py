@@ -23,6 +23,7 @@ def print_look(looked: Looked) -> None:
     for line in (*summary_of(looked), *looked.remarks):
         text = f"- {one_line(line)}"
         console.print(Text(text if wrap else wrapped(text, console.width, len("- "))), soft_wrap=wrap)
+    console.print()
     models = [looked.inside] + ([looked.difference.other] if looked.difference else [])
     checks = [check for model in models for check in model.checks]
     failed = [check for check in checks if not check.holds]
@@ -36,4 +37,5 @@ def print_look(looked: Looked) -> None:
     for check in failed:
         text = f"This check fails: {check.name} (error {check.error:.1e}, limit {check.limit:.0e})."
         console.print(Text(text, style="warn"), soft_wrap=wrap)
+    console.print()
     console.print(Text(f"Pictures: {looked.page}", style="good"), soft_wrap=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 PATH_LENGTH = 70  # about two lines next to the numbers
-LEAST_NAME = 20  # columns
+LEAST_NAME = 15  # columns
 BESIDE_EXAMPLE = 11  # columns of the name of what is shown, and the space before it
 # The columns and rows of each table: the key in the evaluation, and the key in the glossary.
 LOSSES = {"loss": "text_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
@@ -54,7 +54,7 @@ def print_closing(facts: Mapping[str, Any], *, in_wizard: bool = False) -> None:
         text = describe_collapse(collapsed)
         console.print(Text(f"{text[0].upper()}{text[1:]}: {path}/", style="warn"))
         if shown := _main_results(results):
-            console.print("Results: " + ", ".join(shown))
+            console.print(wrapped(f"Results: {', '.join(shown)}", console.width))
         console.print(f"Report:  {path}/report.md", soft_wrap=True)
         return
     if facts["status"] == "stopped":
@@ -77,11 +77,11 @@ def print_closing(facts: Mapping[str, Any], *, in_wizard: bool = False) -> None:
         console.print(f"Report:  {path}/report.md", soft_wrap=True)
         return
     if shown := _main_results(results):
-        console.print("Results: " + ", ".join(shown))
+        console.print(wrapped(f"Results: {', '.join(shown)}", console.width))
     if in_wizard:
         console.print(f"Report:  {path}/report.md", soft_wrap=True)
         return
-    console.print("What next:", style="title")
+    console.print("\nWhat next:", style="title")
     stage = stage_of(facts)
     if (stage is None or stage.writes_text) and not is_reward_model(Path(path) / "model"):
         console.print(f"  chat         llm-lab chat {path}", soft_wrap=True)
@@ -113,7 +113,7 @@ def _close_export(console: Console, facts: Mapping[str, Any], in_wizard: bool) -
         return
     style = "warn" if verdict == "not tried" else "good"
     console.print(Text(f"Exported, {VERDICTS[verdict]}: {export['path']}", style=style))
-    console.print("What next:", style="title")
+    console.print("\nWhat next:", style="title")
     if export["to"] == "hf":
         if not in_wizard:
             console.print(f"  chat         llm-lab chat {path}", soft_wrap=True)
@@ -130,7 +130,9 @@ def _close_export(console: Console, facts: Mapping[str, Any], in_wizard: bool) -
     console.print(f"  details      llm-lab show {path}", soft_wrap=True)
     if "license" not in read_answers(RunFolder(Path(path))):
         text = "  license      not set; llm-lab export --author NAME --license ID ... keeps both for all model cards"
-        console.print(text, soft_wrap=True)
+        console.print(
+            wrapped(text, console.width, len("  license      ")) if console.is_terminal else text, soft_wrap=True
+        )
 
 
 def _card_of(export: Mapping[str, Any]) -> str:
@@ -170,7 +172,13 @@ def _tables(measured: Row) -> Iterator[Any]:
         lengths = {row.get("max_length") for row in texts} - {None}
         head = f"text, context {lengths.pop():,}" if len(lengths) == 1 else "text"
         names = [name_of(name) for key, name in LOSSES.items() if key in texts[0]]
-        yield _table([head, "tokens", *names], rows)
+        heads = [head, "tokens", *names]
+        if _left_for_names(heads, rows) >= LEAST_NAME:
+            yield _table(heads, rows)
+        else:  # in a narrow terminal, a table for each text
+            for name, *cells in rows:
+                title = name if name == "all" else head.replace("text", name, 1)
+                yield _table([title, ""], list(zip(heads[1:], cells, strict=True)))
     if scores := measured.get("scores"):
         title = f"{scores['prompts']:,} prompts of {_short(scores['path'])}"
         if scores.get("eval_reward_sampled") == scores.get("exact_match_sampled"):  # the reward is the exact match
@@ -253,13 +261,17 @@ def _width(cell: Any) -> int:
     return len(one_line(str(cell)))
 
 
+def _left_for_names(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+    """Return how many columns a table leaves for its first column."""
+    others = [max(_width(row[number]) for row in [head, *rows]) + 2 for number in range(1, len(head))]
+    return columns() - 2 - sum(others)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    # What the other columns leave for the names, which are wrapped after slashes and spaces.
-    others = [max(_width(row[number]) for row in [head, *rows]) + 2 for number in range(1, len(head))]
-    room = max(LEAST_NAME, columns() - 2 - sum(others))
+    room = max(LEAST_NAME, _left_for_names(head, rows))  # which are wrapped after slashes and spaces
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="help")
     for number, name in enumerate(head):
         table.add_column(Text(one_line(name)), overflow="fold", justify="left" if number == 0 else "right")

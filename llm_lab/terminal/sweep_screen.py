@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from llm_lab.studies.sweep import Sweep, open_sweep
 from llm_lab.studies.sweep_report import describe_sweep, how_to_read, plan_rows, result_table, what_is_missing
 
 from .console import is_plain, make_console, one_line
-from .prompt_layout import fit_words
+from .prompt_layout import fit_words, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -196,7 +197,11 @@ def print_duel_end(duel: Sweep, outcome: Outcome, by: str, *, hints: bool = True
     for one in compare(duel, by):
         if one.verdict is not None:
             print_result_table(console, *pair_table(duel, one))
-        console.print(Text(verdict_words(duel, one), style="title"))
+            console.print()
+        words = one_line(verdict_words(duel, one))
+        verdict = Text(wrapped(words, console.width) if console.is_terminal else words)
+        verdict.stylize("title", 0, len(re.split(r"(?<=\.) |(?<=:) (?=the )", words)[0]))  # what was decided
+        console.print(verdict, soft_wrap=not console.is_terminal)
         console.print(one_line(f"What is held equal: {one.how}"), style="dim")
         console.print()
     _print_end(console, duel, outcome, hints=hints)

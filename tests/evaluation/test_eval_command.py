@@ -367,3 +367,18 @@ def test_a_tokenizer_with_custom_code_is_loaded_only_with_trust_remote_code(in_t
     assert main([*compared, "--trust-code-of", "theirs"]) == 2
     assert "others" in capsys.readouterr().err
     assert main([*compared, "--trust-code-of", "theirs", "--trust-code-of", "others"]) == 0
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_an_evaluation_shows_its_texts_and_their_numbers_whole_in_every_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = {"path": "validation of checkpoints/words", "tokens": 21_330, "loss": 3.1486, "perplexity": 23.3}
+    text |= {"bits_per_byte": 1.482, "before": {"loss": 3.2, "perplexity": 24.0, "bits_per_byte": 1.5}}
+    model = {"checkpoint": "checkpoints/words/model", "dtype": "float32", "device": "cpu"}
+    print_evaluation({**model, "texts": [text]})
+    said = capsys.readouterr().out
+    for number in ("21,330", "3.1486 (-0.0514)", "23.30 (-0.70)", "1.4820 (-0.0180)", "loss on text", "bits per byte"):
+        assert number in said
+    assert max(len(line.rstrip()) for line in said.splitlines()) <= columns
+    assert "validation of" in said
+    assert "checkpoints/words" in said
