@@ -30,7 +30,7 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 demo: setup
 	$(BIN)/llm-lab run configs/demo.yaml --overwrite
 	@echo
-	$(BIN)/llm-lab chat checkpoints/demo --prompt "Tom has 3 apples. First he finds 4 more. How many apples does Tom have now?"
+	$(BIN)/llm-lab chat checkpoints/demo --prompt "Tom has 6 apples. First he finds 9 more. How many apples does Tom have now?"
 	@echo
 	@echo "You trained this model. Open the wizard with: make lab"
 
