@@ -173,7 +173,7 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Train.document_mask": (True, "losses", ROWS),
     "Train.gradient_checkpointing": (True, "built"),
     "Train.compile": (True, "compiled"),
-    "Train.threads": (2, "threads"),
+    "Train.threads": (2, "threads", {"train.max_steps": 3}),
     "Train.deterministic": (True, "deterministic"),
     "Samples.prompts": (["a"], "samples"),
     "Samples.max_new_tokens": (9, "samples"),
