@@ -315,8 +315,8 @@ norms. | Not measured here. Faster in modded-nanogpt, nanochat and slowrun. |
 Muon's. | Not measured here. Published gains are small. |
 | 2026-11-28 | `model.value_embeddings: false`, unchanged | No difference shown (p = 0.062), and such a model needs \
 its own code. | Not measured here. Published gains are for models with their own code too. |
-| 2026-11-29 | `model.residual_scalars: false`, unchanged | Better with six of six seeds, by 0.01 nats only, and such a \
-model needs its own code. | Not measured here. Part of modded-nanogpt (one pass). |
+| 2026-11-29 | `model.residual_scalars: false`, unchanged | Better with six of six seeds, by only 0.01 nats, and such \
+a model needs its own code. | Not measured here. Part of modded-nanogpt (one pass). |
 """
 
 
