@@ -172,13 +172,15 @@ def read_job(
 
 
 def _with_full_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a stage's values with the models that are named by a short prefix of a run in full."""
+    """Return a stage's values with the models that are named by a run, or by the beginning of its name, as paths."""
     return _rename(values, _full_name, "model")
 
 
 def _full_name(text: str) -> str:
-    if text.startswith(REFERENCE) or Path(text).expanduser().exists() or (ROOT / text).exists():
+    if text.startswith(REFERENCE) or Path(text).expanduser().exists():
         return text
+    if (ROOT / text).exists():
+        return str(ROOT / text)
     if not (ROOT / text).parent.is_dir() or (run := find_run(text)) is None:
         return text
     from llm_lab.estimate.cached_models import cached_folder

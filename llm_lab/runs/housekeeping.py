@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
-from llm_lab.estimate.adapter_base import read_object
+from llm_lab.estimate.adapter_base import find_base, read_object
 from llm_lab.estimate.formatting import size
 from llm_lab.estimate.measurements import cache_folder
 
@@ -29,6 +29,7 @@ from .retention import steps_to_keep
 
 CHECKPOINT = "checkpoint"  # what a Leftover is
 KEPT = 4  # checkpoints of a run; the default of train.save_total_limit
+MOST_LISTED = 6  # runs in a sentence
 STALE_SECONDS = 600.0  # after which a half-written file is nobody's any more
 CACHES = {
     "tokens": "tokens of texts, made again when a run needs them",
@@ -171,10 +172,17 @@ def plan_removal(name: str, *, root: Path = ROOT) -> Removal:
     path, kind = find_folder(name, root=root)
     require_idle(path)
     notes = []
-    children = sorted({str(run.path) for run, _ in users_of(path, root=root)})
-    if children:
-        they = "they can still be used, but their lineage and replay need it"
-        notes.append(f"{len(children)} other {_runs(len(children))} made from it: {', '.join(children)}; {they}")
+    children = {run.path: run for run, _ in users_of(path, root=root)}
+    adapters = sorted(str(one) for one in children if _is_base(path, one))
+    others = sorted({str(one) for one in children} - {*adapters})
+    if adapters:
+        what = "adapter is trained on it, and does" if len(adapters) == 1 else "adapters are trained on it, and do"
+        notes.append(f"{len(adapters)} {what} not work without it: {_listed(adapters)}")
+    if others:
+        they, their = ("it", "its") if len(others) == 1 else ("they", "their")
+        count = f"{len(others)} {'other run' if not adapters else 'more run'}{'' if len(others) == 1 else 's'}"
+        rest = f"{they} can still be used, but {their} lineage and replay need {path}"
+        notes.append(f"{count} made from it: {_listed(others)}; {rest}")
     outer = next((folder for folder in path.parents if folder != root and kind_of(folder)), None)
     if outer is not None:
         notes.append(f"part of the {kind_of(outer)} {outer}, which trains it again if you run it again")
@@ -182,6 +190,18 @@ def plan_removal(name: str, *, root: Path = ROOT) -> Removal:
     if inner:
         notes.append(f"with the {len(inner)} {_runs(len(inner))} in it")
     return Removal(path, kind, bytes_under(path), tuple(notes))
+
+
+def _is_base(folder: Path, run: Path) -> bool:
+    """Return whether a run is an adapter whose base model is in a folder."""
+    base = find_base(run)
+    return base is not None and Path(base).expanduser().resolve().is_relative_to(folder.resolve())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_LISTED]) + (
+        f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    )
 
 
 def _runs(count: int) -> str:

@@ -105,9 +105,31 @@ def test_a_short_prefix_in_a_recipe_is_written_in_full(lab):
 
     job = check({"stage": "eval", "device": "cpu", "model": {"checkpoint": "tiny-p"}})
     assert job.stages[0].recipe.model.checkpoint == "checkpoints/tiny-parts"
+    job = check({"stage": "eval", "device": "cpu", "model": {"checkpoint": "tiny"}})
+    assert job.stages[0].recipe.model.checkpoint == "checkpoints/tiny", "the whole name too"
 
 
 # --- deleting
+
+
+def test_a_removal_says_which_adapters_do_not_work_without_it_and_names_only_a_few_runs(lab):
+    for number in range(9):
+        run = RunFolder(Path(f"checkpoints/user-{number}"))
+        run.path.mkdir()
+        run.update(name=run.path.name, stage="sft", status="done", parent={"path": "checkpoints/tiny/model"})
+        run.recipe_path.write_text("stage: sft\n")
+        if number < 2:
+            run.model_path.mkdir()
+            base = {"base_model_name_or_path": str(Path("checkpoints/tiny/model").resolve())}
+            (run.model_path / "adapter_config.json").write_text(json.dumps(base))
+    adapters, others = plan_removal("tiny").notes[:2]
+    assert adapters == (
+        "3 adapters are trained on it, and do not work without it: "
+        "checkpoints/tiny-sft, checkpoints/user-0, checkpoints/user-1"
+    )
+    assert "more runs made from it: checkpoints/" in others
+    assert others.count("checkpoints/user-") <= 6
+    assert " more; they can still be used, but their lineage and replay need checkpoints/tiny" in others
 
 
 def test_a_removal_says_what_was_made_from_a_run_and_what_it_is_part_of(lab, capsys):
