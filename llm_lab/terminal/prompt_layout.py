@@ -25,7 +25,7 @@ NO_HELP = "There is no more help for this question."
 MOST_ABOUT = 3  # lines
 AGE = re.compile(r"\d+ (s|m|min|h|d|days?|w|weeks?)( ago\b|$)")  # how long ago something was, in a list
 # The space in an item of a list of numbers: "norms 240," or "other 5.9 MiB".
-ITEM = re.compile(r"(?<=[a-z)]) (?=\d[\d.,]*(?:\u00a0(?:[kMBTsh%]|[KMGT]iB|ms|min))?(?:[,;)]|$))")
+ITEM = re.compile(r"(?<=[a-z)]) (?=\d[\d.,:]*(?:\u00a0(?:[kMBTsh%]|[KMGT]iB|ms|min))?(?:[,;)]|$))")
 ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
 
 

@@ -58,7 +58,7 @@ def _trains(run: RunFolder) -> bool:
 
 
 def _run_choice(run: RunFolder, name: str, width: int) -> Choice:
-    about = ", ".join(filter(None, ("the recipe of your run", kind_of_run(run.facts()), when_last_active(run))))
+    about = ", ".join(filter(None, ("your run", kind_of_run(run.facts()), when_last_active(run))))
     return Choice(str(run.path), f"{name:<{width}}{about}", effect=str(run.path / "recipe.yaml"),
                   next_to=FileHead(str(run.path / "recipe.yaml")))  # fmt: skip
 
