@@ -118,3 +118,14 @@ def test_an_override_in_a_pipeline_drops_the_settings_of_the_stage_that_it_chang
     assert result["stages"][1]["optimizer"] == {"name": "lion"}
     assert len(remarks) == 1
     assert "stages.1.optimizer.learning_rate = 0.015" in remarks[0]
+
+
+def test_a_text_that_must_have_a_form_is_refused_with_that_form(capsys):
+    Path("recipe.yaml").write_text(
+        "stage: sft\nname: .x\ndevice: cpu\ntemplate_date: yesterday\nmodel: {checkpoint: gpt2}\n"
+        "data: [{path: builtin:sums}]\n"
+    )
+    assert main(["check", "recipe.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "'.', '_', '=' and '-', starting with a letter or digit" in said
+    assert "template_date = yesterday: not of the allowed form. Allowed: a date such as 2026-11-28" in said

@@ -11,7 +11,7 @@ from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_at
 
-from .fields import Bool, Float, Group, OneOf, option
+from .fields import REPOSITORY, Bool, Float, Group, OneOf, option
 from .parts import ModelCheckpoint
 from .stage import PartialRecipe, Stage, StageRecipe, Values
 
@@ -58,7 +58,7 @@ class ExportOptions(Group):
     push: str | None = option(
         help="push to this Hub repository, as owner/name",
         question="Push to which Hub repository, as owner/name (empty: none)?",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=REPOSITORY,
     )
     private: Bool = option(True, help="create the repository as private", question="A private repository?")
 

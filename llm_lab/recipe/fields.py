@@ -52,6 +52,16 @@ class Group(BaseModel):
     model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, populate_by_name=True)
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*$"
+REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
+DATE = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$"
+IN_WORDS = {
+    NAME: "letters, digits, '.', '_', '=' and '-', starting with a letter or digit",
+    REPOSITORY: "owner/name with letters, digits, '.', '_' and '-'",
+    DATE: "a date such as 2026-11-28",
+}
+
+
 def option(
     default: Any = None,
     *,
@@ -197,9 +207,9 @@ class Key:
         if self.kind == "list" and (entries := self.entries):
             return f"a list of {entries} numbers"
         low, high, exclusive = self.bounds
-        words = {"int": "a whole number", "float": "a number", "list": "a list", "text": "text"}.get(
-            self.kind, self.kind
-        )
+        pattern = next((item.pattern for item in self.info.metadata if getattr(item, "pattern", None)), None)
+        kinds = {"int": "a whole number", "float": "a number", "list": "a list", "text": "text"}
+        words = IN_WORDS.get(pattern or "") or kinds.get(self.kind, self.kind)
         below, above = _number(low), _number(high)
         if low is not None and high is not None:
             words += f" above {below}, up to {above}" if exclusive else f" from {below} to {above}"

@@ -14,7 +14,7 @@ from llm_lab.estimate.model_library import find_in_library
 from llm_lab.estimate.parameters import ModelShape, context_in, guess_shape, read_config_json, shape_at
 from llm_lab.estimate.tuning_cost import Work, estimate_tuning
 
-from .fields import Bool, Derived, Float, Group, Int, OneOf, option, value_at
+from .fields import DATE, Bool, Derived, Float, Group, Int, OneOf, option, value_at
 from .forgetting import Forgetting
 from .optimizers import TUNED, TuneOptimizer, pretraining_rate
 from .parts import ModelCheckpoint
@@ -222,7 +222,7 @@ class TuneRecipe(StageRecipe):
     template_date: str | None = option(
         help="the date that chat templates write as the current date, such as 2026-11-28",
         derived="the current date, which is kept with the run and its tokenizer",
-        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
+        pattern=DATE,
         advanced=True,
     )
     data: tuple[ExampleSet, ...] = option(..., help="the datasets of examples, each with its weight", min_length=1)

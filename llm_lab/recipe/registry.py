@@ -11,7 +11,7 @@ from llm_lab.errors import first_line
 from .dpo import DPO
 from .eval import EVAL
 from .export import EXPORT
-from .fields import Group, Int, OneOf, flatten, groups_of, option
+from .fields import NAME, Group, Int, OneOf, flatten, groups_of, option
 from .grpo import GRPO
 from .merge import MERGE
 from .ppo import PPO
@@ -63,7 +63,7 @@ class PipelineRecipe(Group):
     name: str | None = option(
         help="name of the pipeline; its folder is checkpoints/<name>/",
         derived="the recipe file's name",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$",
+        pattern=NAME,
         max_length=100,
     )
     seed: Int = option(1337, help="`seed` for all stages that do not set their own", ge=0, le=2**32 - 1)

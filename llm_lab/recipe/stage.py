@@ -14,7 +14,7 @@ from llm_lab.estimate.measurements import Measurement
 from llm_lab.estimate.parameters import ModelShape, shape_at
 from llm_lab.estimate.tuning_cost import ExampleSizes
 
-from .fields import Group, Int, OneOf, option, value_at
+from .fields import NAME, Group, Int, OneOf, option, value_at
 
 DEVICES = {
     "cuda": "requires a CUDA GPU with bf16 support",
@@ -33,7 +33,7 @@ class StageRecipe(Group):
         help="name of the run; its folder is checkpoints/<name>/",
         question="Name of the run?",
         derived="the recipe file's name",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$",
+        pattern=NAME,
         max_length=100,
     )
     seed: Int = option(

@@ -268,7 +268,7 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
         number = _number(value)
         fix = f"Write it without quotes: {key.name}: {number}" if number else fix
     why = {
-        "string_pattern_mismatch": "only letters, digits, '.', '_', '=' and '-', starting with a letter or a digit",
+        "string_pattern_mismatch": "not of the allowed form",
         "string_too_long": f"{len(value) if isinstance(value, str) else 0} characters are too long",
         "too_large": "a whole number may not exceed 2^53",
         "too_short": "at least one entry is required",

@@ -164,20 +164,12 @@ def allowed(key: Key, *, empty: bool = True) -> str:
             if key.entries
             else ' Written as a list: ["first", "second"].'
         )
-    words = f"Allowed: {_expected(key)}.{example}"
+    words = f"Allowed: {key.allowed().removesuffix(', or null')}.{example}"
     if not empty:
         return words
     return words + (
         f" Empty: derived ({key.derived})." if key.derived else " Empty: none." if _is_optional(key) else ""
     )
-
-
-def _expected(key: Key) -> str:
-    pattern = next((item.pattern for item in key.info.metadata if getattr(item, "pattern", None)), None)
-    if pattern is None:
-        return key.allowed().removesuffix(", or null")
-    signs = "'.', '_', '=' and '-'" if "=" in pattern else "'.', '_' and '-'"
-    return f"{'owner/name with ' if '/' in pattern else ''}letters, digits, {signs}"
 
 
 def _is_optional(key: Key) -> bool:
