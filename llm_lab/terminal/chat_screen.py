@@ -187,7 +187,12 @@ class _Screen:
         self._say(one_line(self._name), "title")
         if self._session is not None:
             self._say(MODES[self._session.mode])
-        self._say("/help lists the commands. Ctrl-D leaves the chat.", "dim")
+        self._say(f"/help lists the commands. Ctrl-D leaves the chat.{self._blank}", "dim")
+
+    @property
+    def _blank(self) -> str:
+        """What separates a text from the prompt below it."""
+        return "\n" if self._interactive else ""
 
     def _reply(self, text: str, hits: Sequence[Hit] = ()) -> None:
         if not text.strip() and (not self._interactive or self.session.mode == "chat"):
@@ -281,7 +286,7 @@ class _Screen:
     def _do_help(self, name: str) -> None:
         name = name.removeprefix("/").lower()
         if not name:
-            self._say(HELP)
+            self._say(f"{HELP}{self._blank}")
         else:
             name = _full_name(name)
             argument, what = COMMANDS[name]

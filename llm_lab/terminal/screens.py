@@ -26,6 +26,8 @@ def begin_screen(title: str, where: str = "") -> Any:
 
         room = console.width - len(f"LLM Lab · {one_line(title)} ·  ─")
         where = f" · {fit_words(one_line(where), room)}" if where else ""
+        if is_plain():  # nothing was cleared: what is above is another screen
+            console.print()
         heading = Text.assemble(("LLM Lab", "title"), f" · {one_line(title)}", (where, "dim"))
         console.rule(heading, align="left", style="dim")
     return console

@@ -58,6 +58,7 @@ def test_commands_change_the_session(capsys, tmp_path):
     assert len(session.messages) == 2
     out = capsys.readouterr().out
     assert "be kind" in out
+    assert f"{HELP}\n\n" in out, "a blank line is above the next prompt"
     assert re.search(r"plain +off", out)
 
 

@@ -81,7 +81,7 @@ def test_plain_mode_prints_tables_and_titles_as_lines(monkeypatch, capsys, words
     lines = capsys.readouterr().out.splitlines()
     assert "a file: txt or md (one document), jsonl, csv or parquet (one document per row)" in lines
     begin_screen("Runs", "here")
-    assert capsys.readouterr().out == "LLM Lab · Runs · here\n"
+    assert capsys.readouterr().out == "\nLLM Lab · Runs · here\n", "a blank line is above each screen"
 
 
 def test_the_width_is_that_of_the_terminal(monkeypatch):
