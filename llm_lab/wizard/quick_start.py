@@ -79,7 +79,7 @@ def quick_start() -> Flow[Next | None]:
         draft = Draft(raw, draft.machine, QUICK, automatic=_automatic(raw, times))
         resolved, _ = draft.look()
         assert resolved is not None
-        wanted = yield plan_question(resolved, times)
+        wanted = yield plan_question(resolved, picked, times)
         if wanted != "longer":
             break
         times *= LONGER
@@ -320,11 +320,11 @@ def _basis(resolved: Resolved) -> str:
     return "measured on this machine" if resolved.estimate.measurement else "roughly estimated from typical speeds"
 
 
-def plan_question(resolved: Resolved, times: int) -> Question:
-    """Return the plan with the question whether to start."""
+def plan_question(resolved: Resolved, name: str, times: int) -> Question:
+    """Return the plan of a size with the question whether to start; another size begins anew."""
     seconds, steps = resolved.estimate.wall_seconds or 0.0, resolved.values["train"]["max_steps"]
     return Question(
-        "quick.start",
+        f"quick.start.{name}",
         START,
         choices=(
             Choice("start", f"{YES}: {_time(resolved, seconds)}"),

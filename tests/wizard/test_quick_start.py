@@ -104,6 +104,8 @@ def test_the_way_back_longer_training_and_all_settings_are_reached_from_the_plan
     assert visit.effects == [StartRun(visit.effects[0].recipe)]
     assert visit.effects[0].recipe["train"]["max_steps"] == 2 * usual
     assert answers(quick_start, [ENTER, ENTER, "back to the sizes"]).question.key == "quick.size"
+    other = answers(quick_start, [ENTER, "micro", "Change settings", BACK, BACK, "nano"])
+    assert other.question.suggested == "start"  # not what was chosen for the other size
     settings = answers(quick_start, [ENTER, "micro", "Change settings"])
     assert settings.question.screen.title == "Train on my text"
     assert "quick" not in settings.question.key
@@ -179,7 +181,7 @@ def test_a_text_that_is_neither_here_nor_on_the_hub_is_refused_where_it_is_named
 def test_a_text_that_disappears_before_the_start_leads_back_to_the_question_for_it():
     flow = quick_start()
     question = next(flow)
-    while question.key != "quick.start" if isinstance(question, Question) else True:
+    while question.key != "quick.start.nano" if isinstance(question, Question) else True:
         question = flow.send(question.suggested if isinstance(question, Question) else None)
     assert isinstance(flow.send("start"), StartRun)
     Path("book.txt").unlink()
