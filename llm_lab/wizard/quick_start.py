@@ -321,7 +321,7 @@ def _basis(resolved: Resolved) -> str:
 
 
 def plan_question(resolved: Resolved, name: str, times: int) -> Question:
-    """Return the plan of a size with the question whether to start; another size begins anew."""
+    """Return the plan of a size with the question whether to start; another size starts at the first line."""
     seconds, steps = resolved.estimate.wall_seconds or 0.0, resolved.values["train"]["max_steps"]
     return Question(
         f"quick.start.{name}",
