@@ -11,6 +11,7 @@ from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.formatting import about, count, plural, size
 from llm_lab.estimate.parameters import read_config_json, vocabulary_size
+from llm_lab.estimate.tuning_cost import ExampleSizes
 from llm_lab.recipe.eval import EVAL, measures_itself
 from llm_lab.recipe.export import FORMS
 from llm_lab.recipe.forgetting import describe_forgetting
@@ -74,7 +75,7 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
         yield "training", f"{plural(train['num_train_epochs'], 'epoch')}; the number of steps depends on the data", ""
     yield from _trained_part(values)
     yield from _form(values)
-    for name, text in _rewards(values):
+    for name, text in _rewards(values, examples):
         yield name, text, ""
     if values.get("optimizer"):
         yield "optimizer", _optimizer(values), ""
@@ -129,7 +130,7 @@ def _form(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "pushed to", f"{form['push']} on the Hub ({'private' if form['private'] else 'public'})", ""
 
 
-def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _rewards(values: Mapping[str, Any], examples: ExampleSizes | None) -> Iterator[tuple[str, str]]:
     """Yield the reward terms, the held-out prompts that are scored, and the evaluation tasks."""
     terms = values.get("rewards") or ()
     if terms:
@@ -137,7 +138,10 @@ def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     score = values.get("score")
     if score:
         when = "" if values["stage"] == EVAL.name else " at each evaluation"
-        yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'}{when}"
+        number = score["prompts"]
+        if examples and not score.get("path"):
+            number = min(number, examples.held_out)
+        yield "score", f"{plural(number, 'prompt')} of {score.get('path') or 'the held-out data'}{when}"
     if values.get("forgetting"):
         yield "forgetting", describe_forgetting(values["forgetting"])
     tasks = values.get("tasks")

@@ -94,6 +94,14 @@ def test_a_plan_accounts_for_every_example():
     assert said == "40: 31 to train on, 4 held out for validation, 5 left out: their prompts are also in training"
 
 
+@pytest.mark.parametrize(("held_out", "number"), [(7, "7 prompts"), (1, "1 prompt"), (900, "100 prompts")])
+def test_a_plan_scores_no_more_prompts_than_are_held_out(held_out, number):
+    raw = {**with_examples(1000).given, "score": {"prompts": 100, "rewards": [{"name": "exact_match"}]}}
+    planned = replace(resolve(raw), examples=ExampleSizes(60, held_out, (10,)))
+    (said,) = [text for name, text, _ in plan_lines(planned) if name == "score"]
+    assert said == f"{number} of the held-out data at each evaluation"
+
+
 @pytest.mark.parametrize(
     ("stage", "parent", "data", "warned"),
     [
