@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.listeners import Handlers
 from support.post_runs import post_recipe, weights_of, write_base, write_rows
-from support.recipe_keys import every_third, is_checkpointed
+from support.recipe_keys import every_fifth, is_checkpointed
 
 from llm_lab.data import examples as example_sets
 from llm_lab.data import sources as text_sources
@@ -377,7 +377,7 @@ def observed():
     return {}
 
 
-@pytest.mark.parametrize("key", every_third(EFFECTS))
+@pytest.mark.parametrize("key", every_fifth(EFFECTS))
 def test_changing_one_key_changes_the_run(key, workplace, observed):
     stage, value, facet, *needs = EFFECTS[key]
     stage = stage or STAGE_OF[key.split(".")[0]]

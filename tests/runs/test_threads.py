@@ -58,7 +58,7 @@ IMPORT = "import torch"
     [
         pytest.param(1.0, True, COMMAND, {}, marks=pytest.mark.slow),
         pytest.param(1.0, True, WIZARD, {}, marks=pytest.mark.slow),
-        (1.0, True, PYTHON, {}),
+        pytest.param(1.0, True, PYTHON, {}, marks=pytest.mark.slow),
         (0.0, False, IMPORT, {}),
         (1.0, False, IMPORT, {"GOMP_SPINCOUNT": "300000"}),
     ],

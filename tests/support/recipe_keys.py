@@ -18,14 +18,14 @@ def every_key(group, prefix=""):
             yield key
 
 
-def every_third(keys: Iterable[str], *, always: Iterable[str] = ()) -> list[Any]:
-    """Return the keys as parameters of a test, all but every third marked slow: each of them takes a run.
+def every_fifth(keys: Iterable[str], *, always: Iterable[str] = ()) -> list[Any]:
+    """Return the keys as parameters of a test, all but every fifth marked slow: each of them takes a run.
 
     always: keys that are never slow.
     """
     kept = set(always)
     return [
-        pytest.param(key, marks=[] if number % 3 == 0 or key in kept else [pytest.mark.slow])
+        pytest.param(key, marks=[] if number % 5 == 0 or key in kept else [pytest.mark.slow])
         for number, key in enumerate(keys)
     ]
 
