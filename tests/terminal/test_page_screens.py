@@ -32,12 +32,17 @@ def test_a_page_fits_every_terminal(in_tmp_path, columns, rows):
     assert_matches_snapshot(f"page-{columns}x{rows}", lines)
 
 
-def test_the_value_of_the_pointed_row_is_whole_where_its_marks_have_no_room(in_tmp_path):
-    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:word-problems"}]}
+def lines_at(key, texts):
+    """Return the lines of a narrow page that points at a key."""
+    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": texts}]}
     start = Draft(raw, CPU, STAGES["pretrain"].title)
     page = FormPage(page_question(start, start, run_page("pretrain")), lambda question, columns, most: [])
-    page.at = "data"
-    lines = ["".join(text for _, text in line) for line in lay_out(page, 60, 24, Place())]
+    page.at = key
+    return ["".join(text for _, text in line) for line in lay_out(page, 60, 24, Place())]
+
+
+def test_the_value_of_the_pointed_row_is_whole_where_its_marks_have_no_room(in_tmp_path):
+    lines = lines_at("data", "builtin:word-problems")
     assert any(line.split() == ["»", "data", "builtin:word-problems", "yours"] for line in lines)
 
 
@@ -102,11 +107,7 @@ def test_a_refused_value_says_what_is_allowed(in_tmp_path):
 
 
 def test_help_that_has_no_room_ends_with_an_ellipsis(in_tmp_path):
-    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
-    start = Draft(raw, CPU, STAGES["pretrain"].title)
-    page = FormPage(page_question(start, start, run_page("pretrain")), lambda question, columns, most: [])
-    page.at = "train.max_steps"
-    lines = ["".join(text for _, text in line) for line in lay_out(page, 60, 24, Place())]
+    lines = lines_at("train.max_steps", "builtin:stories")
     allowed = next(line for line in lines if line.startswith("Allowed:"))
     assert allowed.endswith(" …")
 
