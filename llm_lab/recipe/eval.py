@@ -24,7 +24,7 @@ TEXT_SCORES = {
 SCORE_PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
 EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 EVAL_ROWS = 8
-# {key of `eval`: the groups that it belongs to}; without one of them it has no effect.
+# {key of `eval`: the groups it applies to}. Without any of these groups, the key has no effect.
 OWNERS = {
     "max_tokens": ("data",),
     "max_length": ("data", "tasks"),
@@ -140,7 +140,7 @@ class EvalRecipe(StageRecipe):
 
 
 def measures_itself(values: Values) -> bool:
-    """Return whether an evaluation names nothing to measure on, so that the model's own validation data is used."""
+    """Return whether an evaluation names no data, so that the model's own validation data is used."""
     return not any(values.get(group) for group in ("data", "score", "tasks"))
 
 
@@ -153,7 +153,7 @@ def missing_packages(values: Values) -> dict[str, str]:
 
 
 def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None) -> ModelShape | None:
-    """Fill in what an evaluation leaves out; its own run's settings are known once that is read."""
+    """Fill in what an evaluation leaves out, except what comes from the model's own run, which is read later."""
     shape, device = known or shape_at(recipe.get("model.checkpoint")), recipe.get("device")
     if measures_itself(recipe.values):
         return shape

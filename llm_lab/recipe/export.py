@@ -32,7 +32,7 @@ SMALL_PARAMETERS = 50_000_000  # 200 MB in f32
 
 
 class ExportOptions(Group):
-    """The format, the weights, and where it is pushed."""
+    """The format, the type of the weights, and the repository to push to."""
 
     to: Annotated[str, OneOf(FORMS)] = option(
         "hf",
@@ -107,9 +107,9 @@ def _a_space_is_uploaded_by_hand(values: Values) -> Iterator[Problem]:
 
 
 def unsupported_formats(stages: Sequence[Mapping[str, Any]], home: Path) -> Iterator[tuple[int, Problem]]:
-    """Yield (index, problem) of exports to a format that does not support the model, as far as its parts are known.
+    """Yield (index, problem) of exports to a format that does not support the model; unknown models are skipped.
 
-    stages: the resolved values of a pipeline's stages, or of one. home: where their folders are created.
+    stages: the resolved values of a pipeline's stages, or of one. home: the folder of their run folders.
     """
     for index, values in enumerate(stages):
         if (values.get(NAME) or {}).get("to") != "gguf":
@@ -122,7 +122,7 @@ def unsupported_formats(stages: Sequence[Mapping[str, Any]], home: Path) -> Iter
 
 
 def _parts_of(stages: Sequence[Mapping[str, Any]], index: int, home: Path) -> Mapping[str, Any] | None:
-    """Return the parts, or the config.json, of a stage's model, from the stage that it started in."""
+    """Return the parts or the config.json of a stage's model, from an earlier stage if that creates the model."""
     model = stages[index].get("model") or {}
     if "checkpoint" not in model:
         return read_config_json(model["config"]) if "config" in model else model

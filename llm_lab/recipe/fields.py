@@ -1,4 +1,4 @@
-"""What a recipe key is made of: type, bounds, default, and the texts that the wizard and the docs use."""
+"""Recipe keys: type, bounds, default, and the texts that the wizard and the docs show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-LARGEST_INT = 2**53  # products of several larger numbers would not fit into a float
+LARGEST_INT = 2**53  # products of several larger numbers would not fit in a float
 
 
 def _within_a_float(value: int) -> int:
@@ -23,8 +23,8 @@ def _within_a_float(value: int) -> int:
 Int = Annotated[int, Field(strict=True), AfterValidator(_within_a_float)]
 Float = Annotated[float, Field(strict=True)]
 Bool = Annotated[bool, Field(strict=True)]
-# The type of a key that may be left out and is then derived: never None in a resolved recipe, which is what the type
-# checker sees.
+# The type of a key that is derived if it is left out. It is never None in a resolved recipe, so the type checker sees
+# the plain type.
 if TYPE_CHECKING:
     T = TypeVar("T")
     Derived = Annotated[T, "derived"]
@@ -34,7 +34,7 @@ else:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Restricts a text to some values: Annotated[str, OneOf(DEVICES)], as a Literal of them would."""
+    """Restricts a string to these values, as a Literal would: Annotated[str, OneOf(DEVICES)]."""
 
     values: tuple[str, ...]
 
@@ -48,7 +48,7 @@ class OneOf:
 class Group(BaseModel):
     """A group of recipe keys. Frozen: validated once, at construction."""
 
-    # Built at first use: the first prompt needs none of them.
+    # Validators are built at first use, so that the wizard's first prompt appears sooner.
     model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, populate_by_name=True)
 
 
@@ -79,10 +79,10 @@ def option(
     """Declare one recipe key.
 
     help: one line, shown with the key everywhere. question: how the wizard asks for it; without one it is not asked.
-    why: the longer text behind `?`. choices: {allowed value: what it means}. candidates: numbers worth offering in a
-    list. derived: what the key becomes when it is left out, in words. when: {dotted key: values} under which the key
-    has an effect. advanced: asked only on request. names: what the value refers to: "model" (weights), "config",
-    "tokenizer" or "function" (file.py:function). constraints: pydantic's (ge, le, gt, min_length ...).
+    why: the longer text behind `?`. choices: {allowed value: what it means}. candidates: numbers to offer in a list.
+    derived: what the value is when the key is left out, in words. when: {dotted key: values} under which the key has an
+    effect. advanced: asked only on request. names: what the value refers to: "model" (weights), "config", "tokenizer"
+    or "function" (file.py:function). constraints: pydantic's (ge, le, gt, min_length ...).
     """
     extra: dict[str, Any] = {
         "question": question,
@@ -195,7 +195,7 @@ class Key:
 
     @property
     def shown_help(self) -> str:
-        """The help for a form, which shows null as none, and where a key that is left out has a value, too."""
+        """The help for a form, which shows null as none, and a value for each key that is left out."""
         return self.help.partition("; left out:")[0].replace("; null:", "; none:")
 
     def allowed(self) -> str:
@@ -245,7 +245,7 @@ def _metadata(info: FieldInfo) -> Iterator[Any]:
         elif isinstance(item, OneOf):
             yield item
         elif get_origin(item) is tuple:
-            continue  # what an entry of a list may be is not what the list may be
+            continue  # bounds of a list's entries are not bounds of the list
         elif get_args(item):
             stack.extend(get_args(item))
 

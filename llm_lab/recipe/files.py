@@ -54,17 +54,17 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 LONGEST_RECIPE, MOST_VALUES = 1_000_000, 100_000
-# A plain text in YAML can't start with these. On a command line they start a glob or another text.
+# An unquoted string in YAML can't start with these. On a command line they start a glob or other text.
 _YAML_INDICATORS = ("*", "&", "!", "%", "@", "`")
 
 
 def _require_small(root: yaml.Node) -> None:
-    """Raise a YAMLError where aliases (`*name`), which repeat what they name, make a small text a huge value."""
+    """Raise a YAMLError where aliases (`*name`), which repeat their targets, turn a small text into a huge value."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node) -> int:
         if id(node) not in sizes:
-            sizes[id(node)] = 1  # an alias inside what it names is refused by the loader
+            sizes[id(node)] = 1  # 1 for now; the loader refuses an alias inside its own target
             inner = node.value if isinstance(node, yaml.CollectionNode) else ()
             parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
             sizes[id(node)] += sum(map(size, parts))
@@ -100,8 +100,8 @@ def parse_yaml(text: str, where: str = "recipe") -> Any:
         ) from None
 
 
-PLAIN_TEXT = (".txt", ".text", ".md", ".markdown")  # how the names of texts end
-# What other files are, by how their names end, and the command for them.
+PLAIN_TEXT = (".txt", ".text", ".md", ".markdown")  # suffixes of text files
+# What a file with another suffix is, and the command for it.
 NOT_RECIPES = {
     **dict.fromkeys(PLAIN_TEXT, ("a text", "To train on it: `llm-lab new pretrain data.0.path={}`")),
     **dict.fromkeys(
@@ -113,7 +113,7 @@ NOT_RECIPES = {
 
 
 def _not_a_recipe(path: Path) -> UserError | None:
-    """Return the error for a file that is something else by its name; None for one that may be a recipe."""
+    """Return the error for a file whose suffix is not that of a recipe; None if it may be a recipe."""
     what, command = NOT_RECIPES.get(path.suffix.lower(), ("", ""))
     if not what:
         return None
@@ -158,14 +158,14 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
 
     Values are typed as in a recipe file. `data.0.path` sets a key of a list item; the index after the last adds an
     item. `key=null` removes a key, so that it is derived again; `data.0=null` removes an item. (`key=off`, which makes
-    a group null, is a text here: validate.with_groups_off.)
+    a group null, stays text here: see validate.with_groups_off.)
     """
     result = copy.deepcopy(raw)
     touched: set[str] = set()
     problems: list[Problem | str] = []
     why = "this looks like an access token or a password, and recipes are kept with the run and in model cards"
     for text in overrides:
-        # From Python it may be anything, such as a dict.
+        # A caller in Python may pass anything, such as a dict.
         key, equals, value_text = text.partition("=") if isinstance(text, str) else ("", "", "")
         key = key.strip()
         if not equals or not all(key.split(".")):
@@ -189,7 +189,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
 
 
 def _typed(text: str, key: str) -> Any:
-    """Type a value as in a recipe file. A glob is text, though its first character has a meaning in YAML."""
+    """Parse a value as in a recipe file. A glob stays text, although its first character has a meaning in YAML."""
     return text.strip() if text.lstrip().startswith(_YAML_INDICATORS) else parse_yaml(text, key)
 
 

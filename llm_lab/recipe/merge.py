@@ -13,7 +13,7 @@ from .stage import PartialRecipe, Stage, StageRecipe
 
 NAME = "merge"
 ABOUT = "merge a LoRA adapter into its base"
-# How much rounding to the dtype of the base may change logits; llm_lab/hf/merge.py has the reasons.
+# How much rounding to the dtype of the base may change logits; llm_lab/hf/merging.py has the reasons.
 MERGE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
 
 

@@ -1,4 +1,4 @@
-"""The optimizers of a recipe, with the learning rates of pretraining and without, for fine-tuning."""
+"""The optimizers of a recipe: with default learning rates for pretraining, without them for fine-tuning."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ Optimizer = Annotated[
 
 
 def pretraining_rate(name: str, key: str = "learning_rate") -> float:
-    """Return the default learning rate of an optimizer in pretraining; key: or another of its rates."""
+    """Return an optimizer's default for a key in pretraining: its learning rate, or another of its rates."""
     return next(group.model_fields[key].default for group in GROUPS if group.model_fields["name"].default == name)
 
 
@@ -282,7 +282,7 @@ else:
 
 
 def eight_bits_require_cuda(values: Values) -> Iterator[Problem]:
-    """8-bit moments are CUDA kernels of bitsandbytes."""
+    """Yield a problem for 8-bit moments on a CPU: their kernels in bitsandbytes require CUDA."""
     if values.get("device") == "cpu" and (values.get("optimizer") or {}).get("name") == "adamw_8bit":
         why, fix = "8-bit moments require a CUDA GPU", "Use adamw, or a machine with a GPU and device=cuda."
         yield Problem("optimizer.name", why, value="adamw_8bit", fix=fix)

@@ -44,7 +44,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Size:
-    """A preset size. Every number of it can be set by hand."""
+    """A preset size. Each of its numbers can be overridden."""
 
     about: str
     hidden_size: int
@@ -76,7 +76,7 @@ YARN = {"model.position_embedding": ("yarn",)}
 
 
 class ModelParts(Group):
-    """A model from parts. Numbers that are left out come from `size`."""
+    """A model from parts. Numbers that are left out come from the preset `size`."""
 
     size: Annotated[str, OneOf(SIZE_CHOICES)] = option(
         "nano",
@@ -381,7 +381,7 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_mo
 
 
 def expand_model(raw: Values) -> dict[str, Any]:
-    """Expand `model: NAME` to a preset size, to a checkpoint where there are weights, or else to a config."""
+    """Expand `model: NAME` to a preset size, a config (a local path without weights), or else a checkpoint."""
     result = dict(raw)
     model = result.get("model")
     if isinstance(model, str) and model in SIZES and not Path(model).exists():
@@ -413,7 +413,7 @@ def named_context(values: Values) -> int | None:
 
 
 def position_embedding_of(values: Values) -> str | None:
-    """Return the model's position embedding where its parts or its config are at hand."""
+    """Return the model's position embedding, or None if neither its parts nor a local config say."""
     source = model_source(values)
     model = values.get("model") if source == "parts" else read_config_json(values["model"][source])
     return (model or {}).get("position_embedding")
@@ -423,7 +423,7 @@ def position_embedding_of(values: Values) -> str | None:
 
 
 def derive_model(recipe: PartialRecipe, vocab_size: int) -> ModelShape | None:
-    """Fill in the parts that are left out; returns the model's shape, or None where a config is not at hand."""
+    """Fill in the parts that are left out; returns the model's shape, or None if its config is not on this machine."""
     source = model_source(recipe.values)
     if source != "parts":
         config = read_config_json(recipe.get(f"model.{source}"))

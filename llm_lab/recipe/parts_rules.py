@@ -1,4 +1,4 @@
-"""What must hold between the parts of a model, and between them and the length of sequences."""
+"""Rules across the parts of a model, and between them and the length of sequences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .stage import Rule, Values
 
 
 def _divisors(number: int, limit: int = 16) -> str:
-    """Return the divisors of a number in words, the smallest where there are many."""
+    """Return the divisors of a number in words; only the smallest ones if there are many."""
     found = [n for n in range(1, number + 1) if number % n == 0]
     return ", ".join(map(str, found[:limit])) + (", ..." if len(found) > limit else "")
 
@@ -95,7 +95,7 @@ def _pattern_requires_a_window(values: Values) -> Iterator[Problem]:
 
 
 def _experts_are_those_of_mixtral(values: Values) -> Iterator[Problem]:
-    """A mixture of experts is always native: Mixtral, or Qwen3-MoE with QK-norm."""
+    """Yield problems of a mixture of experts, which is always saved as Mixtral, or as Qwen3-MoE with QK-norm."""
     model = parts_of(values)
     experts, used = model.get("num_experts"), model.get("num_experts_per_tok")
     if not experts:
@@ -113,7 +113,7 @@ def _experts_are_those_of_mixtral(values: Values) -> Iterator[Problem]:
             yield Problem(f"model.{key}", why, value=value, fix=fix)
 
 
-MIXTRAL: dict[str, tuple[Any, ...]] = {  # {key: the values that it has}
+MIXTRAL: dict[str, tuple[Any, ...]] = {  # {key: the values that Mixtral supports}
     "position_embedding": ("rope", "yarn"),
     "norm": ("rmsnorm",),
     "activation": tuple(HIDDEN_ACTS),

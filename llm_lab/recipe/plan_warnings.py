@@ -1,4 +1,4 @@
-"""What a plan warns of: settings that are allowed, and rarely give a useful model."""
+"""The warnings of a plan: settings that are allowed, but rarely give a useful model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .resolve import Resolved
 from .stage import PartialRecipe
 from .what_fits import ACCUMULATION, ROWS, estimate_with
 
-FEW_STEPS = 30  # of a fine-tune: fewer are enough for a large model only
+FEW_STEPS = 30  # of a fine-tune: fewer are enough only for a large model
 FAR_ABOVE = 30.0  # times the usual learning rate
 
 
 def plan_warnings(resolved: Resolved) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, what may go wrong and what to change) of a recipe."""
+    """Yield (dotted key, what may go wrong and what to change) for a recipe."""
     if resolved.stage.trains:
         yield from _plain_texts(resolved)
         yield from _high_learning_rates(resolved)
@@ -34,7 +34,7 @@ def plan_warnings(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 
 def _plain_texts(resolved: Resolved) -> Iterator[tuple[str, str]]:
-    """Warn of a text file where conversations are expected: all of it is one example."""
+    """Warn of a text file where conversations are expected: the whole file would be one example."""
     if resolved.stage.examples != "conversation":
         return
     for index, source in enumerate(resolved.values.get("data") or ()):
@@ -62,7 +62,7 @@ def _high_learning_rates(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 
 def _few_steps(resolved: Resolved) -> Iterator[tuple[str, str]]:
-    """Warn of few steps: because there are few examples, or because the recipe asks for few."""
+    """Warn of too few steps: because there are few examples, or because the recipe sets few."""
     if resolved.stage.from_scratch:
         return
     if _asks_for_steps(resolved):
@@ -76,13 +76,13 @@ def _few_steps(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 
 def _asks_for_steps(resolved: Resolved) -> bool:
-    """Whether a recipe sets its steps itself."""
+    """Return whether the recipe sets the number of steps."""
     asked, origin = resolved.values["train"].get("max_steps"), resolved.origins.get("train.max_steps")
     return asked is not None and origin is not None and origin.kind != "derived"
 
 
 def enough_epochs(resolved: Resolved) -> int | None:
-    """Return how many epochs give a fine-tune on few examples enough steps; None where it has them."""
+    """Return how many epochs give a fine-tune on few examples enough steps; None if it has enough."""
     stage, values, examples = resolved.stage, resolved.values, resolved.examples
     if not examples or stage.from_scratch or _asks_for_steps(resolved) or _steps(resolved) >= FEW_STEPS:
         return None
@@ -111,7 +111,7 @@ def _long_examples(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 
 def _never_answered(resolved: Resolved) -> Iterator[tuple[str, str]]:
-    """Warn where rewards are to improve the answers of a model that has only continued text so far."""
+    """Warn of learning from rewards with a model that was only pretrained, so it can't answer yet."""
     if resolved.stage.examples != "prompt":
         return
     run = Path(str(resolved.values["model"]["checkpoint"])).expanduser()
@@ -125,7 +125,7 @@ def _never_answered(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 
 def _smaller_batches(resolved: Resolved) -> Iterator[tuple[str, str]]:
-    """Name the largest batch that fits, with as many rows in a step, where the recipe's own does not."""
+    """If the recipe's batch does not fit, name the largest one that does, with the same number of rows per step."""
     if resolved.estimate.fits:
         return
     train = resolved.values["train"]

@@ -26,7 +26,7 @@ from .stage import PartialRecipe, Stage
 
 NAME = "ppo"
 ABOUT = "RL with a value model (critic)"
-CRITIC_SCALE = 5  # of the model's learning rate
+CRITIC_SCALE = 5  # times the model's learning rate
 
 
 class PpoOptions(Group):

@@ -52,8 +52,8 @@ MAX_LENGTH = {"cpu": 128, "cuda": 1024}
 EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 # Measured: compiling takes half a minute on two CPU cores and saves about 5 ms of a 35 ms step.
 COMPILE_PAYS_AFTER_STEPS = 5000  # on a CPU
-COMPILE_SAVES = 0.25  # of the training time on a GPU, at least: fewer kernels, and less memory read and written
-MAX_BATCH_TOKENS = 65_536  # more at once does not make a GPU faster
+COMPILE_SAVES = 0.25  # at least this share of the training time on a GPU: fewer kernels, less memory traffic
+MAX_BATCH_TOKENS = 65_536  # a larger batch does not make a GPU faster
 
 
 class BpeTokenizer(Group):
@@ -307,7 +307,7 @@ def _kernel(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -
 
 
 def _derive_batch(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -> None:
-    """Choose the rows of a batch, and gradient checkpointing only where nothing else fits."""
+    """Choose the rows of a batch, and gradient checkpointing only if nothing fits without it."""
     on_cpu = recipe.get("device") == "cpu"
     memory = available_bytes(recipe.get("device"), machine)
     rows = recipe.get("train.per_device_train_batch_size") or (16 if on_cpu else 8 if shape is None else None)
@@ -343,7 +343,7 @@ def _needs_checkpointing(
     recipe: PartialRecipe, machine: Machine, shape: ModelShape, rows: int | None, memory_bytes: int
 ) -> tuple[bool, str]:
     """Return whether the rows fit only with gradient checkpointing, and the reason."""
-    # Derived rows leave a quarter of the memory free; rows that the user set must just fit.
+    # Derived rows leave a quarter of the memory free; rows that the user set only have to fit.
     room = (0.75 if rows is None else FULL) * memory_bytes
     plain, saved = (_bytes(recipe, machine, shape, rows or 1, checkpointing) for checkpointing in (False, True))
     counted = "1 sequence" if (rows or 1) == 1 else f"{rows} sequences"
@@ -370,7 +370,7 @@ def _bytes(recipe: PartialRecipe, machine: Machine, shape: ModelShape, rows: int
 
 
 def _will_be_compiled(recipe: PartialRecipe, machine: Machine, shape: ModelShape) -> bool:
-    """Whether the model will be compiled, before batches and steps are known."""
+    """Predict whether the model will be compiled, before batches and steps are known."""
     wanted = recipe.get("train.compile")
     if wanted is not None or recipe.get("device") == "cpu" or recipe.get("train.distributed") == "fsdp":
         return bool(wanted)

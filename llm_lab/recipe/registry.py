@@ -1,4 +1,4 @@
-"""The stages there are, pipelines of them, and the JSON Schema of both."""
+"""All stages, pipelines of stages, and the JSON Schema of both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAGES: dict[str, Stage] = {stage.name: stage for stage in BUILT_IN}
 
 
 def register(stage: Stage) -> None:
-    """Add a stage of your own; recipes can then name it. ValueError where the name is taken."""
+    """Add a stage of your own; recipes can then name it. ValueError if the name is taken."""
     if STAGES.get(stage.name, stage) != stage:
         raise ValueError(f"there is already a stage named {stage.name}")
     STAGES[stage.name] = stage
@@ -36,7 +36,8 @@ def register(stage: Stage) -> None:
 def load_installed_stages() -> tuple[str, ...]:
     """Import the packages that add stages: those with an entry point in the group "llm_lab.stages".
 
-    Returns why some can't be imported. It takes some 30 ms, so it is left until a stage isn't known or all are listed.
+    Returns an error message for each that can't be imported. This takes about 30 ms, so it waits until a stage is not
+    known, or all stages are listed.
     """
     from importlib.metadata import entry_points
 
@@ -44,13 +45,13 @@ def load_installed_stages() -> tuple[str, ...]:
     for entry in entry_points(group="llm_lab.stages"):
         try:
             entry.load()
-        except Exception as error:  # it is somebody else's code
+        except Exception as error:  # code of another package may raise anything
             problems.append(f"{entry.value}: {type(error).__name__}: {first_line(error)}")
     return tuple(problems)
 
 
 def stage_of(values: Values) -> Stage | None:
-    """Return the stage that a recipe, or a run's run.json, names; None where it names none that exists."""
+    """Return the stage that a recipe or a run.json names; None if there is no such stage."""
     name = values.get("stage")
     if isinstance(name, str) and name not in STAGES:
         load_installed_stages()
@@ -77,9 +78,9 @@ class PipelineRecipe(Group):
 
 
 def named_in(values: Values, *kinds: str) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, text) of what a recipe names: its models, configs, tokenizer and functions.
+    """Yield (dotted key, value) of keys that name a model, a config, a tokenizer or a function.
 
-    kinds: as in `option(names=...)`; without any, all of them. Outer keys come before inner ones.
+    kinds: as in `option(names=...)`; default: all kinds. Outer keys come before inner ones.
     """
     stage = stage_of(values)
     if stage is None:

@@ -1,4 +1,4 @@
-"""From what a user wrote to a recipe in which every value is set, each with its origin."""
+"""Resolve what a user wrote into a recipe in which every value is set and has an origin."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Resolved:
     shape: ModelShape | None
     estimate: Estimate
     machine: Machine
-    examples: ExampleSizes | None = None  # what a look at the data found
+    examples: ExampleSizes | None = None  # number and lengths of the examples, once the data was read
 
     @property
     def is_upper_estimate(self) -> bool:
@@ -90,7 +90,7 @@ def diagnose(
         return None, problems
     values, reasons, shape = derive(stage, recipe, machine, name=name, known=before.shape if before else None)
     broken = [*check_rules(values, given), *_missing_models(values), *rows_longer_than_context(values, shape)]
-    # Rules did not see the wrong keys of a group, so what they report about it may be wrong, too.
+    # Rules ran without the wrong keys of a group, so what they report about that group may be wrong too.
     problems += [p for p in broken if not any(key == p.key or key.startswith(f"{p.key}.") for key in wrong)]
     values = _without_idle_keys(values)
     final, more = build(stage.recipe, values)
@@ -108,7 +108,7 @@ def resolve(
     name: str = "run",
     overrides: Collection[str] = (),
 ) -> Resolved:
-    """Return the recipe with every value set. UserError with all problems where there are any."""
+    """Return the recipe with every value set. Raises UserError with all problems, if there are any."""
     resolved, problems = diagnose(raw, machine=machine, name=name, overrides=overrides)
     if problems or resolved is None:
         raise UserError(*problems)
@@ -132,7 +132,7 @@ def derive(
 
 
 def estimate_again(resolved: Resolved, *, first_step: int = 0, own: Measurement | None = None) -> Resolved:
-    """Return the same with a new estimate, from new measurements, or of only what is left after `first_step`.
+    """Return the recipe with a new estimate: from new measurements, or only for the steps after `first_step`.
 
     own: what the run measured before that step.
     """
@@ -215,7 +215,7 @@ def _missing_models(values: Values) -> Iterator[Problem]:
 
 
 def _without_idle_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out keys that have no effect with the other values, such as the YaRN factor of a RoPE model."""
+    """Remove keys that have no effect with the other values, such as the YaRN factor of a RoPE model."""
 
     def keep(node: Any, prefix: str) -> Any:
         if isinstance(node, Mapping):
@@ -232,7 +232,7 @@ def _without_idle_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_none(item: Any) -> Any:
-    """Leave out the keys that an entry of a list does not set, to keep it short."""
+    """Remove the keys that an entry of a list does not set, to keep it short."""
     return {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else item
 
 

@@ -30,7 +30,7 @@ SUMS = ("builtin:sums", "builtin:word-problems")  # their answers are numbers, a
 
 
 class Columns(Group):
-    """Which column holds what. Only needed for columns that are not recognized."""
+    """Which column is what. Only needed for columns that are not recognized."""
 
     messages: str | None = option(help="column with a list of messages", min_length=1)
     prompt: str | None = option(help="column with the prompt", min_length=1)
@@ -87,7 +87,7 @@ class Score(Group):
 
 
 def derive_score(stage: Stage, recipe: PartialRecipe, shape: ModelShape | None) -> None:
-    """Fill in how held-out prompts are scored, where the recipe scores any."""
+    """Fill in how held-out prompts are scored, if the recipe scores any."""
     if recipe.get("score") is None:
         return
     key = f"{stage.name}.max_completion_length"
@@ -106,7 +106,7 @@ def derive_score(stage: Stage, recipe: PartialRecipe, shape: ModelShape | None) 
 
 
 def _only_set(recipe: PartialRecipe) -> str | None:
-    """Return the path of the data, where it is one set."""
+    """Return the path of the data if it is a single set, else None."""
     data: Sequence[Any] = recipe.get("data") or ()
     return data[0]["path"] if len(data) == 1 else None
 
@@ -142,7 +142,7 @@ def describe_term(term: Mapping[str, Any]) -> str:
 
 
 def prompts_must_be_named(stage: str) -> Rule:
-    """Return the rule of a stage whose data holds no prompts: score has to name some."""
+    """Return a rule for a stage whose data has no prompts: score.path is required."""
 
     def prompts_are_named(values: Values) -> Iterator[Problem]:
         score = values.get("score")
@@ -154,7 +154,7 @@ def prompts_must_be_named(stage: str) -> Rule:
 
 
 def prompts_are_held_out(values: Values) -> Iterator[Problem]:
-    """Prompts to score on come from the data: some of it has to be held out."""
+    """Yield a problem if the prompts to score on come from the data and none of it is held out."""
     score = values.get("score")
     if isinstance(score, Mapping) and not score.get("path") and not (values.get("validation") or {}).get("fraction"):
         why = "with validation.fraction = 0, no prompts are held out for scoring"

@@ -1,4 +1,4 @@
-"""What a stage is: its record, the keys that every recipe has, and the tools that derive what a recipe leaves out."""
+"""What a stage is, the keys that every recipe has, and helpers to derive what a recipe leaves out."""
 
 from __future__ import annotations
 
@@ -78,16 +78,16 @@ class PartialRecipe:
 def derive_nothing(
     stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None
 ) -> ModelShape | None:
-    """Derive nothing; returns the shape of the checkpoint that the recipe names, where it is local."""
+    """Derive nothing; returns the shape of the recipe's checkpoint, or None if it is not on this machine."""
     return known or shape_at(recipe.get("model.checkpoint") or "")
 
 
 @dataclass(frozen=True)
 class ToEstimate:
-    """What the estimate of a stage follows from: its values, the model's shape where it is known, and the machine.
+    """What a stage's estimate is based on: its values, the model's shape if it is known, and the machine.
 
-    first_step: of a resumed run, the step that it starts from; only what is left is counted. examples: what a look at
-    the data found. own: what a resumed run measured before.
+    first_step: the step that a resumed run starts from; only later steps are counted. examples: number and lengths of
+    the examples, once the data was read. own: what a resumed run measured before.
     """
 
     values: Values
@@ -105,7 +105,7 @@ def estimate_model_only(stage: Stage, work: ToEstimate) -> Estimate:
     return estimate_model(work.shape, work.machine, device=device, writes_model=writes_model)
 
 
-# Fills in what the recipe leaves out; returns the model's shape, or None where it is not known yet. The last argument
+# Fills in what the recipe leaves out; returns the model's shape, or None if it is not known yet. The last argument
 # is the shape of a checkpoint that an earlier stage will make.
 Derive = Callable[["Stage", PartialRecipe, Machine, ModelShape | None], ModelShape | None]
 Estimator = Callable[["Stage", ToEstimate], Estimate]
@@ -113,10 +113,10 @@ Estimator = Callable[["Stage", ToEstimate], Estimate]
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything light about a stage. What runs it is `module`, which is imported only to run.
+    """All of a stage that imports quickly. `module` runs it, and is imported only then.
 
     module: dotted name of a module with run(recipe, folder, listener, *, resume) -> Result; by default the module of
-    the same name in llm_lab.stages. rules: what must hold across keys. derive, estimate: see Derive and Estimator.
+    the same name in llm_lab.stages. rules: checks across keys. derive, estimate: see Derive and Estimator.
     """
 
     name: str  # in recipes: `stage: sft`
@@ -124,25 +124,25 @@ class Stage:
     label: str  # in reports: "SFT"
     about: str  # one line, in the schema, the docs and the menu
     recipe: type[StageRecipe]
-    why: str = ""  # what it is for, in a few sentences, where the menu is asked for help
+    why: str = ""  # what it is for, in a few sentences: the menu's help
     rules: tuple[Rule, ...] = ()
     derive: Derive = derive_nothing
     estimate: Estimator = estimate_model_only
     module: str = ""
     trains: bool = False
     from_scratch: bool = False  # the model may be new; other stages start from a checkpoint
-    examples: str | None = None  # what data holds: text, conversation, preference or prompt
-    makes: str | None = "model"  # model, reward model, or None where it leaves no model behind
-    accepts_reward_model: bool = False  # as the model it starts from
-    takes_adapter: bool = False  # the model it starts from must be one
+    examples: str | None = None  # the kind of its data: text, conversation, preference or prompt
+    makes: str | None = "model"  # model, reward model, or None if the stage writes no model
+    accepts_reward_model: bool = False  # whether it can start from a reward model
+    takes_adapter: bool = False  # whether it must start from an adapter
     continues: bool = True  # in a pipeline, the next stage starts from the result by default
     made: str = ""  # what a model card says of the result
     loss_unit: str = ""  # "nats per token" where the loss is the cross-entropy of text
-    learning_rate_scale: float | None = None  # of the optimizer's default in pretraining; None: that default
-    epochs: float | None = None  # passes over the examples where neither epochs nor steps are set
-    rows_per_example: str | None = None  # the key that says how many rows of a batch an example makes
-    compares_probabilities: bool = False  # of the same text by two models: dropout must be off
-    estimates_reference: Callable[[Values], bool] = lambda values: False  # a frozen copy is in memory, too
+    learning_rate_scale: float | None = None  # times the optimizer's default in pretraining; None: 1
+    epochs: float | None = None  # passes over the examples if neither epochs nor steps are set
+    rows_per_example: str | None = None  # the key that says how many rows of a batch an example becomes
+    compares_probabilities: bool = False  # that two models give to one text: dropout must be off
+    estimates_reference: Callable[[Values], bool] = lambda values: False  # whether a frozen copy is in memory too
     has_critic: bool = False  # a second model of the same size is trained
     next_step: str = ""  # how the wizard offers this stage after another
     next: tuple[str, ...] = ()  # stages that the wizard offers afterwards
@@ -154,7 +154,7 @@ class Stage:
 
     @property
     def writes_text(self) -> bool:
-        """Whether the result generates text, so that one can chat with it."""
+        """Whether the result generates text, so that you can chat with it."""
         return self.makes == "model"
 
     @property
@@ -164,7 +164,7 @@ class Stage:
 
     @property
     def has_prompts(self) -> bool:
-        """Whether the data holds prompts that a model can be scored on."""
+        """Whether the data has prompts that a model can be scored on."""
         return self.examples in ("conversation", "prompt")
 
     def has(self, key: str) -> bool:

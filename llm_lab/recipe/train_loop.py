@@ -51,7 +51,7 @@ DISTRIBUTED = {
     "ddp": "each process has the whole model; the fastest where it fits",
     "fsdp": "each process has a part of every weight, gradient and moment (FSDP2)",
 }
-SHARDED_OPTIMIZERS = ("adamw", "muon", "lion")  # whose steps with sharded weights are tested
+SHARDED_OPTIMIZERS = ("adamw", "muon", "lion")  # tested with sharded weights
 FLASH_MAX_HEAD_DIM = 256
 # Measured on an AMD CPU with AVX-512 BF16: 12 x 64 tokens at width 128 take 21 ms in float32 and 25 in bf16,
 # 16 x 128 tokens at width 384 take 548 and 400.
@@ -267,7 +267,7 @@ def faster_dtype(machine: Machine, shape: ModelShape | None, on_cpu: bool) -> tu
 def fill_intervals(recipe: PartialRecipe, *, evaluations: int) -> None:
     """Fill in what follows from train.max_steps: warm-up, and how often to evaluate, save and log.
 
-    evaluations: how many there are in a run that is long enough.
+    evaluations: their number in a run that is long enough.
     """
     steps: int = recipe.get("train.max_steps")
     ratio = recipe.get("scheduler.warmup_ratio")
@@ -284,7 +284,7 @@ def fill_intervals(recipe: PartialRecipe, *, evaluations: int) -> None:
 
 
 def warmup_steps_of(ratio: float, max_steps: int) -> int:
-    """Return the warm-up steps of a warm-up ratio; the last step is never one of them."""
+    """Return the warm-up steps of a warm-up ratio; the last step is never a warm-up step."""
     return min(max_steps - 1, round(ratio * max_steps))
 
 
@@ -323,7 +323,7 @@ def _warmup_leaves_room_for_the_decay(values: Values) -> Iterator[Problem]:
         )
 
 
-# Also checked once the steps of a run in epochs are known.
+# If a run counts in epochs, these are checked again once its steps are known.
 LENGTH_RULES = (_warmup_ends_within_the_run, _warmup_leaves_room_for_the_decay)
 
 
@@ -362,7 +362,7 @@ def _kernel_supports_the_model(values: Values) -> Iterator[Problem]:
     train, parts = _train(values), parts_of(values)
     kernel, head_dim = train.get("attn_implementation"), parts.get("head_dim")
     if values.get("device") == "cpu" or (kernel == "flash_attention_2" and parts.get("position_embedding") == "alibi"):
-        return  # rules of their own
+        return  # other rules check these
     if kernel == "flex_attention" and parts.get("attention_dropout"):
         why = f"flex attention has no dropout, and model.attention_dropout = {parts['attention_dropout']:g}"
     elif kernel == "flex_attention" and (head_dim or 16) < 16:
@@ -385,7 +385,7 @@ def _there_is_a_sample_prompt(values: Values) -> Iterator[Problem]:
 
 
 def _sharding_supports_the_run(values: Values) -> Iterator[Problem]:
-    """Yield a problem for each part of a recipe whose result with a sharded model would be wrong, or was not tested."""
+    """Yield a problem for each setting whose result is wrong, or was not tested, with a sharded model."""
     train, optimizer = _train(values), (values.get("optimizer") or {}).get("name")
     fix = "Set train.distributed=ddp"
     if train.get("distributed") != "fsdp":

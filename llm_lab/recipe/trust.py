@@ -1,4 +1,4 @@
-"""Code that recipes name: reward functions and task files, and the user's yes to run it.
+"""Code that recipes name: reward functions and task files, and the user's permission to run it.
 
 A recipe that the user names runs its code. A recipe that is found in a run's folder, which may be someone else's, runs
 only code that the user has allowed: now, or earlier by running the same file on this machine. That record is in the
@@ -42,7 +42,7 @@ class Code:
             return None
 
     def first_lines(self) -> list[str]:
-        """Return how the file begins, for the user to see."""
+        """Return the first lines of the file, to show to the user."""
         try:
             with open(self.path, encoding="utf-8", errors="replace") as file:
                 return [line.rstrip("\n")[:100] for _, line in zip(range(FIRST_LINES), file, strict=False)]
@@ -89,7 +89,7 @@ def is_task_path(name: str) -> bool:
 
 
 def allow(codes: Iterable[Code]) -> None:
-    """Allow code to run in this process: the user has named it, or has said yes to it."""
+    """Allow code to run in this process: the user has named it or confirmed it."""
     _allowed.set(_allowed.get() | {(code.path, code.function) for code in codes})
 
 
@@ -104,7 +104,7 @@ def trusting_recipes(yes: bool) -> Iterator[None]:
 
 
 def require_allowed(codes: Iterable[Code], source: bytes | None = None) -> None:
-    """Raise UntrustedCode for code that the user has not allowed; remember the functions that they have.
+    """Raise UntrustedCode for code that the user has not allowed; remember the functions that the user has allowed.
 
     source: the bytes of the file that will run; None if it does not run yet.
     """

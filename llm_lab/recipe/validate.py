@@ -21,7 +21,7 @@ from .stage import Stage, StageRecipe, Values
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 OFF, NULL = "off", {type(None)}
 _UNIONS = ("model", "optimizer", "tokenizer")
-MOST_NAMED = 3  # keys in a remark or a suggestion
+MOST_NAMED = 3  # keys listed in a remark or a suggestion, at most
 
 
 def find_key(group: type[Group], path: str, raw: dict[str, Any] | None = None) -> Key | None:
@@ -117,7 +117,7 @@ def with_overrides(raw: Values, words: Iterable[str]) -> tuple[dict[str, Any], s
         if own is None or name is None or own.model_fields["name"].default == name:
             continue
         known = {info.alias or key for key, info in own.model_fields.items()} - {"name"}
-        # What no optimizer has stays, and is refused.
+        # Keys that no optimizer has stay: validation reports them.
         given = [(f"{group}.{key}", value) for key, value in (value_at(raw, group) or {}).items() if key in known]
         dropped += [f"{key}=null" for key, _ in given]
         if given:
@@ -131,7 +131,7 @@ def with_overrides(raw: Values, words: Iterable[str]) -> tuple[dict[str, Any], s
 
 
 def _named_group(raw: Values, path: str) -> type[Group] | None:
-    """Return the group that a recipe has where the schema has several with names, as its optimizer; None elsewhere."""
+    """Return the group that a recipe chose among several with names, such as its optimizer; None for other keys."""
     owner: Any = raw
     if match := re.match(r"(stages\.\d+)\.(.+)", path):
         owner, path = value_at(raw, match[1]), match[2]
@@ -186,12 +186,12 @@ def build(schema: type[AnyGroup], values: Values) -> tuple[AnyGroup | None, list
 
 
 def _is_echo(item: Mapping[str, Any]) -> bool:
-    """Return whether a list is called too short only because pydantic counts its valid entries."""
+    """Return whether a list counts as too short only because pydantic skips its invalid entries."""
     return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
 
 
 def _plain_steps(loc: tuple[Any, ...]) -> list[Any]:
-    """Drop what is not a key of the file: union tags, as in ('model', 'parts', 'norm'), and indices of values."""
+    """Drop what is not a key in the file: union tags, as in ('model', 'parts', 'norm'), and indices of values."""
     steps = list(loc)
     if len(steps) > 1 and steps[0] in _UNIONS:
         del steps[1]
@@ -319,7 +319,7 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
 
 
 def _by_ending(name: str, schema: type[Group]) -> str | None:
-    """Suggest the keys of all groups whose last word is a name: steps, epochs, batch_size."""
+    """Suggest the keys of all groups that end with a name such as steps, epochs or batch_size."""
     found = [
         f"{top}.{key}"
         for top, info in schema.model_fields.items()
@@ -333,7 +333,7 @@ def _by_ending(name: str, schema: type[Group]) -> str | None:
 
 
 def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:
-    """Suggest a key by a word of its name or of its help: epochs, batch_size, rank."""
+    """Suggest a key by the end of its name or a word of its help, for a name such as epochs or rank."""
     word = name.lower()
     found = [key for key in keys if key.endswith(f"_{word}")]
     found = found or [key for key, text in keys.items() if word in re.findall(r"\w+", text.lower())]
@@ -341,7 +341,7 @@ def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:
 
 
 def _each_its_weight(raw: Mapping[str, Any]) -> str:
-    """Explain where weights belong that were given as a list of their own, as in other tools."""
+    """Explain where to put weights that were given as a separate list, as in other tools."""
     weights, sets, mismatch = raw["weights"], raw.get("data"), ""
     if isinstance(weights, list) and isinstance(sets, list) and len(weights) != len(sets):
         mismatch = f"There are {len(weights)} weights and {len(sets)} datasets. "
@@ -367,7 +367,7 @@ def _elsewhere(name: str, schema: type[Group]) -> str | None:
     return None
 
 
-# Resolved for every attention, though only grouped-query attention asks for it: readers want the number.
+# Set for every kind of attention, although only grouped-query attention uses it: readers expect the number.
 ALWAYS_SHOWN = "model.num_key_value_heads"
 
 
@@ -387,7 +387,7 @@ def applies(path: str, values: Values) -> bool:
 def _keys_without_effect(stage: Stage, values: Values, given: Values) -> Iterator[Problem]:
     for path, value in flatten(given):
         key = find_key(stage.recipe, path, dict(values))
-        if value is None or key is None or path == ALWAYS_SHOWN:  # that one has a rule of its own
+        if value is None or key is None or path == ALWAYS_SHOWN:  # ALWAYS_SHOWN has its own rule
             continue
         for other, wanted in key.when.items():
             if (current := value_at(values, other)) not in wanted:

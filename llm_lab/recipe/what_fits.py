@@ -1,4 +1,4 @@
-"""What fits in this machine's memory: which way of training a recipe, and which models of the library."""
+"""What fits in this machine's memory: ways to train a recipe, and models of the library."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ ROWS, ACCUMULATION, CHECKPOINTING = (
     f"train.{key}" for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
 )
 FOUR_BITS = "lora.load_in_4bit"
-BUSY_TOKENS = 4096  # in a batch: matrix products with fewer rows use less of a GPU
+BUSY_TOKENS = 4096  # per batch: matrix products with fewer rows do not use the GPU fully
 
 
 @dataclass(frozen=True)
 class Fit:
     """Whether a way of training fits. method: full, lora or qlora.
 
-    memory_bytes: of the first way that fits, else of the one that needs least; is_most: with sequences of the longest
-    length, as the data has not been measured. rows: sequences in a batch;
+    memory_bytes: of the first way that fits, else of the one that needs least. is_most: whether this is an upper limit,
+    for sequences of the maximum length, because the data has not been measured. rows: sequences in a batch;
     gradient_checkpointing: whether activations are computed again. why_not: why it can't be done here, or None. note:
     what it requires, or "".
     """
@@ -56,7 +56,7 @@ class Fit:
 
     @property
     def reason(self) -> str:
-        """What it needs, and of what, in words."""
+        """The memory needed and available, or why it does not fit, in words."""
         needs = f"{'up to' if self.is_most else 'about'} {size(self.memory_bytes)} of {size(self.available_bytes)}"
         if self.why_not:
             return f"{self.why_not}: {needs}" if self.memory_bytes else self.why_not
@@ -78,7 +78,7 @@ class LibraryEntry:
 
     @property
     def is_comfortable(self) -> bool:
-        """Whether the best method needs at most half of the memory that is there."""
+        """Whether the best method needs at most half of the available memory."""
         return self.best is not None and self.best.memory_bytes <= self.best.available_bytes / 2
 
     @property
@@ -99,13 +99,13 @@ class _Way:
 
 
 def library(machine: Machine | None = None) -> list[LibraryEntry]:
-    """Return the models of the library with what fits on a machine (this one): in SFT, with 1,024-token sequences."""
+    """Return the library with what fits on a machine (default: this one) in SFT, with 1,024-token sequences."""
     machine = machine or find_machine()
     return [_entry(model, machine) for model in MODELS]
 
 
 def fits_of(model: LibraryModel, machine: Machine | None = None) -> LibraryEntry:
-    """Return one model of the library with what fits on a machine (this one)."""
+    """Return one model of the library with what fits on a machine (default: this one)."""
     return _entry(model, machine or find_machine())
 
 
@@ -130,12 +130,12 @@ def _library_ways(machine: Machine) -> tuple[tuple[_Way, Mapping[str, Any]], ...
 def fits_in(resolved: Resolved) -> dict[str, Fit]:
     """Return {method: whether it fits} of a recipe, with the adapter that it names; {} for one with problems."""
     given = {key: value for key, value in resolved.given.items() if key != "lora"}
-    opened, _ = diagnose(given, machine=resolved.machine, name=resolved.values["name"])  # not yet made to fit
+    opened, _ = diagnose(given, machine=resolved.machine, name=resolved.values["name"])  # before make_it_fit
     if opened is None:
         return {}
     open_recipe = replace(opened, examples=resolved.examples)
     adapter = resolved.given.get("lora")
-    if adapter is None:  # left out, it is one of every matrix where memory requires it, else that of the defaults
+    if adapter is None:  # left out: on every matrix if memory required an adapter, else the defaults
         adapter = {} if resolved.values["lora"] is None else INSTEAD_OF_ALL
     costs = []
     for way in _ways(open_recipe, four_bits=True):
@@ -157,7 +157,7 @@ def fits_in(resolved: Resolved) -> dict[str, Fit]:
 def _fit(method: str, costs: list[tuple[_Way, Estimate]], machine: Machine) -> Fit:
     """Return the first way of a method that fits, or the last."""
     here = [(way, cost) for way, cost in costs if way.method == method]
-    if not here:  # 4 bits, on a CPU
+    if not here:  # QLoRA on a CPU
         return Fit(method, 0, 0, 1, False, "requires a CUDA GPU")
     way, cost = next(((way, cost) for way, cost in here if cost.fits), here[-1])
     why_not = None if cost.fits else "does not fit"
@@ -166,10 +166,11 @@ def _fit(method: str, costs: list[tuple[_Way, Estimate]], machine: Machine) -> F
 
 
 def make_it_fit(resolved: Resolved) -> Resolved:
-    """Return a trained stage that does not fit in memory with other values for the keys that the user left out.
+    """If a trained stage does not fit in memory, return it with other values for keys that the user left out.
 
-    Tried in this order, for all weights, LoRA and QLoRA: fewer sequences at a time with as many in a step, as long as
-    they keep the device busy; gradient checkpointing; both. What fits, and what fits in no way, is returned as it is.
+    Tried in this order, for all weights, LoRA and QLoRA: fewer sequences at a time with the same number per step, as
+    long as they keep the device busy; gradient checkpointing; both. Returned unchanged if it fits already, or if
+    nothing makes it fit.
     """
     if resolved.estimate.fits or resolved.stage.from_scratch or not resolved.stage.trains:
         return resolved
@@ -195,7 +196,8 @@ def _ways(resolved: Resolved, *, four_bits: bool) -> Iterator[_Way]:
             sizes.append(sizes[-1] // 2)
     batches = [(size, bool(train["gradient_checkpointing"])) for size in sizes]
     if _is_left_out(resolved, CHECKPOINTING) and not train["gradient_checkpointing"]:
-        # Smaller batches cost nothing while they keep the device busy; computing activations again costs a third.
+        # Smaller batches cost nothing while they keep the device busy; computing activations again costs a third more
+        # time.
         kept = [(size, False) for size in sizes if size == rows or size * train["max_length"] >= BUSY_TOKENS]
         batches = kept + [(size, True) for size in sizes]
     methods: list[tuple[str, dict[str, Any]]] = []
@@ -221,7 +223,7 @@ def _ways(resolved: Resolved, *, four_bits: bool) -> Iterator[_Way]:
 
 
 def _is_left_out(resolved: Resolved, path: str) -> bool:
-    """Return whether the user wrote nothing for a key; null is a value, too."""
+    """Return whether the user wrote nothing for a key; null counts as a value."""
     node: Any = resolved.given
     for step in path.split("."):
         if not isinstance(node, Mapping) or step not in node:
@@ -239,7 +241,7 @@ def _has_weights_to_quantize(resolved: Resolved) -> bool:
 
 
 def _resolve(resolved: Resolved, way: _Way) -> Resolved | None:
-    """Return a recipe with the changes of a way; None where they contradict the rest of it."""
+    """Return a recipe with the changes of a way; None if they contradict the rest of it."""
     raw: dict[str, Any] = dict(resolved.given)
     for key, value in _nested(way.changes).items():
         raw[key] = {**(raw.get(key) or {}), **value}
@@ -253,13 +255,13 @@ def _resolve(resolved: Resolved, way: _Way) -> Resolved | None:
 
 
 def estimate_with(resolved: Resolved, changes: Mapping[str, Any]) -> Estimate | None:
-    """Return the estimate of a recipe with other values, None where they contradict the rest of it."""
+    """Return the estimate of a recipe with other values; None if they contradict the rest of it."""
     found = _resolve(resolved, _Way("", changes, 0, False))
     return found.estimate if found else None
 
 
 def _with_reasons(found: Resolved, before: Resolved, way: _Way, least: Mapping[str, Estimate]) -> Resolved:
-    """Return a recipe that fits, with why its values differ from the usual ones."""
+    """Return a recipe that fits, with the reasons why its values differ from the usual ones."""
     available = size(before.estimate.memory_available_bytes)
     rows = before.values["train"]["per_device_train_batch_size"]
     in_a_step = rows * before.values["train"]["gradient_accumulation_steps"]
