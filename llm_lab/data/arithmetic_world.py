@@ -4,8 +4,8 @@ One generator makes texts for pretraining, questions with worked solutions for S
 reinforcement learning, pairs of correct and wrong solutions for DPO, and a test set that shares no problem with
 the others. Every question has exactly one correct answer, so the best possible score is known.
 
-The same problems exist in plain wording (always "First he finds ...") and in varied wording, in which people ask in
-several ways, so a model that learns it does not depend on a single phrase.
+The same problems exist in plain wording (always "First he finds ...") and in varied wording, in which questions are
+asked in several ways, so a model does not learn a single phrase only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHARE_ASKED = 0.25
 _SHARE_OF_SLIPS = 0.3
 _SHARE_WONDERED = 0.5
 _BUCKETS = 16
-_WORDING = 5_000_000  # the seed of a wording, after the seed of its problem
+_WORDING = 5_000_000  # added to a problem's seed, it is the seed of the wording
 
 PEOPLE = (
     ("Tom", "he"), ("Ben", "he"), ("Max", "he"), ("Sam", "he"),
@@ -105,7 +105,8 @@ class Question:
             else f"Now {self.name} has {self.answer} {self.things}."
         )
         if counted_after:
-            # A sentence in between, so a model must find the numbers instead of copying from a fixed distance.
+            # A sentence in between, so that a model must find the numbers instead of copying them from a fixed
+            # distance.
             wondered = (
                 f" Let us see how many {self.things} {self.name} has now." if draw.chance(_SHARE_WONDERED) else ""
             )

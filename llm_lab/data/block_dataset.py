@@ -23,7 +23,7 @@ Item = dict[str, np.ndarray]
 
 
 class BlockDataset:
-    """The samples of a schedule in its order, which is already shuffled: read them sequentially.
+    """The samples of a schedule, in its order. They are already shuffled: read them sequentially.
 
     An item is {"input_ids", "shift_labels"}, each max_length int64 tokens; shift_labels[j] is the token that
     follows input_ids[j]. Samples of a streamed source must be read in increasing order.
@@ -96,7 +96,7 @@ class BlockDataset:
 class GrowingBatches:
     """The samples of a dataset, in batches that have fewer rows during the warm-up of the batch size.
 
-    A place that stays empty is None, so that every step has as many places as the last one, on resuming too.
+    A missing row is None, so that every step has the same number of places, also after a resume.
     """
 
     def __init__(self, dataset: BlockDataset, rows: StepRows, steps: int):
@@ -207,9 +207,9 @@ def _joined(lists: Iterable[list[int] | np.ndarray]) -> np.ndarray:
 class BlockStream:
     """The training part of a stream, repeated, in blocks: block k starts at token k * max_length.
 
-    Blocks must be requested in increasing order; blocks in between (read by another process) are skipped.
-    A thread reads and encodes ahead. state: the result of `state()`, to resume from it. share: with several processes,
-    takes what one would read and yields what the first one has read, until the event says that no more is needed.
+    Blocks must be requested in increasing order; blocks in between (read by another process) are skipped. A thread
+    reads and encodes ahead. state: the result of `state()`, to resume from it. share: with several processes, takes
+    this process's chunks and yields those that the first process reads, until the event is set.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class BlockStream:
         return asdict([mark for mark in self._marks if mark.tokens <= blocks * self.max_length][-1])
 
     def epochs(self, blocks: int) -> float | None:
-        """Return how many epochs this many blocks are; None in the first epoch, whose length is not yet known."""
+        """Return the number of epochs in this many blocks; None in the first epoch, whose length is not yet known."""
         tokens = blocks * self.max_length
         whole = self._epoch_tokens
         return tokens / whole if whole is not None and tokens > whole else None

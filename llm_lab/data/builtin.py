@@ -22,7 +22,7 @@ class BuiltinCorpus:
     """A built-in corpus: its size in words, and the version that is part of its fingerprint."""
 
     size: str
-    version: str  # increase it with every change to the corpus
+    version: str  # increase it whenever the corpus changes
 
 
 BUILTIN = {
@@ -42,7 +42,7 @@ ABOUT_BUILTIN = {
 }
 
 
-# What was generated is kept, a few megabytes: a run reads its data several times, to check, measure and train on it.
+# Generated documents are kept (a few megabytes): a run reads its data several times, to check, measure and train.
 _documents: dict[str, tuple[str, ...]] = {}
 
 
@@ -51,7 +51,7 @@ def _rows(varied: bool, kind: str, split: str) -> tuple[Mapping[str, str], ...]:
     return tuple(world_examples(kind, split, varied=varied))
 
 
-# Name: a function of (kind of example, split) that returns rows. It raises KeyError, listing the known splits.
+# {name: function of (kind of example, split) that returns rows}. It raises KeyError, listing the known splits.
 BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterable[Mapping[str, Any]]]] = {
     "sums": partial(_rows, False),
     "word-problems": partial(_rows, True),

@@ -30,7 +30,7 @@ from .split import Side, SplitHashes, hash_sides, split_documents
 # 100 bytes per token, and a single text uses only one core.
 _PIECE = 1_000_000
 _BATCH = 4 * _PIECE
-# A newline between two non-space characters: no tokenizer that splits on white space has a token across it.
+# A newline between two non-space characters: tokenizers that split on white space never have a token across it.
 _CUT = re.compile(r"(?<=\S)\n(?=\S)")
 
 
@@ -74,7 +74,7 @@ def _plain_backend(tokenizer: Any) -> Any:
     backend = type(backend).from_str(backend.to_str())
     backend.no_padding()
     backend.no_truncation()
-    # "<|endoftext|>" inside a document is text that somebody wrote, not the end of the document.
+    # "<|endoftext|>" inside a document is part of the text, not the end of the document.
     backend.encode_special_tokens = True
     return backend
 
@@ -85,7 +85,7 @@ class Encoder:
     def __init__(self, tokenizer: Any):
         self.eos = require_eos(tokenizer)
         self._backend = _plain_backend(tokenizer)
-        self._backend.post_processor = None  # it may trim spaces from the offsets
+        self._backend.post_processor = None  # a post-processor may trim spaces from the offsets
 
     def __call__(self, pieces: Sequence[tuple[str, bool]]) -> Iterator[tuple[list[int], str, bool]]:
         """Take (text, whether it ends a document) and yield (tokens, text, whether it ends a document)."""
@@ -96,7 +96,7 @@ class Encoder:
     def sizes(self, text: str, ends: bool) -> np.ndarray:
         """Return how many UTF-8 bytes of a piece each of its tokens adds; the sum is the size of the piece.
 
-        Of the tokens of one character, the first has all its bytes. EOS has the bytes after the last token, if any.
+        If a character takes several tokens, the first one counts all its bytes. EOS counts bytes after the last token.
         """
         codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
         widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
@@ -211,7 +211,7 @@ def prepare_tokens(
     folder = Path(cache_dir) / key[:32]
     damaged = _damaged_file(folder, key)
     if damaged:
-        shutil.rmtree(folder, ignore_errors=True)  # another process may do the same
+        shutil.rmtree(folder, ignore_errors=True)  # another process may remove it too
     tokens = _open_cached(folder, key, source, cached=True)
     if tokens is None:
         sides = split_documents(source.documents, fraction=fraction, take=take, left_out=left_out)
@@ -227,9 +227,9 @@ def prepare_tokens(
 
 
 def trained_elsewhere(sources: Sequence[TextSource], *, fraction: float, cache_dir: Path) -> list[np.ndarray]:
-    """Return for each source the hashes of its held-out documents that another source trains on; for the split `end`.
+    """For each source, return the hashes of its held-out documents that another source trains on (split `end` only).
 
-    The hashes of a source are kept in the cache, so that it is read once.
+    The hashes are cached, so that each source is read once.
     """
     found = [_hashes_of(source, fraction, cache_dir) for source in sources]
     left_out = []
@@ -246,7 +246,7 @@ def _hashes_of(source: TextSource, fraction: float, cache_dir: Path) -> SplitHas
         with np.load(file, allow_pickle=False) as kept:
             return SplitHashes(kept["train"], kept["validation"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # not there, or damaged: computed again
+        pass  # missing or damaged: computed again
     hashes = hash_sides(source.documents, fraction=fraction)
     with _disk_errors(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -358,7 +358,7 @@ def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def _damaged_file(folder: Path, key: str) -> Path | None:
-    """Return a file of cached tokens that is not as it was written, or None."""
+    """Return the name of a file of cached tokens that has changed since it was written, or None."""
     meta = _read_meta(folder, key) or {}
     for file in (folder / "train.bin", folder / "validation.bin", folder / _SIZES):
         with suppress(FileNotFoundError):

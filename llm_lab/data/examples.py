@@ -22,7 +22,7 @@ from .rows import Example as Example
 from .rows import read_example
 
 _FORMAT = "1"  # part of every fingerprint: increase it when the same rows would produce different examples
-LOOKED_AT_ROWS = 2_000  # by a check of a recipe
+LOOKED_AT_ROWS = 2_000  # rows that a check of a recipe reads, at most
 Rows = Iterator[tuple[str, Mapping[str, Any]]]  # (location for messages, row)
 
 
@@ -30,7 +30,7 @@ Rows = Iterator[tuple[str, Mapping[str, Any]]]  # (location for messages, row)
 class Counts:
     """Number of rows: read = kept + dropped (by reason). `shortened` rows (by reason) are among the kept.
 
-    unread: in how many rows each column that is not read has a value.
+    unread: for each column that is not read, the number of rows in which it has a value.
     """
 
     read: int
@@ -160,7 +160,7 @@ def _read_table(
 ) -> tuple[Format, list[Example], Counts]:
     """Return the format of a table, its examples, and the counts of its first `limit` rows (None: of all).
 
-    A column that begins after the first rows may change the format; then the table is read again.
+    A column whose first value comes after the sampled rows may change the format; then the table is read again.
     """
     late: list[str] = []
     if any(column not in table.columns for column in (named or {}).values()):
@@ -186,7 +186,7 @@ def _read_table(
 def _counting(rows: Rows, values: Counter[str]) -> Rows:
     """Yield rows and count the columns that have a value."""
     for place, row in rows:
-        # A table that pandas wrote with its index has a column without a name.
+        # pandas writes its index as a column without a name.
         values.update(name for name, value in row.items() if name and value is not None and value not in ("", [], {}))
         yield place, row
 
@@ -243,7 +243,7 @@ def _table(path: str, key: str, extent: str, read: Any) -> _Table:
 
 
 def _unfold(place: str, row: Mapping[str, Any]) -> Rows:
-    """Yield one row per input and output of an instruction: Self-Instruct datasets list them as `instances`."""
+    """Yield one row per input and output: Self-Instruct datasets list those of an instruction as `instances`."""
     instances = row.get("instances") if "instruction" in row else None
     if not isinstance(instances, list) or not all(isinstance(one, Mapping) for one in instances):
         yield place, row

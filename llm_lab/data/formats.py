@@ -10,7 +10,7 @@ from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .messages import is_dialogue, is_question, written_messages
 
-_LISTED = 8  # names of columns in one line
+_LISTED = 8  # column names in one line, at most
 PREFERRED = ("text", "content", "body", "document", "story")
 _CLEARLY_LONGER = 3.0
 
@@ -120,13 +120,13 @@ NAMES = {
     "system": ("system", "system_prompt"),
     "history": ("history",),
 }
-# Names of the prompt that have other meanings too: used only if no other column is the prompt.
+# Names that may also mean something else: they are the prompt only if no other column is.
 _LAST_NAMES = {"prompt": ("input", *NAMES["messages"])}
-# Columns that change the prompt in ways that are not supported: rows that use them are dropped and counted.
+# Columns whose use is not supported: rows that have a value in them are dropped and counted.
 UNSUPPORTED = ("tools", "functions", "images", "image", "videos", "audios")
 _CHANGE_PROMPTS = {name for field in ("prompt", "input", "system", "history") for name in NAMES[field]} | {*UNSUPPORTED}
 NAMEABLE = ("messages", "prompt", "completion", "chosen", "rejected", "answer", "text")
-# Required fields by kind of example; the first layout that fits is used. ALSO lists the optional fields.
+# Required fields by kind of example; the first layout whose fields exist is used. ALSO lists the optional fields.
 LAYOUTS = {
     "conversation": (("messages",), ("prompt", "completion"), ("chosen", "rejected"), ("text",)),
     "preference": (("chosen", "rejected"),),
@@ -168,14 +168,14 @@ class Format:
         return f"{self.name} (columns: {columns}{f'; not read: {list_columns(unread)}' if unread else ''})"
 
     def ignores(self, column: str) -> bool:
-        """Return whether a column is not read. Rewards get the other columns of prompts that are plain values."""
+        """Return whether a column is not read. In prompts, rewards get all other columns with plain values."""
         if column in self.fields.values():
             return False
         return self.kind != "prompt" or column in _CHANGE_PROMPTS
 
 
 def list_columns(names: Sequence[str]) -> str:
-    """Return names of columns in one line, the first ones of many."""
+    """Return column names in one line; only the first ones if there are many."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
@@ -192,13 +192,13 @@ def recognize(
 ) -> Format:
     """Return the format of a table, recognized by its column names and first rows.
 
-    named: {field: column} for columns named in the recipe. late: columns that begin after the first rows, which can
-    only be optional fields. Raises UserError, under `key`.columns, if a named column does not exist, the format is not
-    recognized, or the prompt of preferences may be in a column that is not known.
+    named: {field: column} for columns named in the recipe. late: columns whose first value comes after the sampled
+    rows; they can only be optional fields. Raises UserError, under `key`.columns, if a named column does not exist, the
+    format is not recognized, or the prompt of preferences may be in an unrecognized column.
     """
     named = {field: column for field, column in (named or {}).items() if column is not None}
     _check_named(named, [*columns, *late], key, kind)
-    # Named columns decide: {text: body} means text, whatever other columns exist.
+    # Columns named in the recipe decide: {text: body} means text, whatever other columns exist.
     layouts = sorted(LAYOUTS[kind], key=lambda layout: -sum(field in named for field in layout))
     for last_names in (False, True):
         for layout in layouts:
@@ -259,7 +259,7 @@ def _fields(
         taken = {column for other, column in {**named, **fields}.items() if {field, other} != {"answer", "completion"}}
         optional = field not in layout
         names = NAMES[field] + (_LAST_NAMES.get(field, ()) if optional or last_names else ())
-        # An input of its own belongs to an instruction; a context belongs to every question that is a text.
+        # A column `input` is only used with an `instruction`; a `context` is used with any question that is text.
         if field == "input" and fields.get("prompt") != "instruction":
             names = ("context",) if isinstance(_first(sample, fields.get("prompt")), str) else ()
         found = [name for name in names if name in columns and name not in taken]
@@ -281,9 +281,9 @@ def _require_prompt(
     columns: Sequence[str],
     sample: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Raise UserError if answers hold no question, and it may be in another column.
+    """Raise UserError if the answers don't contain the question and it may be in another column.
 
-    Named columns decide: with chosen and rejected named, and no prompt, the question is what both begin with.
+    If the recipe names chosen and rejected but no prompt, the question is the start that both share.
     """
     if "chosen" not in fields or "prompt" in fields or {"chosen", "rejected"} <= named.keys():
         return

@@ -38,7 +38,7 @@ def hub_errors(path: str, subset: str | None, split: str, key: str) -> Iterator[
     """Convert errors of the Hub's libraries to a UserError with an explanation."""
     import datasets
 
-    # The HTTP client of the Hub's library has changed between releases.
+    # The Hub's library has used different HTTP clients.
     from huggingface_hub.errors import HTTPError
 
     # The HTTP client logs each retry to standard error; the final error is reported below.
@@ -78,7 +78,7 @@ def look_at_hub(path: str, *, subset: str | None, split: str, key: str) -> str |
 def require_on_hub(path: str, *, key: str, subset: str | None = None, split: str = "train") -> str | None:
     """Check that a dataset could be loaded now, from the Hub or from its cache; return a warning as look_at_hub does.
 
-    Raises UserError also if it is not in the cache and the Hub does not say whether it exists.
+    Raises UserError also if it is not cached and the Hub can't be asked whether it exists.
     """
     remark = look_at_hub(path, subset=subset, split=split, key=key)
     if remark is None or _is_cached(path):
@@ -90,7 +90,7 @@ def require_on_hub(path: str, *, key: str, subset: str | None = None, split: str
 
 
 def _is_cached(path: str) -> bool:
-    """Return whether the datasets library could load a dataset of the Hub without the Hub."""
+    """Return whether the datasets library can load a Hub dataset from its cache."""
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
 

@@ -11,7 +11,8 @@ from llm_lab.errors import Problem, UserError
 
 from .readers import kind_of
 
-# As in datasets/data_files.py: a word between these signs names a split; folders come before files.
+# As in datasets/data_files.py: a word between these characters names a split; folder names take precedence over file
+# names.
 _IN_TABLES = {
     split: re.compile(rf"(?:^|[-._ 0-9])(?:{words})(?:[-._ 0-9]|$)")
     for split, words in {
@@ -20,7 +21,7 @@ _IN_TABLES = {
         "test": "test|testing|eval|evaluation",
     }.items()
 }
-# Texts have names of all kinds (dev-guide.md), so of them only those like train.txt and wiki.test.raw are splits.
+# Text files have all kinds of names (dev-guide.md), so only names like train.txt and wiki.test.raw count as splits.
 _IN_TEXTS = {
     split: re.compile(rf"(?:^|\.)(?:{words})(?:\.|$)")
     for split, words in {"train": "train", "validation": "validation|valid|dev|val", "test": "test"}.items()
@@ -30,9 +31,9 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
 def find_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Return the files of each split; {} for a folder without splits, whose files are all for training.
+    """Return the files of each split; {} for a folder without splits: all of its files are for training.
 
-    Without files for training, those are the files that no name assigns to a split.
+    If no name says train, tables without a split in their name are for training; a folder of texts has no splits then.
     """
     names = {file: file.relative_to(folder) for file in files}
     shards = {file: match[1] for file, name in names.items() if (match := _SHARD.fullmatch(name.as_posix()))}
@@ -56,7 +57,7 @@ def find_splits(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
 
 
 def find_saved_splits(folder: Path, key: str, path: str) -> dict[str, list[Path]]:
-    """Return the files of each split of a folder that `save_to_disk` of the datasets library wrote, {} for others."""
+    """Return the files of each split of a folder written by `save_to_disk` of the datasets library; {} for others."""
     try:
         if (folder / _SPLITS).is_file():
             names = json.loads((folder / _SPLITS).read_text(encoding="utf-8"))["splits"]

@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# role and content; of answers also reasoning_content, and train: False if they are not trained.
+# role and content; answers may have reasoning_content, and train: False if they are not trained on.
 Message = dict[str, Any]
 
-# Role names in public datasets. Others (developer) are not supported: training on them as if the user had said them
-# would be wrong, so they are errors. Conversations with tools are skipped.
+# Role names in public datasets. Others (developer) are not supported: training on them as messages of the user would be
+# wrong, so they are errors. Conversations with tools are skipped.
 ROLES = {
     "system": "system",
     "user": "user",
@@ -27,7 +27,7 @@ ROLES = {
 _KEYS = (("role", "content"), ("from", "value"), ("role", "value"), ("from", "content"), ("role", "text"))
 _TOOLS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response")
 _OTHER_ROLES = (*_TOOLS, "developer", "ipython")
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # the names that models and services give it
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names used by models and services
 _LIST = re.compile(r"\s*\[\s*\{")
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
@@ -39,7 +39,7 @@ class Unusable(Exception):
 
 
 class Unreadable(Exception):
-    """A row in an unexpected format: the format of the dataset was recognized wrongly."""
+    """A row that does not have the format that was recognized for the dataset."""
 
 
 def is_dialogue(value: Any) -> bool:
@@ -77,9 +77,9 @@ def read_messages(value: Any, what: str) -> list[Message]:
 
 
 def written_messages(text: str, what: str) -> Any | None:
-    """Return the list of messages that a text is as JSON, or as Python writes lists; None for every other text.
+    """Return the messages that a text contains as a list in JSON or Python notation; None for any other text.
 
-    A list of other objects is an answer, such as what was extracted from a text. Raises Unreadable for broken messages.
+    A list of other objects is an answer, for example extracted data. Raises Unreadable for broken messages.
     """
     if not _LIST.match(text):
         return None
@@ -92,12 +92,12 @@ def written_messages(text: str, what: str) -> Any | None:
 
 
 def is_single_message(value: Any) -> bool:
-    """Return whether a value is one message, as LLaMA-Factory's preferences have them, not a list of messages."""
+    """Return whether a value is a single message, as in LLaMA-Factory's preferences, not a list of messages."""
     return _is_message(value) and not any(isinstance(cell, list) for cell in value.values())
 
 
 def is_question(turn: Any) -> bool:
-    """Return whether a value is a message of the user."""
+    """Return whether a value is a message from the user."""
     return _is_message(turn) and ROLES.get(turn.get("role", turn.get("from"))) == "user"
 
 
@@ -109,11 +109,11 @@ def _is_message(turn: Any) -> bool:
 def parse_list(text: str) -> Any | None:
     """Return a list written as JSON, or as pandas writes lists into CSV files; None if it is neither.
 
-    What comes back is what JSON can hold: keys are strings, and there are no sets or bytes.
+    The result contains only what JSON allows: keys are strings, and there are no sets or bytes.
     """
     for parse in (json.loads, lambda text: json.loads(json.dumps(ast.literal_eval(text)))):
         try:
-            with warnings.catch_warnings(action="ignore"):  # Python's parser warns of backslashes in texts
+            with warnings.catch_warnings(action="ignore"):  # Python's parser warns about backslashes in strings
                 return parse(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue

@@ -50,7 +50,7 @@ class SourceBlocks:
         return self.first - 1 if self.first >= _FREE_OFFSET_FROM else self.first
 
     def epochs(self, samples: int) -> float:
-        """Return how many epochs this many samples are."""
+        """Return the number of epochs in this many samples."""
         if samples <= self.first:
             return samples / self.first
         return 1 + (samples - self.first) / self.later
@@ -203,7 +203,7 @@ def order_sources(weights: Sequence[float], num_samples: int) -> tuple[np.ndarra
 
 
 def _whole_numbers(weights: Sequence[float]) -> list[int]:
-    # Use the decimal digits that the user wrote: 0.1 is 1/10, not 3602879701896397/2**55.
+    # Use the decimal digits as written: 0.1 is 1/10, not 3602879701896397/2**55.
     exact = [Fraction(repr(float(weight))) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * scale) for weight in exact]
@@ -262,7 +262,7 @@ class ExampleMix:
         return self.sets[source][index]
 
     def locate(self, i: int) -> tuple[int, int]:
-        """Return which example sample i is: (index of the dataset, index in it)."""
+        """Return the example of sample i: (index of the dataset, index in it)."""
         if not 0 <= i < self.num_samples:
             raise IndexError(f"sample {i} of {self.num_samples}")
         period, within = divmod(i, len(self._pattern))

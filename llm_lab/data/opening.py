@@ -1,4 +1,4 @@
-"""Open a data file however it is packed, and explain what libraries raise while they read a broken one."""
+"""Open a data file, compressed or not, and explain the errors that libraries raise for a broken one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 from llm_lab.hf.hub import LFS_POINTER
 
 PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
-# How files begin that are not what their name says.
+# First bytes of files that are not what their name says.
 _BEGINNINGS = {
     LFS_POINTER: (
         "is a Git LFS pointer: the data itself was not downloaded",
@@ -42,7 +42,7 @@ _COMPLETE = "Check that the download is complete."
 
 
 def packing_of(file: Path) -> str | None:
-    """Return how a file is packed, by the ending of its name, or None."""
+    """Return how a file is compressed, by its suffix, or None."""
     return PACKED.get(file.suffix.lower())
 
 
@@ -55,7 +55,7 @@ def strange_beginning(head: bytes, name: str, kind: str) -> tuple[str, str] | No
 
 
 def zip_member(file: Path) -> tuple[str, str | None]:
-    """Return the name of the one file in a zip file, and why it can't be read, or None."""
+    """Return the name of the single file in a zip file, and why it can't be read (None if it can)."""
     with zipfile.ZipFile(file) as archive:
         members = [
             member
@@ -70,9 +70,9 @@ def zip_member(file: Path) -> tuple[str, str | None]:
 
 @contextmanager
 def open_unpacked(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file as bytes that can be sought forward, unpacked, and as UTF-8 if it begins with the mark of UTF-16.
+    """Open a file as decompressed, seekable bytes; text with the byte order mark of UTF-16 is converted to UTF-8.
 
-    Raises what the library of its packing raises.
+    Raises what the decompression library raises.
     """
     with _open_packed(file) as stream:
         begins = stream.read(2)
@@ -100,14 +100,14 @@ def _open_packed(file: Path) -> Iterator[IO[bytes]]:
 
 
 class _Forward(io.RawIOBase):
-    """Bytes that are read from the start on: to go back, they are opened again."""
+    """Bytes that can only be read forward: to go back, the source is opened again."""
 
     def __init__(self) -> None:
         self._at = 0
         self._stream = self._open()
 
     def _open(self) -> Any:
-        """Return what has `read(size)`, at its start."""
+        """Return an object with `read(size)`, positioned at the start."""
         raise NotImplementedError
 
     def readable(self) -> bool:
@@ -142,7 +142,7 @@ class _Forward(io.RawIOBase):
 
 
 class _Zstd(_Forward):
-    """A zstd file, unpacked by pyarrow, whose own streams can't be sought."""
+    """A zstd file, decompressed by pyarrow, whose own streams can't seek."""
 
     def __init__(self, file: Path):
         self._file = file
@@ -155,7 +155,7 @@ class _Zstd(_Forward):
 
 
 class _AsUtf8(_Forward):
-    """A stream in UTF-16, as UTF-8 without a byte order mark."""
+    """A UTF-16 stream, converted to UTF-8 without a byte order mark."""
 
     def __init__(self, stream: IO[bytes]):
         self._inner = stream
@@ -186,11 +186,11 @@ class _Recoder:
             raise ValueError(f"it begins like UTF-16 text, but is not valid UTF-16: {error}") from None
 
     def close(self) -> None:
-        """The stream is closed by who opened it."""
+        """Do nothing: the caller that opened the stream closes it."""
 
 
 def reading_errors() -> tuple[type[BaseException], ...]:
-    """Return everything that json, csv, pyarrow and the unpacking libraries raise for a broken file."""
+    """Return the exceptions that json, csv, pyarrow and the decompression libraries raise for a broken file."""
     arrow = getattr(sys.modules.get("pyarrow"), "ArrowException", ValueError)
     unpacking = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
     return (ValueError, OSError, OverflowError, MemoryError, RecursionError, csv.Error, arrow, *unpacking)
@@ -211,7 +211,7 @@ def explain(error: BaseException, file: Path, kind: str, place: str) -> tuple[st
     if packing and not isinstance(error, json.JSONDecodeError):
         return f"{file} is not a complete {packing} file: {said}", _COMPLETE
     if kind == "jsonl":
-        if isinstance(error, json.JSONDecodeError):  # its own line number is that within one row
+        if isinstance(error, json.JSONDecodeError):  # json's line number counts within one row
             said = f"{error.msg.removesuffix(' at')} (column {min(error.pos, len(error.doc.rstrip())) + 1})"
         fix = "Write one object per line, or one list of objects in the file."
         return f"{place} is not JSON: {said}", fix

@@ -1,4 +1,4 @@
-"""Resolve a recipe's path to local files, or recognize it as a Hub dataset; look at their columns."""
+"""Resolve a recipe's path to local files or a Hub dataset, and find the columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLAIN = frozenset(
     .tex .tokens .toml .ts .tsx .v .vb .vhd .vim .vtt .vue .wiki .xml .yaml .yml .zig .zsh""".split()
 )
 SNIFFED_ROWS = 20
-MOST_FILES = 1_000_000  # that are looked at in a folder
+MOST_FILES = 1_000_000  # in a folder, at most
 _HUB_HINT = "Hub datasets are named owner/name."
 
 
@@ -36,7 +36,7 @@ _HUB_HINT = "Hub datasets are named owner/name."
 class LocalFiles:
     """The files of a path, sorted and all of one kind.
 
-    split: the split they are, where the folder has `splits`. left_out: what else is in the folder, in words.
+    split: the chosen one, if the folder has `splits`. left_out: the other files of the folder, in words.
     """
 
     files: tuple[Path, ...]
@@ -63,7 +63,7 @@ class LocalFiles:
 def find_files(path: str, key: str, split: str = "train") -> LocalFiles | None:
     """Return the files of a path, or of one split of a folder; None if it can only be a Hub dataset.
 
-    A folder has the splits that the datasets library sees in its names: train is the default there too. Raises
+    A folder's splits follow from its file names, as in the datasets library; the default is train, as there. Raises
     UserError if the path looks local and does not exist, has no such split, or has several kinds of files or none.
     """
     if not path.strip():
@@ -84,7 +84,7 @@ def find_files(path: str, key: str, split: str = "train") -> LocalFiles | None:
 
 
 def is_on_hub(path: str) -> bool:
-    """Return whether a path can only be the name of a Hub dataset: it is neither built in nor looks local."""
+    """Return whether a path can only be the name of a Hub dataset: it is not built in and does not look local."""
     local = Path(path).expanduser()
     looks_local = local.exists() or any(sign in path for sign in "*?[") or _looks_local(path)
     return not path.startswith("builtin:") and not looks_local
@@ -96,7 +96,7 @@ def hub_mark(path: str) -> dict[str, bool]:
 
 
 def default_split(path: str, split: str | None) -> str:
-    """Return the default split for held-out prompts: test, where the dataset has one."""
+    """Return the default split for held-out prompts: test, if the dataset has one."""
     if split is not None:
         return split
     if path.startswith("builtin:") or is_on_hub(path):
@@ -159,18 +159,18 @@ def _in_folder(path: str, key: str, folder: Path, split: str) -> LocalFiles:
 
 
 def _data_in(folder: Path, path: str, key: str) -> tuple[list[Path], list[Path]]:
-    """Return (the data files of a folder, the others that are not about the data), without hidden ones.
+    """Return (the data files of a folder, its other files), without hidden files and descriptions such as a README.
 
-    UserError for a folder with too many files, such as /, which would take hours to go through.
+    UserError for a folder with too many files, such as /, which would take hours to scan.
     """
     found = []
-    for place, folders, names in os.walk(folder):  # unlike rglob, it leaves out what disappears or can't be read
+    for place, folders, names in os.walk(folder):  # unlike rglob, it skips folders that disappear or can't be read
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in names if not name.startswith(".")]
         if len(found) > MOST_FILES:
             fix = "Name the folder with the data, or files by a glob such as 'data/**/*.txt'."
             raise UserError(Problem(f"{key}.path", f"This folder has more than {MOST_FILES:,} files", path, fix=fix))
-    # os.path.isfile, because Path.is_file raises for links to what can't be looked at.
+    # os.path.isfile, because Path.is_file raises for links to files that can't be accessed.
     files = [file for file in sorted(found, key=lambda one: one.relative_to(folder).as_posix()) if os.path.isfile(file)]
     known = [file for file in files if kind_of(file.name)]
     about = {file for file in files if file.stem.lower().startswith(_ABOUT) or file.name in _DESCRIPTIONS}
@@ -214,11 +214,11 @@ def _of_one_kind(path: str, key: str, files: list[Path]) -> LocalFiles:
 
 
 def _kind_of_file(file: Path, key: str, path: str) -> str:
-    """Return the kind of an existing file, by its name. Raises UserError for endings that are not known."""
+    """Return the kind of an existing file, by its suffix. Raises UserError for an unknown suffix."""
     name = file.name
     if file.suffix.lower() == ".zip" and kind_of(name) is None:
         reader = Reader(file, "text", key, path)
-        with reader.open():  # a zip file of one file
+        with reader.open():  # raises if it does not contain exactly one file
             name = zip_member(file)[0]
     kind = kind_of(name)
     if kind is not None:

@@ -16,7 +16,7 @@ from llm_lab.hf.hub import LFS_POINTER
 from .opening import PACKED, explain, open_unpacked, packing_of, reading_errors, strange_beginning, zip_member
 from .tables import HEAD, Lines, Place, TypedTable, csv_cells, find_separator
 
-MOST_COLUMNS = 10_000  # of a table; a row becomes a mapping with all of them
+MOST_COLUMNS = 10_000  # of a table: each row becomes a mapping with all of them
 
 _PIECE_BYTES = 500_000
 
@@ -24,7 +24,7 @@ _PIECE_BYTES = 500_000
 def text_pieces(reader: Reader, offset: int = 0) -> Iterator[tuple[int, str, bool, bool]]:
     """Yield (bytes read so far, text, whether it starts the file, whether it ends it); a blank file yields nothing.
 
-    Like pieces_of, cuts where no token crosses the cut.
+    Like pieces_of, it cuts only where no token crosses the cut.
     """
     with reader.open() as stream:
         stream.seek(offset)
@@ -57,7 +57,7 @@ def _cut(data: bytes) -> int:
     if at > half:
         return at
     at = len(data) - 1
-    while data[at] & 0xC0 == 0x80:  # inside a character
+    while data[at] & 0xC0 == 0x80:  # a byte inside a character
         at -= 1
     return at
 
@@ -113,7 +113,7 @@ _JSON = json.JSONDecoder(object_pairs_hook=_with_unique_keys, parse_constant=_co
 
 @dataclass
 class At:
-    """Where a reader is: the number of the line, row or item that is read next."""
+    """The position of a reader: the number of the line, row or item that it reads next."""
 
     number: int = 1
     noun: str = "line"
@@ -210,7 +210,7 @@ class Reader:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Open the file as bytes, unpacked. Raises UserError if it begins as a file of another kind does."""
+        """Open the file as decompressed bytes. Raises UserError if it begins like another type of file."""
         with self.errors():
             self._check_beginning()
             with open_unpacked(self.file) as stream:

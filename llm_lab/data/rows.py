@@ -53,7 +53,7 @@ class Example:
     def opening(self) -> str:
         """The text that must not be in both training and validation: examples that share it go to the same side.
 
-        In a conversation, where every answer is trained, everything before the first answer; else the prompt.
+        In a conversation, whose answers are all trained on: everything before the first answer. Else the prompt.
         """
         if self.text is not None:
             return self.text
@@ -159,7 +159,7 @@ def _joined(prompt: list[Message], shared: list[Message]) -> list[Message]:
     asked, repeated = ([_said(one) for one in turns if one["role"] != "system"] for turns in (prompt, shared))
     places = range(len(repeated) - len(asked) + 1)
     is_repeated = any(repeated[at : at + len(asked)] == asked for at in places) or asked[: len(repeated)] == repeated
-    # A question may also be given as the text that a template makes of it.
+    # The prompt column may also contain the question after a chat template was applied to it.
     is_written = len(asked) == 1 and any(role == "user" and text in asked[0][1] for role, text in repeated if text)
     if shared and (is_repeated or is_written):
         return _with_system(system, shared)
@@ -211,13 +211,13 @@ def _prompt(row: Mapping[str, Any], form: Format) -> list[Message]:
     elif isinstance(value, str) and (messages := written_messages(value, what) or []) == []:
         question = read_text(value, what)
         more = read_text(row.get(form.fields["input"]), _column(form, "input")) if "input" in form.fields else ""
-        # A question may already be written with its context.
+        # The question may already contain its context.
         known = more.strip() in question and form.fields["input"] == "context" if more.strip() else True
         messages = [_message("user", question if known else f"{question}\n\n{more}")]
     else:
         messages = read_messages(value, what)
     if "completion" in form.layout:
-        # As in TRL, answers inside a prompt are examples to read, not to learn.
+        # As in TRL, answers inside a prompt are context and not trained on.
         messages = [{**one, "train": False} if _is_trained(one) else one for one in messages]
     first = int(messages[0]["role"] == "system") if messages else 0
     return [*_system(row, form), *messages[:first], *_history(row, form), *messages[first:]]
@@ -254,7 +254,7 @@ def _history(row: Mapping[str, Any], form: Format) -> list[Message]:
 
 
 def _is_in_use(value: Any) -> bool:
-    """Return whether a cell holds tools, images or the like: not empty, and not a plain value of another meaning."""
+    """Return whether a cell contains tools, images or the like: it is not empty, and not a plain value."""
     if isinstance(value, str):
         return value.strip().startswith(("[", "{")) and value.strip() not in ("[]", "{}")
     return bool(value) and not isinstance(value, bool | int | float)
@@ -278,7 +278,7 @@ def _answer(row: Mapping[str, Any], form: Format) -> str | None:
         return read_text(value, _column(form, "answer"))
     if isinstance(value, bool | int | float):
         return str(value)
-    if value is None or form.kind != "prompt":  # only prompts depend on it
+    if value is None or form.kind != "prompt":  # only prompts require it
         return None
     if form.fields["answer"] in NAMES["completion"]:
         messages = read_messages(value, _column(form, "answer"))

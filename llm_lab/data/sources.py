@@ -114,7 +114,7 @@ def _open_files(path: str, key: str, found: LocalFiles, text_column: str | None)
         path=path,
         text_column=column,
         columns=columns,
-        # Only contents, no names: a folder that was moved keeps its cached tokens.
+        # Only contents, no names: after a folder is moved, its cached tokens are still valid.
         fingerprint=_digest(found.kind, column or "", *map(_file_digest, found.files)),
         _read=read,
         _extent=found.describe(size=True),

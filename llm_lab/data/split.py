@@ -18,9 +18,9 @@ from .paths import find_files
 from .rows import Example
 
 TAKES = ("end", "random")
-READ_AT_ONCE_BYTES = 16 * 2**20  # of files that are read whole for a plan
-MEASURED_ROWS = 200  # whose tokens are counted for a plan
-TOKENS_OF_TEMPLATE = 5  # around a message, about
+READ_AT_ONCE_BYTES = 16 * 2**20  # larger files are not read for a plan
+MEASURED_ROWS = 200  # rows whose tokens are counted for a plan
+TOKENS_OF_TEMPLATE = 5  # about this many around each message
 Documents = Callable[[], Iterator[str]]
 Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 
@@ -54,8 +54,8 @@ def split_documents(
     are none, the last document is cut there, so a single long text is split as in nanoGPT's tiny Shakespeare. A
     validation document that is also in training is left out of validation, so the validation loss stays honest.
 
-    `take` "random": a document is validation if the hash of its text is below `fraction`. Neither order nor
-    additions move a document, and equal documents are on the same side.
+    `take` "random": a document is validation if the hash of its text is below `fraction`. Neither a new order nor added
+    documents move a document, and equal documents are on the same side.
 
     `left_out`: hashes of documents that are left out of validation too, since another set trains on them.
 
@@ -166,11 +166,11 @@ def split_examples(
 ) -> list[ExampleSplit]:
     """Return the training and validation examples of each dataset; a prompt is on one side only, across datasets.
 
-    take "end": the last `fraction` of each dataset is validation, except prompts that are also in training.
-    take "random": the hash of the prompt decides, so neither order nor additions move an example. Where a few examples
-    have no hash below `fraction`, the lowest one is validation. The prompt of a conversation is everything before the
-    first answer. Raises UserError if a side of a dataset would be empty (with require_validation False: only if
-    training would be empty).
+    take "end": the last `fraction` of each dataset is validation, except prompts that are also in training. take
+    "random": the hash of the prompt decides, so neither a new order nor added examples move an example. If no example
+    has a hash below `fraction`, the one with the lowest hash is validation. The prompt of a conversation is everything
+    before the first answer. Raises UserError if a side of a dataset would be empty (with require_validation False: only
+    if training would be empty).
     """
     if take not in TAKES:
         why = "Unknown way to split"
@@ -243,7 +243,7 @@ def measure_examples(
     count_tokens: Callable[[str], int],
     render: Render | None = None,
 ) -> ExampleSizes | None:
-    """Return the number and the sizes of the examples of a recipe's sets, or None where reading them takes long.
+    """Return the number and lengths of the examples of a recipe's datasets, or None if reading them would take long.
 
     sets: the arguments of open_examples. count_tokens: returns the tokens of a text. render: returns the text that the
     model's chat template makes of messages, or of a prompt. A Hub dataset is not read. Raises UserError as
@@ -269,13 +269,13 @@ def measure_examples(
     repeated = sum(split.duplicates for split in splits)
     try:
         lengths = [_tokens_of(one, count_tokens, render) for one in some]
-    except Exception:  # a template is a program: it may raise anything; the run says what
+    except Exception:  # a template is a program and may raise anything; the run reports the error
         lengths = [_tokens_of(one, count_tokens) for one in some]
     return ExampleSizes(len(train), held_out, lengths, tuple(dropped), repeated)
 
 
 def _tokens_of(example: Example, count_tokens: Callable[[str], int], render: Render | None = None) -> int:
-    """Return about how many tokens an example has: the longer one of a pair, and the prompt alone without answers."""
+    """Estimate the tokens of an example: of a pair, those of the longer one; without answers, those of the prompt."""
     if example.text is not None:
         return count_tokens(example.text) + 1
     answers = [text for text in (example.completion, example.chosen, example.rejected) if text is not None]

@@ -19,7 +19,7 @@ from .tables import Place
 _HEAD_CHARACTERS = 4_000_000
 
 
-Position = dict[str, Any]  # where reading continues: plain values that can be written as JSON
+Position = dict[str, Any]  # where reading continues: plain values, for JSON
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _read_files(readers: list[Reader], column: str | None, position: Position | 
     for index in range(file, len(readers)):
         if column is None:
             for offset, text, begins, ends in text_pieces(readers[index], start[0]):
-                # After the end of a file, continue with the next file, or its end would be read twice.
+                # After the end of a file, continue with the next file, or the end of this one would be read twice.
                 file, after = (index + 1, START) if ends else (index, (offset, 0))
                 yield Piece(text, begins, ends, partial(_position, file, after))
         else:
@@ -184,7 +184,7 @@ def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: 
     from .hub_datasets import hub_errors, stream_hub
 
     rows = stream_hub(path, subset=subset, split=split, key=key)
-    # Saved before the first row is read, to return to the start.
+    # Saved before the first row is read, so that reading can return to the start.
     start = rows.state_dict()
     with hub_errors(path, subset, split, key):
         sample = list(islice(rows, SNIFFED_ROWS))

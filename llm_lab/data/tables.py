@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-# (bytes read so far, of the unpacked text; rows for Parquet and Arrow), and lines or rows read so far
+# (decompressed bytes read so far, or rows for Parquet and Arrow; lines or rows read so far)
 Place = tuple[int, int]
-HEAD = 65_536  # bytes of a CSV file by which its separator is found
+HEAD = 65_536  # bytes of a CSV file from which its separator is found
 _SEPARATORS = (",", ";", "\t", "|")
 _BATCH = 1024
 _LONE_RETURN = re.compile(rb"(?<=\r)(?!\n)")
@@ -57,9 +57,9 @@ def csv_cells(lines: Lines, separator: str) -> Iterator[list[str]]:
 
 
 def find_separator(head: bytes, usual: str) -> str:
-    """Return what separates the cells of a CSV file, by the start of the file: `usual`, unless only another one fits.
+    """Return the separator of a CSV file, from its first bytes: `usual`, unless only another one fits.
 
-    Another one fits if the usual one finds one column, or columns with another separator in their names.
+    Another one fits if `usual` gives a single column, or column names that contain another separator.
     """
     text = head.decode("utf-8-sig", errors="replace")
     complete = text if len(head) < HEAD else text[: text.rfind("\n") + 1] or text
@@ -118,7 +118,7 @@ class TypedTable:
 
     @property
     def names(self) -> list[str]:
-        """The names of the columns, twice if there are two of one name."""
+        """The names of the columns, with duplicates."""
         return list(self._schema.names)
 
     def text_columns(self) -> dict[str, bool]:
@@ -152,9 +152,9 @@ class TypedTable:
             for group in range(self._table.num_row_groups):
                 yield self._table.metadata.row_group(group).num_rows, partial(read, row_groups=[group])
             return
-        count = getattr(self._table, "num_record_batches", None)  # a stream has none
+        count = getattr(self._table, "num_record_batches", None)  # a stream does not have this attribute
         for batch in self._table if count is None else map(self._table.get_batch, range(count)):
-            # Arrow reads what is on disk as it is: a damaged file would crash the process later.
+            # Arrow does not check what it reads: a damaged file would crash the process later.
             batch.validate(full=True)
             chosen = batch.select(columns) if columns else batch
             yield chosen.num_rows, partial(_slices, chosen)
