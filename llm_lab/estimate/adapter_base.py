@@ -1,4 +1,4 @@
-"""Where the base model of a LoRA adapter is now, before torch is imported."""
+"""Find the base model of a LoRA adapter, without importing torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from .gguf_header import is_gguf
 
 CONFIG = "adapter_config.json"
-# Our own file next to PEFT's, for facts that its config has no key for. Other tools ignore it.
+# Our own file next to PEFT's, for facts that PEFT's config has no key for. Other tools ignore it.
 BASE_RECORD = "base_model.json"
 
 
@@ -30,8 +30,8 @@ def adapter_folder(folder: str | Path) -> Path:
 def read_object(file: Path) -> dict[str, Any] | None:
     """Read a JSON file that holds an object; None for anything else.
 
-    Keys of model and adapter configs that we count with or look up are left out where their value has another type.
-    Loading such a model is an error.
+    Keys of model and adapter configs that we use are left out if their value has the wrong type. Loading such a model
+    is an error.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -44,7 +44,7 @@ _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions"),
 )
-_LARGEST_SIZE = 2**40  # more is a slip or an attack
+_LARGEST_SIZE = 2**40  # a larger number is a mistake or an attack
 _TEXTS = ("model_type", "activation", "norm", "base_model_name_or_path", "peft_type", "task_type")
 _GROUPS = ("rope_parameters", "rope_scaling")
 
@@ -74,9 +74,9 @@ def _is_count(value: Any) -> bool:
 def find_base(folder: str | Path) -> str | None:
     """Return the base of an adapter (or of a run's adapter): a folder, or a name on the Hub.
 
-    The stored path is tried first. If nothing is there, the base may have moved together with the adapter, or the
-    adapter's run may name it as its parent: then its weights must have the recorded digest. None if it is not found,
-    not named, or the adapter itself.
+    The stored path is tried first. If there is nothing, the base may have moved together with the adapter, or the
+    adapter's run may name it as its parent. Its weights must have the recorded digest; without one, only paths of two
+    or more parts are tried. None if it is not found, not named, or the adapter itself.
     """
     path = adapter_folder(folder)
     name = (read_object(path / CONFIG) or {}).get("base_model_name_or_path")
@@ -95,7 +95,7 @@ def find_base(folder: str | Path) -> str | None:
 
 
 def _places(adapter: Path, stored: Path, digest: str | None) -> Iterator[Path]:
-    """Yield where a base may be that is not at its stored path."""
+    """Yield the places where a base may be if it is not at its stored path."""
     yield from places_after_move(adapter, stored, shortest=2 if digest is None else 1)
     if digest is None:
         return  # a parent without a digest could be any model
@@ -110,8 +110,8 @@ def _places(adapter: Path, stored: Path, digest: str | None) -> Iterator[Path]:
 def places_after_move(folder: Path, stored: Path, *, shortest: int = 2) -> Iterator[Path]:
     """Yield where `stored` may be if it was moved together with a folder: the end of its path, from each parent.
 
-    shortest: how many parts of its path to try at least. A single name (model) could be any other folder of that name,
-    so it needs a digest that is compared.
+    shortest: the smallest number of path parts to try. A single name (model) could be any folder of that name, so use 1
+    only if a digest is compared.
     """
     for parent in folder.resolve().parents:
         for length in range(len(stored.parts), shortest - 1, -1):
@@ -119,7 +119,7 @@ def places_after_move(folder: Path, stored: Path, *, shortest: int = 2) -> Itera
 
 
 def base_circle(folder: str | Path) -> list[str] | None:
-    """Return the names of adapters that are each other's base, the first one again at the end; None if none are."""
+    """Return the names of adapters whose bases form a cycle, the first one again at the end; None without a cycle."""
     names: dict[Path, str] = {}
     base: str | None = str(folder)
     while base is not None and (path := adapter_folder(base)).is_dir() and (path / CONFIG).is_file():
@@ -151,7 +151,7 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-# Files of a model that decide what it computes and how its text is tokenized, in addition to its weights.
+# Files that, in addition to the weights, decide what a model computes and how it tokenizes text.
 SETTINGS = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     *("tokenizer.model", "vocab.json", "merges.txt"),

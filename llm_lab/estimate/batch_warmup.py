@@ -1,5 +1,8 @@
-"""Batch-size warm-up: early steps train on fewer rows, because small batches give more of a token while the loss falls
-fast (McCandlish et al. 2018, arXiv:1812.06162; GPT-3 grew its batches over the first 4 to 12 billion tokens)."""
+"""Batch-size warm-up: early steps train on fewer rows.
+
+While the loss falls fast, a token helps more in a small batch (McCandlish et al. 2018, arXiv:1812.06162). GPT-3 grew
+its batches over the first 4 to 12 billion tokens.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ AT_FIRST = 4  # a batch has a quarter of its rows in the first half of the warm-
 
 @dataclass(frozen=True)
 class StepRows:
-    """How many rows each step trains on; steps are counted from 0.
+    """The number of rows that each step trains on; steps are counted from 0.
 
-    rows: of a whole step, over all batches and processes. at_once: of one batch, a multiple of 4 if there is a warm-up.
+    rows: per full step, over all batches and processes. at_once: per batch; a multiple of 4 if there is a warm-up.
     """
 
     rows: int
@@ -29,13 +32,13 @@ class StepRows:
         return self.rows // AT_FIRST * quarter + self.rows // 2 * half + self.rows * max(0, step - self.warmup_steps)
 
     def whole_steps(self, rows: int, most: int) -> int:
-        """Return how many steps these rows fill, at most `most`."""
+        """Return the number of steps that these rows fill, at most `most`."""
         return bisect_right(range(most + 1), rows, key=self.before) - 1
 
     def row_at(self, place: int) -> int | None:
-        """Return the row at a place of a run whose steps all had the same places; None: it stays empty.
+        """Return the row at a place, or None if it is empty. All steps have as many places as a full step.
 
-        Each batch has its rows first. So the batches of a step have equally many, in every process.
+        Each batch starts with its rows, so that all batches of a step have the same number, in every process.
         """
         step, within = divmod(place, self.rows)
         batch, offset = divmod(within, self.at_once)
@@ -44,7 +47,7 @@ class StepRows:
 
 
 def step_rows(train: Mapping[str, Any], processes: int) -> StepRows:
-    """Return the rows of each step of a resolved recipe; train: its group of this name."""
+    """Return the rows of each step. train: the group `train` of a resolved recipe."""
     at_once = train["per_device_train_batch_size"]
     rows = at_once * train["gradient_accumulation_steps"] * processes
     return StepRows(rows, at_once, train.get("batch_size_warmup_steps") or 0)

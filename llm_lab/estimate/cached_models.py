@@ -1,4 +1,4 @@
-"""Models from the Hub that are on this machine: their folder in the cache, and which files they consist of."""
+"""Models from the Hub that are on this machine: their folder in the cache, and their files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def cached_folder(name: str) -> Path | None:
 
     try:
         found = [try_to_load_from_cache(name, file) for file in ("config.json", CONFIG)]
-    except HFValidationError:  # a path, or anything else that can't be a name
+    except HFValidationError:  # a path, or anything else that can't be a name on the Hub
         return None
     return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
 
 def cached_files(name: str) -> dict[str, str]:
-    """Return {file: its id on the Hub} of the weights, config and tokenizer of a model in the cache.
+    """Return {file: its id on the Hub} for the weights, config and tokenizer of a model in the cache.
 
     The cache stores each file under its id and links to it.
     """
@@ -32,14 +32,15 @@ def cached_files(name: str) -> dict[str, str]:
 
 
 def is_model_file(name: str) -> bool:
-    """Return whether a file decides what a model computes, unlike a README."""
+    """Return whether a file affects what a model computes, unlike a README."""
     return name.endswith(".safetensors") or name in SETTINGS
 
 
 def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the files of a model that are not what they were, of two results of `cached_files` or `current_files`.
+    """Return the files of a model that differ between two results of `cached_files` or `current_files`.
 
-    A file that only one of them has says nothing: it may not have been downloaded. Weights in other files have changed.
+    A file that only one of them has is ignored, as it may not have been downloaded; but weight files with other names
+    have changed.
     """
     changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
     weights = [{name for name in files if name.endswith(".safetensors")} for files in (before, now)]

@@ -1,4 +1,4 @@
-"""Which programs can load a model, from its parts or its config, before anything is built."""
+"""Which programs can load a model: decided from its parts or its config, before anything is built."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .parameters import FULL, SLIDING, layer_types_of
 
 LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
-# The versions of Transformers that a folder is written for, and the classes with which that was tried.
+# The versions of Transformers that can load an exported folder, and the model classes tested with them.
 WRITTEN_FOR = "4.57 and 5"
 WRITTEN_CLASSES = (
     "LlamaForCausalLM",
@@ -24,11 +24,11 @@ WRITTEN_CLASSES = (
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT-2"}
 NAMES |= {"mixtral": "Mixtral", "qwen3_moe": "Qwen3-MoE"}
 GGUF_NAMES = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
-# What Llama, Mistral and Qwen3 call the gated activations in hidden_act. Most other programs know only the first.
+# What Llama, Mistral and Qwen3 call the gated activations in hidden_act. Most other programs support only the first.
 HIDDEN_ACTS = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 STRETCHES = {"yarn": "YaRN scaling", "llama3": "Llama 3's RoPE scaling"}
-# YaRN's other settings, and the only values on which the readers of GGUF agree.
+# YaRN's other settings, with the only values that all readers of GGUF treat alike.
 YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
 
@@ -110,7 +110,7 @@ def _hidden_act(parts: Mapping[str, Any]) -> str:
 
 
 def _unlike_gpt2(parts: Mapping[str, Any]) -> list[str]:
-    """Return what keeps a model with learned positions from being a GPT-2. Missing biases don't: zeros are saved."""
+    """Return what keeps a model with learned positions from being a GPT-2. Missing biases are fine: zeros are saved."""
     heads, groups, width = (parts.get(key) for key in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
     shared = parts.get("attention") in ("gqa", "mqa") if groups is None else groups != heads
     differs = [
@@ -126,7 +126,7 @@ def _unlike_gpt2(parts: Mapping[str, Any]) -> list[str]:
 
 
 def _own_extras(parts: Mapping[str, Any]) -> list[str]:
-    """Return the parts that no native architecture here has."""
+    """Return the parts that no native architecture has."""
     extras = {"final_logit_softcapping": "logit soft-cap", "residual_scalars": "residual scalars"}
     extras |= {"value_embeddings": "value embeddings"}
     return [name for key, name in extras.items() if parts.get(key)]
@@ -195,7 +195,7 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
 
 
 def _gguf_gpt2(parts: Mapping[str, Any]) -> tuple[str | None, str, Any]:
-    of_config = parts.get("model_type") == "gpt2"  # else of a recipe, whose GELU is exact
+    of_config = parts.get("model_type") == "gpt2"  # otherwise the parts of a recipe, whose GELU is exact
     activation = parts.get("activation_function", "gelu_new") if of_config else "gelu"
     if activation not in ("gelu", *TANH_GELU):
         return None, f"GGUF's GPT-2 has no {activation}, GELU only", ()
@@ -233,9 +233,9 @@ def _window(config: Mapping[str, Any]) -> int | None:
 
 
 def _layers_with_window(parts: Mapping[str, Any]) -> str:
-    """Return how many layers of a recipe's parts or a config have a sliding window: all, some or none."""
+    """Return which layers of a recipe's parts or a config have a sliding window: all, some or none."""
     kind, types = parts.get("model_type"), layer_types_of(parts)
-    if types is None and (pattern := parts.get("sliding_window_pattern")):  # the number of layers is missing
+    if types is None and (pattern := parts.get("sliding_window_pattern")):  # the number of layers is not known
         types = [SLIDING, FULL] if "S" in pattern else [FULL]
     if types:
         return "none" if SLIDING not in types else "some" if FULL in types else "all"

@@ -14,10 +14,10 @@ from .machine import Machine
 from .measurements import Measurement, find_measurement
 from .parameters import ModelShape
 
-# Typical values, used where nothing was measured on this machine; the plan calls the result "about".
+# Typical values, used if nothing was measured on this machine; the plan then says "about".
 CUDA_UTILIZATION = 0.40
 ASSUMED_CUDA_PEAK = 312e12
-CPU_FLOPS_PER_CORE = 2.5e10  # of small matrix products on a core with AVX2
+CPU_FLOPS_PER_CORE = 2.5e10  # small matrix products on a core with AVX2
 ASSUMED_GPU_MEMORY_BYTES = 80 * 10**9
 PIECE_OF_LOGITS_BYTES = 2**29  # the loss of larger float32 logits is computed in pieces of this size
 STEP_SECONDS = {"cpu": 0.003, "cuda": 0.005}  # overhead of every step, however small the model
@@ -26,8 +26,8 @@ READ_BYTES_PER_SECOND = {"cpu": 1.0e10, "cuda": 1.5e12}  # every generated token
 SAVE_SECONDS, SAVE_BYTES_PER_SECOND = 0.1, 4e8
 COMPILE_SECONDS = {"cpu": 30.0, "cuda": 45.0}
 PROGRAM_BYTES = 500 * 2**20  # Python and its libraries, in the same memory as the model on a CPU
-BYTES_PER_TOKEN = 3.5  # of a trained vocabulary, in English text
-FULL = 0.9  # the share of the memory that a run may use; the rest is for CUDA itself, and for gaps between tensors
+BYTES_PER_TOKEN = 3.5  # English text, with a vocabulary trained on it
+FULL = 0.9  # share of the memory that a run may use; the rest is for CUDA itself, and for gaps between tensors
 
 BASES = {
     None: "based on typical values",
@@ -57,7 +57,7 @@ class Estimate:
 
     @property
     def wall_seconds(self) -> float | None:
-        """Seconds from the first step to the last evaluation, or None where they are not estimated."""
+        """Seconds from the first step to the last evaluation, or None if they are not estimated."""
         return sum(self.seconds_by_part.values()) if self.seconds_by_part else None
 
     @property
@@ -90,9 +90,9 @@ def memory_by_part(
     """Return {purpose: bytes} on each device.
 
     Master weights, gradients and moments are float32. Activations are what autograd saves per layer (a test counts
-    them); a compiled model recomputes the cheap ones, about as in Korthikanti et al. (2022).
-    in_pieces: large logits are never materialized at once, as in pretraining. cautious: weight decay is, and copies the
-    weights that decay. averaged: an average of the weights is kept.
+    them); a compiled model recomputes the cheap ones, about as in Korthikanti et al. (2022). in_pieces: large logits
+    are never in memory all at once, as in pretraining. cautious: weight decay is cautious, which copies the weights
+    that decay. averaged: a moving average of the weights is kept.
     """
     parameters, matrices = shape.parameters, shape.matrix_parameters
     moments = {
@@ -123,19 +123,20 @@ def memory_by_part(
 def memory_of_each(
     memory: Mapping[str, int], shape: ModelShape, train: Mapping[str, Any], processes: int, *, trained: float = 1.0
 ) -> dict[str, int]:
-    """Return {purpose: bytes} on each device of a run in several processes, from that of one process.
+    """Return {purpose: bytes} on each device of a run in several processes, from the memory of a single process.
 
-    trained: the share of the weights that is trained. DDP divides nothing. Sharding (FSDP2) divides weights, gradients
-    and moments, and what there is of a reference and a critic; of two layers and of the embeddings and the head of each
-    model there are whole weights, and of one layer and these whole gradients, in the precision of the run. Before the
-    first step the model is whole on every device, next to one of the others.
+    trained: the share of the weights that is trained. DDP divides nothing. Sharding (FSDP2) divides weights, gradients,
+    moments, and the reference and the critic if there are any. Each device still has whole weights of two layers and of
+    the embeddings and head of each model, in the precision of the run, and whole gradients of one layer and of the
+    embeddings and head, in that precision and in float32. Before the first step, every device has the whole model, and
+    the whole reference or critic.
     """
     if processes == 1 or train.get("distributed") != "fsdp":
         return dict(memory)
     parameters, ends = shape.parameters, shape.parameters - shape.matrix_parameters
     layer = shape.matrix_parameters // shape.num_hidden_layers
     number = 2 if train["dtype"] == "bfloat16" else 4
-    stored = min(memory["weights"], 4 * parameters)  # without the copies of autocast: what is gathered is cast already
+    stored = min(memory["weights"], 4 * parameters)  # without autocast's copies: gathered weights are already cast
     others = [part for part in ("reference", "critic") if part in memory]
     gathered = number * (2 * layer + ends) * (1 + len(others)) + int((number + 4) * (layer + ends) * trained)
     divided = {"weights": stored, **{part: memory[part] for part in ("gradients", "optimizer", *others)}}
@@ -145,14 +146,14 @@ def memory_of_each(
 
 
 def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
-    """Bytes that a layer saves per token for the backward pass."""
+    """Return the bytes that a layer saves per token for the backward pass."""
     hidden, inner = shape.hidden_size, shape.intermediate_size
     heads, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     if compiled:
         return (20 * hidden + (6 if shape.gated else 4) * inner) * (1 if half else 2)
     of_norms = 8 * (heads + keys) if shape.qk_norm else 0
     of_norms += 4 * hidden if shape.residual_scalars else 0
-    if shape.num_experts:  # the inputs of the experts, their inner states and outputs, and the softmax of the router
+    if shape.num_experts:  # inputs, inner states and outputs of the experts; softmax of the router
         used, number = shape.num_experts_per_tok, 2 if half else 4
         of_experts = used * (number * (4 * inner + 3 * hidden) + 24) + 16 * shape.num_experts
         return (18 if half else 16) * hidden + (4 if half else 8) * (heads + keys) + of_experts + of_norms
@@ -163,7 +164,7 @@ def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
 
 def _logits_bytes(shape: ModelShape, tokens: int, half: bool, in_pieces: bool) -> int:
     if not in_pieces or 4 * tokens * shape.vocab_size <= PIECE_OF_LOGITS_BYTES:
-        of_cap = (2 if half else 4) if shape.softcap else 0  # the result of its tanh
+        of_cap = (2 if half else 4) if shape.softcap else 0  # the result of the soft-cap's tanh
         return tokens * shape.vocab_size * ((14 if half else 12) + of_cap)
     # A piece and two temporary copies of it; the gradients of head and hidden states, accumulated and passed on.
     gradients = 2 * shape.hidden_size * (4 * shape.vocab_size + tokens * (2 if half else 4))
@@ -178,9 +179,9 @@ def estimate_pretraining(
     first_step: int = 0,
     own: Measurement | None = None,
 ) -> Estimate:
-    """Estimate the cost of a resolved pretraining recipe, from measurements on this machine where there are any.
+    """Estimate the cost of a resolved pretraining recipe, from measurements on this machine if there are any.
 
-    first_step: the step that a resumed run starts from; only what is left is counted. own: what that run measured.
+    first_step: the step that a resumed run starts from; only later steps are counted. own: what that run measured.
     """
     train, device = recipe["train"], recipe["device"]
     rows, length = train["per_device_train_batch_size"], train["max_length"]
@@ -226,9 +227,9 @@ def estimate_pretraining(
 
 
 def disk_by_part(model: int, checkpoint: int, train: Mapping[str, Any]) -> dict[str, int]:
-    """Return {purpose: bytes} on disk. model, checkpoint: bytes of one; train: the group of a recipe.
+    """Return {purpose: bytes} on disk. model, checkpoint: bytes of one; train: the recipe's group.
 
-    A new checkpoint is written before the oldest is removed. A short run saves fewer than are kept.
+    A new checkpoint is written before the oldest is removed. A short run saves fewer than the limit.
     """
     kept, saved = train["save_total_limit"], None
     if train["max_steps"] and train["save_steps"]:
@@ -273,7 +274,7 @@ def _seconds_by_part(
     first_step: int,
     measured: Measurement | None,
 ) -> dict[str, float]:
-    """Return {purpose: seconds} of the remaining run; from typical values where nothing was measured."""
+    """Return {purpose: seconds} for the remaining steps, from typical values where nothing was measured."""
     train, device, samples = recipe["train"], recipe["device"], recipe.get("samples") or {}
     flops = shape.training_flops_per_token(train["max_length"])
     speed = flops_per_second(device, machine) * (machine.processes if device == "cuda" else 1)
@@ -307,12 +308,12 @@ def flops_per_second(device: str, machine: Machine) -> float:
 
 
 def occasions(every: int, steps: int, first_step: int) -> int:
-    """How often something happens after `first_step` that is done every `every` steps and at the last one."""
+    """Return how often something that is done every `every` steps, and at the last one, happens after `first_step`."""
     return steps // every - first_step // every + (steps % every > 0)
 
 
 def _held_out_tokens(recipe: Mapping[str, Any]) -> float:
-    """How many tokens an evaluation reads: max_tokens, or fewer for small files."""
+    """Return how many tokens an evaluation reads: max_tokens, or fewer for small files."""
     validation, sources = recipe["validation"], recipe["data"]
     if not validation["fraction"]:
         return 0.0
@@ -326,7 +327,7 @@ def _held_out_tokens(recipe: Mapping[str, Any]) -> float:
 
 
 def _text_bytes(path: str) -> int | None:
-    """The size of a local text file; None for anything else."""
+    """Return the size of a local text file; None for anything else."""
     file = Path(path).expanduser()
     try:
         return file.stat().st_size if file.suffix in (".txt", ".md") and file.is_file() else None

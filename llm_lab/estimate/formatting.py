@@ -44,7 +44,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def decimal(value: Any) -> str:
-    """Return a number whose size is not known: four decimals, fewer for large ones, scientific for tiny ones."""
+    """Return a number of any magnitude: four decimals, fewer for large numbers, scientific notation for tiny ones."""
     if isinstance(value, float):
         if 0 < abs(value) < 1e-3:
             return f"{value:.2e}"
@@ -53,7 +53,7 @@ def decimal(value: Any) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Return a length of time as a clock shows it: 0:12, 1:02:03, 2d 03:00:00."""
+    """Return a length of time in the format of a clock: 0:12, 1:02:03, 2d 03:00:00."""
     minutes, second = divmod(int(max(0.0, seconds)), 60)
     hours, minute = divmod(minutes, 60)
     if hours >= 48:

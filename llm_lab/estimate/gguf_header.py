@@ -1,4 +1,4 @@
-"""What the header of a GGUF file says of its model, before torch or transformers is imported."""
+"""Read a model's config from the header of a GGUF file, without importing torch or transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SUFFIX = ".gguf"
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _LIST = 8, 9
 _LONGEST_LIST = 4096  # longer ones, such as vocabularies, are only counted
-# Hugging Face's names of what GGUF's keys say, after the architecture.
+# {Hugging Face's key: GGUF's key, without the architecture before it}.
 _CONFIG = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -24,19 +24,19 @@ _CONFIG = {
     "vocab_size": "vocab_size",
     "sliding_window": "attention.sliding_window",
 }
-# Hugging Face's names of architectures, where GGUF has another one.
+# {GGUF's name of an architecture: Hugging Face's}, where they differ.
 _ARCHITECTURES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "gptneox": "gpt_neox"}
 _GATED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3", "stablelm")
 
 
 def is_gguf(name: str | Path) -> bool:
-    """Return whether a path is that of a GGUF file."""
+    """Return whether a path is an existing GGUF file."""
     path = Path(name).expanduser()
     return path.suffix.lower() == SUFFIX and path.is_file()
 
 
 def how_to_download(repository: str, file: str) -> str:
-    """Say how a GGUF file of the Hub becomes one that can be named here."""
+    """Return, in words, how to download a GGUF file from the Hub so that it can be used here."""
     return f"For example: hf download {repository} {file} --local-dir . Its name is then ./{file}"
 
 
@@ -51,7 +51,7 @@ def file_on_the_hub(name: str) -> tuple[str, str] | None:
 def read_gguf_header(path: str | Path) -> dict[str, Any] | None:
     """Return {key: value} of a GGUF file, and its tensors as {name: shape} under "tensors"; None if it is not one.
 
-    Long lists, such as the vocabulary, are their number of entries.
+    For a long list, such as the vocabulary, the value is its number of entries.
     """
     file = Path(path).expanduser()
     try:
@@ -68,7 +68,7 @@ def _read(file: Path, size: int, changed_ns: int) -> dict[str, Any] | None:
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _Reader(data).header()
-        except (struct.error, ValueError, KeyError, IndexError):  # cut off, or damaged
+        except (struct.error, ValueError, KeyError, IndexError):  # truncated or damaged
             return None
 
 
@@ -89,7 +89,7 @@ class _Reader:
         for _ in range(tensors):
             name = self._text()
             shapes[name] = tuple(self._number("<Q") for _ in range(self._number("<I")))
-            self._at += 12  # its type and place
+            self._at += 12  # its type (4 bytes) and offset (8)
         return {**found, "tensors": shapes}
 
     def _number(self, form: str) -> Any:
@@ -134,7 +134,7 @@ def gguf_architecture(path: str | Path) -> str | None:
 
 
 def gguf_config(path: str | Path) -> dict[str, Any] | None:
-    """Return what a config.json would say of the model in a GGUF file, as far as estimates need it; None without."""
+    """Return the config.json of the model in a GGUF file, as far as estimates need it; None without a header."""
     header, architecture = read_gguf_header(path), gguf_architecture(path)
     if header is None or architecture is None:
         return None
@@ -150,5 +150,5 @@ def gguf_config(path: str | Path) -> dict[str, Any] | None:
 
 
 def has_chat_template(path: str | Path) -> bool:
-    """Return whether a GGUF file holds a chat template."""
+    """Return whether a GGUF file contains a chat template."""
     return "tokenizer.chat_template" in (read_gguf_header(path) or {})

@@ -1,4 +1,4 @@
-"""What this machine has, found without torch, and what it can do, found by trying."""
+"""What hardware this machine has, found without torch, and what works on it, found by trying."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ BF16_PEAKS = {
     "RTX 3080": 59e12,
 }
 
-# Of other GPUs, by compute capability: dense bf16 FLOP per clock and streaming multiprocessor (SM), and cores per SM.
+# For other GPUs: dense bf16 FLOP per clock and streaming multiprocessor (SM) by compute capability, and cores per SM.
 FLOP_PER_CLOCK = {8: 1024, 9: 4096, 10: 8192, 12: 1024}
 CORES_PER_SM = 128
-A100_CAPABILITY = (8, 0)  # has 64 cores in an SM, and twice the products of its relatives
+A100_CAPABILITY = (8, 0)  # 64 cores per SM, and twice the FLOP per clock of other GPUs of capability 8
 
 PACKAGES = [
     "torch",
@@ -63,7 +63,7 @@ PACKAGES = [
     "bitsandbytes",
 ]
 HUB_SECONDS = 3.0
-_FINDING = threading.Lock()  # the wizard looks in a thread while it imports the rest
+_FINDING = threading.Lock()  # the wizard finds the machine in a thread while it imports other modules
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Gpu:
     memory_bytes: int
     compute_capability: tuple[int, int]
     cores: int = 0  # CUDA cores; 0: not known
-    clock_hz: float = 0.0  # the highest of the SMs
+    clock_hz: float = 0.0  # the highest clock of the SMs
 
     @property
     def does_bf16(self) -> bool:
@@ -83,7 +83,7 @@ class Gpu:
 
     @property
     def bf16_peak_flops(self) -> float | None:
-        """The dense bf16 peak: of the data sheet, else what the SMs can do at their highest clock; None if unknown."""
+        """The dense bf16 peak: from the data sheet, else from the SMs at their highest clock; None if unknown."""
         named = (peak for word, peak in BF16_PEAKS.items() if re.search(rf"{word}(?!\w)", self.name))
         is_as_named = "Laptop" not in self.name and "Max-Q" not in self.name and " MIG " not in self.name
         known = next(named, None) if is_as_named else None
@@ -92,7 +92,7 @@ class Gpu:
     def _peak_of_cores(self) -> float | None:
         per_clock = FLOP_PER_CLOCK.get(self.compute_capability[0], 0)
         if "GeForce" in self.name or "TITAN" in self.name:
-            per_clock //= 2  # they add up in float32 at half speed
+            per_clock //= 2  # float32 accumulation runs at half speed
         cores = CORES_PER_SM
         if self.compute_capability == A100_CAPABILITY:
             per_clock, cores = 2 * per_clock, cores // 2
@@ -109,7 +109,7 @@ class Machine:
     memory_bytes: int
     has_compiler: bool  # a C++ compiler, which torch.compile needs on a CPU
     cpu_bf16_is_fast: bool  # AMX or AVX-512 BF16
-    processes: int = 1  # that train together, one per GPU (run --nproc)
+    processes: int = 1  # processes that train together, one per GPU (run --nproc)
     has_flash_attention: bool = False  # the package flash-attn
     has_bitsandbytes: bool = False
 
@@ -141,7 +141,7 @@ class Machine:
 
 
 def find_machine() -> Machine:
-    """Return this machine. Takes a few milliseconds, or as long as the GPU's driver; nothing heavy is imported."""
+    """Return this machine. Takes a few milliseconds, plus the time of the GPU's driver; nothing heavy is imported."""
     with _FINDING:
         found = _find_machine()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -165,7 +165,7 @@ def _find_machine() -> Machine:
 def _find_gpus() -> tuple[Gpu, ...]:
     try:
         if sys.platform == "linux":
-            ctypes.CDLL("libnvidia-ml.so.1")  # without it, the import below would be for nothing
+            ctypes.CDLL("libnvidia-ml.so.1")  # without this library, the slow import below is useless
         import pynvml
 
         pynvml.nvmlInit()
@@ -193,7 +193,7 @@ def _find_gpus() -> tuple[Gpu, ...]:
 
 
 def _ask(question: Callable[..., int], *about: Any) -> int:
-    """Return what the driver answers, 0 if it does not know."""
+    """Return the driver's answer, or 0 if it has none."""
     import pynvml
 
     try:

@@ -35,11 +35,10 @@ _TRAIN_KEYS = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """How long things take on this machine, with one recipe's model and settings.
+    """Measured times and memory on this machine, with the model and settings of one recipe.
 
-    source: "trial" (a few steps on random tokens), "run" (a whole run), or "this run" (the one that is resumed, which
-    is not stored). memory_bytes: the peak on the device; on a
-    CPU, of the whole process. None: not measured.
+    source: "trial" (a few steps on random tokens), "run" (a whole run), or "this run" (the one that is resumed; not
+    stored). memory_bytes: the peak on the device; on a CPU, the peak of the whole process. None: not measured.
     """
 
     source: str
@@ -53,7 +52,7 @@ class Measurement:
 def find_measurement(
     recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine, *, own: Measurement | None = None
 ) -> Measurement | None:
-    """Return the measurement with these settings, or None. own: of the run itself, which goes before a stored one."""
+    """Return the measurement with these settings, or None. own: the run's own, preferred to a stored one."""
     if shape is None:
         return own
     try:
@@ -65,14 +64,14 @@ def find_measurement(
 
 
 def _completed(measurement: Measurement, other: Measurement) -> Measurement:
-    """Return a measurement, with the values of another where it has none."""
+    """Return a measurement with missing values taken from another."""
     return replace(other, **{key: value for key, value in asdict(measurement).items() if value is not None})
 
 
 def keep_measurement(
     measurement: Measurement, recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine
 ) -> None:
-    """Store a measurement for later estimates. Values that it lacks are taken from an earlier one."""
+    """Store a measurement for later estimates. Missing values are taken from an earlier one."""
     if shape is None:
         return
     before = find_measurement(recipe, shape, machine)
@@ -86,11 +85,11 @@ def keep_measurement(
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, file)
     except OSError:
-        temporary.unlink(missing_ok=True)  # without the cache the next estimate is only less precise
+        temporary.unlink(missing_ok=True)  # without this file the next estimate is only less precise
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder of that name in $LLM_LAB_CACHE, or in llm-lab/ of the user's cache."""
+    """Return the folder with this name in $LLM_LAB_CACHE, or else in llm-lab/ of the user's cache."""
     if own := os.environ.get("LLM_LAB_CACHE"):
         return Path(own).expanduser() / name
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -98,7 +97,7 @@ def cache_folder(name: str) -> Path:
 
 
 def measurements_folder() -> Path:
-    """Return the folder with what was measured."""
+    """Return the folder with the measurements."""
     return cache_folder("measurements")
 
 
@@ -131,7 +130,7 @@ def _settings(recipe: Mapping[str, Any], shape: ModelShape, machine: Machine) ->
 
 
 def _of_tuning(recipe: Mapping[str, Any]) -> list[Any]:
-    """Return what else the time and memory of a stage after pretraining depend on: adapter, its options, lengths."""
+    """Return what the time and memory of a stage after pretraining also depend on: adapter, options, lengths."""
     stage = str(recipe.get("stage"))
     return [recipe["lora"], recipe.get(stage), [source["path"] for source in recipe["data"]]]
 

@@ -1,7 +1,7 @@
-"""The model library: models that fit one GPU and that many start from, with their facts. No torch, no network.
+"""The model library: popular models that fit on one GPU, with their facts. No torch, no network.
 
-Sizes are those of each model's config.json. The number of parameters is that of the model as it is loaded here, and is
-the published one; of Qwen3.5, whose published number includes the image encoder, it is that of the text model.
+Sizes come from each model's config.json. The number of parameters is the published one, except for Qwen3.5: its
+published number includes the image encoder, and here only the text model is loaded.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HYBRID = "three of four layers have linear attention"
 class LibraryModel:
     """A model on the Hugging Face Hub.
 
-    gated: whether its owner asks to accept terms before the download; None where that is not certain. is_chat: trained
-    to answer, with a chat template. parameters: of the loaded model. context: the longest input, in tokens. shape: its
-    dimensions, for estimates. note: what else users should know, or "".
+    gated: whether its owner requires accepting terms before the download; None if that is not certain. is_chat: whether
+    it is trained to answer, with a chat template. parameters: of the loaded model. context: the longest input, in
+    tokens. shape: its dimensions, for estimates. note: other facts for users, or "".
     """
 
     name: str
@@ -72,7 +72,7 @@ def _gpt2(hidden: int, layers: int, heads: int) -> dict[str, Any]:
 
 
 _LLAMA_3, _SMOLLM2 = {"vocab_size": 128_256}, {"vocab_size": 49_152}
-# Sizes and parameters: one for each architecture and size.
+# Configs and numbers of parameters, one for each architecture and size.
 CONFIGS: dict[str, tuple[Mapping[str, Any], int]] = {
     "Qwen2.5-0.5B": (_qwen2(896, 24, 14, 2, 4864), 494_032_768),
     "Qwen2.5-1.5B": (_qwen2(1536, 28, 12, 2, 8960), 1_543_714_304),
@@ -169,7 +169,7 @@ def _models() -> Iterator[LibraryModel]:
 
 
 def _shape(config: str) -> ModelShape:
-    """Return the dimensions of a model, with exactly its parameters."""
+    """Return the dimensions of a model, with its exact number of parameters."""
     values, parameters = CONFIGS[config]
     shape = shape_of_config(values) or guess_shape(values)
     assert shape is not None
@@ -177,7 +177,7 @@ def _shape(config: str) -> ModelShape:
 
 
 MODELS: tuple[LibraryModel, ...] = tuple(_models())
-# The short names that the Hub redirects to the full ones.
+# Short names, which the Hub redirects to the full ones.
 _ALIASES = {name.partition("/")[2]: name for name in ("openai-community/gpt2", "openai-community/gpt2-medium")}
 _BY_NAME = {model.name: model for model in MODELS}
 

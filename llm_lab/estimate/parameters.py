@@ -1,4 +1,4 @@
-"""Parameters, FLOPs, cache and vocabulary size, from configs and files, before torch is imported."""
+"""Parameters, FLOPs, cache and vocabulary size, from configs and files, without importing torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .formatting import count
 from .gguf_header import gguf_config, is_gguf
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token
-CHARACTERS_PER_TOKEN = 3.5  # in English, with a usual vocabulary
+CHARACTERS_PER_TOKEN = 3.5  # English text, with a usual vocabulary
 GATED = ("swiglu", "geglu", "reglu")  # activations with a gate; a test compares them with the model's
 ASSUMED_HUB_VOCABULARY = 50_257  # GPT-2's, until the tokenizer has been downloaded
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The dimensions of a decoder-only model, from which its cost follows."""
+    """The dimensions of a decoder-only model, which determine its cost."""
 
     vocab_size: int
     hidden_size: int
@@ -38,17 +38,17 @@ class ModelShape:
     max_position_embeddings: int | None = None
     learned_positions: bool = False
     sliding_window: int | None = None
-    full_layers: int = 0  # of those with a sliding window: layers that see everything
+    full_layers: int = 0  # layers without the window, if others have a sliding window
     residual_scalars: bool = False
     value_embeddings: bool = False
     softcap: bool = False  # of the logits
-    num_experts: int = 0  # each of intermediate_size; 0: no experts
+    num_experts: int = 0  # each has intermediate_size; 0: no experts
     num_experts_per_tok: int = 0
-    other_parameters: int = 0  # of what the other fields don't describe, such as linear attention or an image encoder
+    other_parameters: int = 0  # in parts that the other fields don't describe, such as linear attention
 
     @property
     def parameters_by_part(self) -> dict[str, int]:
-        """Parameters of each part. Their sum is exactly that of the built model."""
+        """Parameters of each part. The sum is exactly that of the built model."""
         hidden, inner, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
         query, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         attention = hidden * query + 2 * hidden * keys + query * hidden
@@ -56,7 +56,7 @@ class ModelShape:
             attention += query + 2 * keys + hidden
         feed_forward = (3 if self.gated else 2) * hidden * inner
         if self.num_experts:
-            feed_forward = feed_forward * self.num_experts + hidden * self.num_experts  # and the router
+            feed_forward = feed_forward * self.num_experts + hidden * self.num_experts  # with the router
         if self.mlp_bias:
             feed_forward += (2 if self.gated else 1) * inner + hidden
         norm = hidden * (2 if self.norm_has_bias else 1)
@@ -89,18 +89,18 @@ class ModelShape:
 
     @property
     def active_matrix_parameters(self) -> int:
-        """Parameters of the hidden matrices that a token is multiplied with: of the experts, those that it uses."""
+        """Parameters of the hidden matrices that process a token: of the experts, only those that it uses."""
         idle = max(0, self.num_experts - self.num_experts_per_tok)
         expert = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
         return self.matrix_parameters - self.num_hidden_layers * idle * expert
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that a token is computed with: all but those of the experts that it does not use."""
+        """Parameters that process a token: all except those of the experts that it does not use."""
         return self.parameters - self.matrix_parameters + self.active_matrix_parameters
 
     def describe_parameters(self) -> str:
-        """Return how many parameters there are, and how many are active where that differs: 8.1 M, 2.3 M active."""
+        """Return the number of parameters, and how many are active if that differs: 8.1 M, 2.3 M active."""
         active = f", {count(self.active_parameters)} active" if self.active_parameters < self.parameters else ""
         return f"{count(self.parameters)}{active}"
 
@@ -112,7 +112,7 @@ class ModelShape:
         return 6.0 * multiplied + 12.0 * self.num_attention_heads * self.head_dim * seen
 
     def cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
-        """Bytes that generation must remember for each token."""
+        """Return the bytes of the KV cache for each token."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_number
 
 
@@ -142,14 +142,14 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # layer types, as in Hugg
 
 
 def layer_types_of(parts: Mapping[str, Any]) -> list[str] | None:
-    """Return which layers have the sliding window, of a recipe's parts or a config; None: all are alike."""
+    """Return the type of each layer of a recipe's parts or a config; None: all layers are alike."""
     pattern, layers = parts.get("sliding_window_pattern"), parts.get("num_hidden_layers")
     if not pattern or not layers:
         return parts.get("layer_types")
     return [SLIDING if pattern[index % len(pattern)] == "S" else FULL for index in range(layers - 1)] + [FULL]
 
 
-# Per model_type of Hugging Face: what its config does not say.
+# {model_type of Hugging Face: facts that its config does not contain}.
 _GPT2_BLOCK = {"gated": False, "norm_has_bias": True, "attention_bias": True, "mlp_bias": True}
 _ARCHITECTURES: dict[str, dict[str, bool]] = {
     "llama": {"gated": True, "norm_has_bias": False},
@@ -160,7 +160,7 @@ _ARCHITECTURES: dict[str, dict[str, bool]] = {
     "gpt2": {**_GPT2_BLOCK, "learned_positions": True},
     "llm_lab": {},
 }
-# Keys of a config from which a shape follows, and which are not its fields.
+# Keys of a config that determine a shape, but are not its fields.
 _OTHERS = ("activation", "norm", "position_embedding", "layer_types", "final_logit_softcapping")
 # {our name: (GPT-2's, its default in transformers)}
 GPT2_NAMES = {
@@ -181,7 +181,7 @@ _LEFT_OUT: dict[str, dict[str, int]] = {
 def read_config_json(path: str | Path) -> dict[str, Any] | None:
     """Read a local config.json (a file or its folder), or None. The config of an adapter is that of its base.
 
-    Of a GGUF file, what its header says.
+    For a GGUF file, the config comes from its header.
     """
     file = Path(path)
     if is_gguf(file):
@@ -196,13 +196,13 @@ def read_config_json(path: str | Path) -> dict[str, Any] | None:
 
 
 def _with_rows(config: dict[str, Any], adapter: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the base's config with the vocabulary that the adapter has grown it to."""
+    """Return the base's config with the size of the vocabulary that the adapter has extended."""
     trained = adapter.get("trainable_token_indices") or []
     rows = [row for ids in (trained.values() if isinstance(trained, dict) else [trained]) for row in ids]
     return {**config, "vocab_size": max([config.get("vocab_size", 0), *(row + 1 for row in rows)])}
 
 
-# What configs call the longest context: most models, GPT-2, MPT, some with custom code.
+# Names of the longest context in configs: most models, GPT-2, MPT, some with custom code.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length", "max_sequence_length")
 
 
@@ -214,7 +214,7 @@ def context_in(config: Mapping[str, Any]) -> int | None:
 
 
 def shape_at(checkpoint: str | Path) -> ModelShape | None:
-    """Return the shape of a checkpoint that is at hand, or None."""
+    """Return the shape of a local checkpoint, or None."""
     config = read_config_json(checkpoint)
     return shape_of_config(config) if config else None
 
@@ -254,9 +254,9 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
 
 
 def guess_shape(config: Mapping[str, Any]) -> ModelShape | None:
-    """Return about what shape a model of another architecture has, for estimates; None where its config lacks it.
+    """Estimate the shape of a model of another architecture; None if its config lacks sizes.
 
-    Its parameters are those of the usual parts, with an activation that is gated where it is SiLU's.
+    The parts are assumed to be the usual ones, with a gated feed-forward for SiLU and GELU's tanh form.
     """
 
     def first(*keys: str) -> int | None:
@@ -288,7 +288,7 @@ def guess_shape(config: Mapping[str, Any]) -> ModelShape | None:
 def vocabulary_size(tokenizer: Any) -> tuple[int, bool]:
     """Return (entries, whether that is certain) for a recipe's tokenizer.
 
-    A BPE that is still to be trained has at most what is asked for; one on the Hub is assumed.
+    A BPE that is still to be trained has at most the requested size. A tokenizer on the Hub gets an assumed size.
     """
     if tokenizer == "bytes":
         return BYTE_VOCABULARY, True
@@ -310,7 +310,7 @@ def token_counter(checkpoint: str) -> Callable[[str], int]:
                 from tokenizers import Tokenizer
 
                 tokenizer = Tokenizer.from_file(str(file))
-            except Exception:  # its errors are plain Exceptions; the run reports a broken file
+            except Exception:  # tokenizers raises plain Exceptions; the run reports a broken file
                 break
             return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
     return lambda text: round(len(text) / CHARACTERS_PER_TOKEN)

@@ -1,4 +1,4 @@
-"""The models of a comparison: found and checked before any of them is loaded."""
+"""The models of a comparison, found and checked before any of them is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_GENERATION = "a reward model can't generate text"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to compare. folder: of its weights, or a Hub name; numbers: its losses from the run's metrics."""
+    """A model to compare. folder: with its weights, or a Hub name. numbers: its losses from the run's metrics."""
 
     name: str
     folder: str
@@ -127,7 +127,7 @@ def _losses_at(run: RunFolder, step: int) -> dict[str, float]:
 
 
 def _deleted_checkpoints(run: RunFolder, kept: int, prefix: str) -> list[str]:
-    """Return a remark on how to keep all checkpoints, if some were deleted."""
+    """If some checkpoints were deleted, return a remark on how to keep all."""
     try:
         train = read_recipe_file(run.recipe_path).get("train") or {}
         last, every = int(run.facts().get("results", {}).get("step", 0)), int(train["save_steps"])
@@ -144,7 +144,8 @@ def _deleted_checkpoints(run: RunFolder, kept: int, prefix: str) -> list[str]:
 def find_trusted(candidates: Sequence[Candidate], *, trust_remote_code: bool, names: Sequence[str]) -> frozenset[str]:
     """Return the folders of the models whose own code the user allows to run.
 
-    names: of these models. trust_remote_code: the one model that has code. Raises UserError where several have.
+    names: the models whose code may run. trust_remote_code: without names, allow the only model that has code. Raises
+    UserError if several have code.
     """
     unknown = [name for name in names if not any(name.rstrip("/") == candidate.name for candidate in candidates)]
     if unknown:

@@ -1,4 +1,4 @@
-"""Several models asked the same prompts and measured on the same texts, one after another."""
+"""Compare models: each answers the same prompts and is measured on the same texts, one after another."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SETTINGS = ChatSettings(temperature=0.0, top_p=1.0, max_new_tokens=128, seed=133
 MAX_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 ROWS = 8
 WARM_UP_TOKENS = 8
-ADAPTER_WEIGHTS = ("lora_", "trainable_tokens_", "modules_to_save")  # parts of their parameter names
+ADAPTER_WEIGHTS = ("lora_", "trainable_tokens_", "modules_to_save")  # parts of the names of an adapter's parameters
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def compare(
 ) -> Comparison:
     """Ask several models the same prompts and measure them on the same texts, loading one at a time.
 
-    names: checkpoints; with `steps`, one run, all of whose checkpoints are compared. prompts: else the first ones of
-    prompt_set, else the sample prompts of their own runs. prompt_set: prompts that are also scored. data: texts whose
-    loss is measured. adapter_off: after each adapter, its base without it. trust_remote_code: run the code that comes
-    with a model, if only one has any; trust_code_of: names of the models whose code runs. Raises UserError with all
-    problems before any model is loaded.
+    names: checkpoints; with `steps`, one run, all of whose checkpoints are compared. prompts: by default, the first
+    ones of prompt_set, or else the sample prompts of the models' runs. prompt_set: prompts that are also scored. data:
+    texts whose loss is measured. adapter_off: after each adapter, add its base model without it. trust_remote_code: run
+    the code that comes with a model, if only one has any; trust_code_of: names of the models whose code runs. Raises
+    UserError with all problems before any model is loaded.
     """
     quiet_libraries()
     remarks: list[str] = []
@@ -152,7 +152,7 @@ def _check_texts(measured: Sequence[dict[str, Any]]) -> tuple[bool, list[str]]:
 def _compare_group(
     group: Sequence[Candidate], load: Load, task: Task, reference: ReferenceAnswers | None, listener: Listener
 ) -> tuple[list[Compared], list[dict[str, Any]], ReferenceAnswers]:
-    """Measure the candidates that share a folder: the model is loaded once, and freed when this function returns."""
+    """Measure the candidates that share a folder. The model is loaded once and freed when this function returns."""
     model, tokenizer = load(group[0].folder)
     found, measured = [], []
     for candidate in group:
@@ -174,7 +174,7 @@ def _compare_one(
     reference: ReferenceAnswers | None,
     listener: Listener,
 ) -> tuple[Compared, ReferenceAnswers, list[dict[str, Any]]]:
-    """Return one model's results, its answers for the others to be compared with, and what was measured per text."""
+    """Return one model's results, its answers, with which others are compared, and what was measured per text."""
     session = ChatSession(model, tokenizer, name=candidate.name, settings=task.settings)
     numbers = {"parameters": float(sum(weight.numel() for weight in _weights(model, candidate)))} | candidate.numbers
     answers, texts, speeds = [], [], []
@@ -202,7 +202,7 @@ def _compare_one(
             measured["texts"] = _measure_texts(model, tokenizer, task, listener)
         if task.score is not None:
             measured["scores"] = _score_answers(model, tokenizer, task, task.score, listener)
-    except UserError as error:  # one model's problem must not discard the results of the others
+    except UserError as error:  # a problem with one model must not discard the results of the others
         listener(Notice(f"{candidate.name}: {error}"))
     rows = measured.get("texts", [])
     numbers |= {f"{key}:{row['path']}": row[key] for row in rows for key in ("loss", "bits_per_byte")}

@@ -1,4 +1,4 @@
-"""What the models of a comparison are asked and measured on: opened and checked before any model is loaded."""
+"""The prompts and texts of a comparison, opened and checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMPLETION_PROMPTS = ("Once upon a time", "The", "It is")
 
 @dataclass(frozen=True)
 class Task:
-    """What all models are asked and measured on. max_length: the context length for texts, in tokens."""
+    """The prompts and texts that all models get. max_length: the context length for texts, in tokens."""
 
     prompts: tuple[Example, ...]
     score: Score | None
@@ -96,7 +96,7 @@ def _prompt(text: str) -> Example:
 
 
 def _smallest_context(candidates: Sequence[Candidate], trusted: frozenset[str]) -> int | None:
-    """Return the smallest context of all models, in tokens, so that all are measured with the same."""
+    """Return the smallest context of all models, in tokens: all are measured with the same context."""
     lengths = []
     for candidate in candidates:
         folder = candidate.folder
@@ -131,7 +131,7 @@ def _plan_score(
         terms = [term for term in terms if term.get("name") not in EXACT]
     if not terms:
         return None, f"{path} has no reference answers, so the outputs are shown but not scored."
-    functions = [term for term in terms if not term.get("model")]  # reward models read no columns and load slowly
+    functions = [term for term in terms if not term.get("model")]  # reward models don't use columns and load slowly
     build_rewards(functions, key="--prompts").check_columns(columns)
     longest = min(settings.max_new_tokens, context // 2) if context else settings.max_new_tokens
     score = Score(path=path, max_completion_length=longest, rewards=tuple(RewardTerm(**term) for term in terms))

@@ -1,4 +1,4 @@
-"""What a fine-tune forgets: the bits per byte of general text, compared with those of the start model."""
+"""What a fine-tune forgets: bits per byte of general text, compared with the start model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ START, WARNED = "start_bits_per_byte", "warned_at_step"
 def forgetting_measure(
     recipe: TalkRecipe, options: Forgetting, folder: RunFolder, listener: Listener, model: Any, tokenizer: Any
 ) -> Callable[[int], dict[str, float]]:
-    """Return what measures the general text at a step: its bits per byte, and the rise since the start model.
+    """Return a function that measures the general text at a step: its bits per byte, and their rise since the start.
 
     The start model is measured at step 0 and kept in run.json, so a resumed run compares with the same number.
-    UserError where the text can't be read, or has changed since the run began.
+    Raises UserError if the text can't be read, or has changed since the run began.
     """
     given = options.model_dump(exclude={"max_tokens", "threshold"})
     source = open_source(**given, key=KEY)

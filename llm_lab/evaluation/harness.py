@@ -40,7 +40,7 @@ def load_tasks(wanted: EvalTasks) -> Any:
             raise UserError(*problems)
         try:
             return manager.load(found)
-        except ValueError as error:  # the same task by itself and in a group
+        except ValueError as error:  # a task is named by itself and in a group
             raise UserError(Problem(KEY, str(error))) from None
 
 
@@ -75,7 +75,7 @@ def _load(manager: Any, name: str) -> list[Any]:
     except ModuleNotFoundError as error:
         why = f"this task requires the package {error.name}"
         raise MachineError(Problem(KEY, why, value=name, fix=f"pip install {error.name}")) from None
-    except Exception as error:  # this fetches the task's data, so its host, format or own code can raise anything
+    except Exception as error:  # this fetches the task's data: host, format or the task's code can raise anything
         first = next(iter(str(error).splitlines()), type(error).__name__)
         fix = "Its data comes from the Hub or from the source in its file: check the network and the file."
         raise UserError(Problem(KEY, f"it can't be loaded: {first[:200]}", value=name, fix=fix)) from None
@@ -97,9 +97,9 @@ def measure_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Return {task or group: {metric, metric_stderr (standard error), documents, num_fewshot, version}}.
 
-    All other settings, the seeds among them, are the tasks' and the harness's own, so that results can be compared
-    with published ones. max_length: None for the model's context. Nothing is cached or uploaded. Raises UserError for
-    a task that runs generated code.
+    All other settings, including the seeds, are those of the tasks and the harness, so that results can be compared
+    with published ones. max_length: None for the model's context. Nothing is cached or uploaded. Raises UserError for a
+    task that runs generated code.
     """
     import inspect
     import random
@@ -195,7 +195,7 @@ def _harness_model(
         pretrained=model,
         # A copy, since the harness sets a padding token.
         tokenizer=copy.deepcopy(tokenizer),
-        backend="causal",  # else the harness requires a model type that transformers has
+        backend="causal",  # otherwise the harness accepts only model types of transformers
         max_length=max_length,
         batch_size=rows,
         mixed_precision_dtype=half,

@@ -69,12 +69,12 @@ def measure_text(
 ) -> dict[str, Any]:
     """Return the loss (nats per token), perplexity and bits_per_byte of a text, and what was measured.
 
-    Each document is measured on its own: after the token that begins a text, in windows of max_length tokens, with
-    each of its tokens as a target exactly once. stride: by how many tokens a window moves on, so that every token but
-    the first ones has at least max_length - stride tokens before it; default: windows do not overlap. Bytes are the
-    UTF-8 bytes of the measured text, so bits_per_byte is comparable between models with different tokenizers.
-    max_tokens: only the first ones are measured; a document is cut between characters. Raises UserError if the text
-    is empty, the loss is NaN or stride exceeds max_length.
+    Each document is measured on its own: after a start token, in windows of max_length tokens, with each of its tokens
+    as a target exactly once. stride: tokens between the starts of two windows, so that every token except the first
+    ones has at least max_length - stride tokens before it; default: windows do not overlap. Bytes are the UTF-8 bytes
+    of the measured text, so bits_per_byte is comparable between models with different tokenizers. max_tokens: how many
+    tokens are measured, from the start; a document is cut between characters. Raises UserError if the text is empty,
+    the loss is NaN or stride exceeds max_length.
     """
     if stride is not None and stride > max_length:
         why = f"windows of {max_length:,} tokens (eval.max_length) that move by more would skip tokens"

@@ -1,4 +1,4 @@
-"""Held-out prompts answered and scored: exact match, reward, BLEU, ROUGE; and sample answers."""
+"""Answer held-out prompts and score the answers (exact match, reward, BLEU, ROUGE); generate sample answers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Scorer:
         dtype: str,
         listener: Listener,
     ) -> Scorer | None:
-        """Return the scorer of a recipe's `score` for a model, None where it has none."""
+        """Return the scorer for a recipe's `score`, or None if the recipe has none."""
         if recipe.score is None:
             return None
         settings = {"device": device, "dtype": dtype, "seed": recipe.seed, "listener": listener}
@@ -70,7 +70,7 @@ class Scorer:
         assert score.max_completion_length is not None  # set by resolve
         assert score.rewards is not None  # set by resolve
         self.tokenizer, self.new_tokens = tokenizer, score.max_completion_length
-        self.fingerprint: str | None = None  # of the set that the recipe names
+        self.fingerprint: str | None = None  # of the prompts that the recipe names
         if score.path is not None:
             columns = score.columns.model_dump(exclude_none=True) if score.columns else None
             source = open_examples(
@@ -209,9 +209,9 @@ def generate(
 
 @contextmanager
 def own_sampling_off(model: Any) -> Iterator[None]:
-    """Let `generate` use the caller's settings only, and of the model's own generation config just its end tokens.
+    """Let `generate` ignore the model's own generation config, except for its end tokens.
 
-    Penalties, filters or suppressed tokens in it would make scores and rollouts those of another distribution.
+    Penalties, filters or suppressed tokens in it would change the distribution of scored outputs and rollouts.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = base.generation_config

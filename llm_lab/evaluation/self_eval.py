@@ -1,4 +1,4 @@
-"""A run's own data, opened and measured again: its validation texts, its held-out prompts, its fingerprints."""
+"""Open and measure a run's own data again: its validation texts, its held-out prompts, its fingerprints."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ def run_scorer(
 
 
 def joint_fingerprint(sources: Sequence[Any]) -> str:
-    """Return one fingerprint of several opened data sets."""
+    """Return one fingerprint of several opened datasets."""
     return hashlib.sha256("\0".join(source.fingerprint for source in sources).encode()).hexdigest()
 
 
 def changed_data(recipe: StageRecipe, facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield in words which data sets of a recipe differ from what the run with these facts read.
+    """Describe each dataset of a recipe that has changed since the run with these facts read it.
 
-    Raises UserError if a set can't be opened.
+    Raises UserError if a dataset can't be opened.
     """
     before = [source.get("fingerprint") for source in facts.get("data") or ()]
     for (path, now), then in zip(fingerprints(recipe), before, strict=False):
@@ -109,7 +109,7 @@ def changed_data(recipe: StageRecipe, facts: Mapping[str, Any]) -> Iterator[str]
 
 
 def fingerprints(recipe: StageRecipe) -> list[tuple[str, str]]:
-    """Return (path, fingerprint) of each data set that a recipe trains on; [] if it does not train."""
+    """Return (path, fingerprint) of each dataset that a recipe trains on; [] if it does not train."""
     if isinstance(recipe, PretrainRecipe):
         from llm_lab.training.pretrain_data import open_sources
 

@@ -25,7 +25,7 @@ BASE = "base"
 
 @dataclasses.dataclass(frozen=True)
 class _Turn:
-    """A message, the messages before it, and the search results that it had."""
+    """A message, the messages before it, and its search results."""
 
     text: str
     before: list[dict[str, Any]]
@@ -87,7 +87,7 @@ class SideBySide:
         return Comparison((turn.text,), tuple(models), drawn, over_time=True, remarks=tuple(remarks))
 
     def _answer_of(self, folder: str, session: ChatSession, turn: _Turn) -> tuple[Answer, str]:
-        # A function of its own, so that the model can be freed when it returns.
+        # A separate function, so that the model can be freed when it returns.
         other = self._open(folder)
         return _answer_turn(session, other, turn)[0], other.mode
 

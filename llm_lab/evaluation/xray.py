@@ -35,9 +35,9 @@ from llm_lab.rewards.classifier import is_encoder
 from llm_lab.training.loop import find_local
 from llm_lab.training.tuned_run import describe_refused, open_example_sets
 
-# Enough for lengths and shares; all of a large set would take minutes.
+# Enough for lengths and shares; a whole large dataset would take minutes.
 MEASURED_EXAMPLES = 2_000
-SAID_EVERY = 100  # examples between two words on how far it is
+SAID_EVERY = 100  # examples between two progress messages
 MEASURED_CHARACTERS = 2_000_000
 SHOWN_TOKENS = 400
 MOST_BYTES_OF_A_CHARACTER = 4
@@ -74,7 +74,7 @@ class TokenizedExample:
 
 @dataclass(frozen=True)
 class SetXray:
-    """One data set. Lengths are in tokens, before truncation, of the first `measured` of `total` examples."""
+    """One dataset. Lengths are in tokens, before truncation, of the first `measured` of `total` examples."""
 
     key: str
     description: str
@@ -103,8 +103,8 @@ class StageXray:
 def xray_stages(recipes: Sequence[Any], *, examples: int = 2, say: Say = lambda text: None) -> list[StageXray]:
     """Return the data of each stage of a job; stages without data are skipped.
 
-    A model that an earlier stage is still to train has the tokenizer of that stage. examples: how many of each set
-    are shown as tokens. say: gets how far it is, in words. Raises UserError if data or a tokenizer can't be read.
+    A model that an earlier stage is still to train has the tokenizer of that stage. examples: how many of each dataset
+    are shown as tokens. say: receives progress messages. Raises UserError if data or a tokenizer can't be read.
     """
     found = []
     tokenizers: dict[str, Any] = {}
@@ -131,9 +131,9 @@ def xray_stages(recipes: Sequence[Any], *, examples: int = 2, say: Say = lambda 
 
 
 def _xray_texts(recipe: Any, tokenizer: Any | None, examples: int, say: Say) -> tuple[Any, str, list[SetXray]]:
-    """Return (tokenizer, what ends a document, sets); without a given tokenizer, it is the recipe's.
+    """Return (tokenizer, a description of what ends a document, datasets). tokenizer: None for the recipe's.
 
-    A BPE tokenizer is trained on the start of the texts only, so it is nearly but not exactly the run's.
+    A BPE tokenizer is trained only on the start of the texts, so it is similar to the run's, not identical.
     """
     texts = [_open_texts(source, f"data.{index}") for index, source in enumerate(recipe.data)]
     tokenizer = tokenizer or _make_tokenizer(recipe, [read for _, read in texts])
@@ -142,7 +142,7 @@ def _xray_texts(recipe: Any, tokenizer: Any | None, examples: int, say: Say) -> 
 
 
 def _open_texts(source: Any, key: str) -> tuple[str, Read]:
-    """Return the description of a set of texts, and a function that reads its documents."""
+    """Return the description of a text dataset, and a function that reads its documents."""
     options = {"key": key, "subset": source.subset, "split": source.split, "text_column": source.text_column}
     if source.streaming:
         stream = open_stream(source.path, **options)
@@ -285,7 +285,7 @@ def _xray_set(
 
 
 def _kind(recipe: Any) -> str:
-    """Return what the data holds: text, conversation, preference or prompt."""
+    """Return the kind of the data: text, conversation, preference or prompt."""
     return STAGES[recipe.stage].examples or ""
 
 
@@ -388,7 +388,7 @@ def _render(example: Example, tokenizer: Any) -> str | None:
 def _as_spans(
     tokenizer: Any, label: str, whole: Encoded, reference: str | None, *, by_token: bool = False
 ) -> TokenizedExample:
-    """Return an example as spans of tokens; of a long one, the beginning and the end.
+    """Return an example as spans of tokens; a long one is shortened to its beginning and its end.
 
     by_token: a span for each token; tokens that are parts of one character share a span.
     """
@@ -419,5 +419,5 @@ def _as_spans(
 
 
 def _is_cut(tokenizer: Any, ids: Sequence[int]) -> bool:
-    """Whether tokens end within a character."""
+    """Return whether tokens end within a character."""
     return len(ids) < MOST_BYTES_OF_A_CHARACTER and tokenizer.decode(ids).endswith("\ufffd")

@@ -1,4 +1,4 @@
-"""Loads exported models in a process where LLM Lab can't be imported; verify.py runs this source.
+"""Load exported models in a process where LLM Lab can't be imported; verify.py runs this source.
 
 Reads a list of jobs (JSON) from the file in the first argument, and writes the results into the file in the second;
 logits go into .npy files.
@@ -19,7 +19,7 @@ class _BlockLab:
 
 
 def main() -> None:
-    gc.disable()  # what the imports create stays, and collecting it takes a fifth of this process's time
+    gc.disable()  # imported objects stay alive, and checking them would take a fifth of this process's time
     sys.meta_path.insert(0, _BlockLab())
     with open(sys.argv[1], encoding="utf-8") as file:
         jobs = json.load(file)

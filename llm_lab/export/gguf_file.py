@@ -44,18 +44,18 @@ _GPT2_WHOLE = {
 }
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types in GGUF
-BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # GGUF's names of the two kinds of BPE
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # GGUF's names for the two kinds of BPE
 LEADING_SPACE = "programs that read GGUF tokenize a leading space differently"
-SPACE = "\u2581"  # SentencePiece's
+SPACE = "\u2581"  # a space in SentencePiece's tokens
 
-# llama.cpp selects the pre-tokenizer by name. ByteLevel's default regex is GPT-2's:
+# llama.cpp selects the pre-tokenizer by name. The default regex of ByteLevel is GPT-2's:
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-# {(regex, ignore_merges): llama.cpp's name}; ignore_merges: a word that is a token is used before any merge.
+# {(regex, ignore_merges): llama.cpp's name}; ignore_merges: a word that is itself a token is used without merging.
 PRE_TOKENIZERS = {(GPT2, False): "gpt-2", (LLAMA3, True): "llama-bpe", (QWEN2, False): "qwen2"}
 
 
@@ -112,7 +112,7 @@ def _add_general(writer: Any, name: str, rows: int, weights: str) -> None:
 
     types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_type("model")
-    # transformers takes a llama file with the exact name "mistral" for another architecture, and fails.
+    # transformers mistakes a llama file with the exact name "mistral" for another architecture, and fails.
     writer.add_name("Mistral" if name == "mistral" else name)
     writer.add_file_type(getattr(gguf.LlamaFileType, types[weights]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -183,7 +183,7 @@ def _add_tokenizer(writer: Any, words: GgufTokenizer) -> None:
 
 
 def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, Any]]:
-    """Yield (GGUF name, values) of every weight; a tied head is left out, as GGUF then uses the embeddings."""
+    """Yield (GGUF name, values) of every weight; a tied head is left out, because GGUF then uses the embeddings."""
     config = model.config
     inner_names, outer_names = (_GPT2_LAYER, _GPT2_WHOLE) if architecture == "gpt2" else (_LAYER, _WHOLE)
     if rope_of(config.to_dict())["rope_type"] == "llama3":
@@ -238,7 +238,7 @@ def interleave_rotary(values: Any, heads: int) -> Any:
 
 
 def _pack(values: Any, weights: str) -> tuple[Any, Any]:
-    """Return a weight as stored, and its GGML type: vectors are always f32."""
+    """Return a weight in its stored form, and its GGML type: vectors are always f32."""
     import gguf
 
     kinds = gguf.GGMLQuantizationType
@@ -257,8 +257,8 @@ def _pack(values: Any, weights: str) -> tuple[Any, Any]:
 class GgufTokenizer:
     """A byte-level or SentencePiece BPE as GGUF metadata.
 
-    scores: SentencePiece's merge order, one number per token. prefix: whether a space is added before a text. ends:
-    the ids of end tokens, the tokenizer's EOS first. remarks: where llama.cpp differs from this tokenizer.
+    scores: SentencePiece's merge order, one number per token. prefix: whether a space is added at the start of a text.
+    ends: the ids of end tokens, the tokenizer's EOS first. remarks: how llama.cpp differs from this tokenizer.
     """
 
     kind: str
@@ -335,7 +335,7 @@ def _type_of(number: int, names: Mapping[int, str], added: Mapping[int, Any], un
 
 
 def sentencepiece_prefix(backend: Mapping[str, Any]) -> bool | None:
-    """Return whether a SentencePiece tokenizer adds a space before a text; None for other tokenizers."""
+    """Return whether a SentencePiece tokenizer adds a space at the start of a text; None for other tokenizers."""
     model, normal, split = backend["model"], backend.get("normalizer"), backend.get("pre_tokenizer")
     if model["type"] != "BPE" or not model.get("byte_fallback") or model.get("ignore_merges"):
         return None

@@ -26,9 +26,10 @@ BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What an export will contain. folder: of the model, or a Hub name.
+    """What an export will contain. folder: the model's folder, or a Hub name.
 
-    files: (name, bytes or None if unknown) of each written file. remarks: what is lost or not compared.
+    files: (name, bytes or None if unknown) of each written file. remarks: what the export loses, or what is not
+    compared.
     """
 
     folder: str
@@ -41,7 +42,7 @@ class ExportPlan:
 
     @property
     def own_code(self) -> bool:
-        """Whether it is loaded with trust_remote_code."""
+        """Whether loading the export requires trust_remote_code."""
         return self.loads.architecture is None
 
     @property
@@ -50,7 +51,7 @@ class ExportPlan:
         return f"{self.name}-{self.weights}.gguf" if self.to == "gguf" else None
 
     def describe(self) -> str:
-        """Return in one line what can load it."""
+        """Return in one line what can load the export."""
         if self.to == "gguf":
             return self.loads.gguf_reason
         return f"{self.loads.native_reason}{' (trust_remote_code=True)' if self.own_code else ''}"
@@ -135,7 +136,7 @@ def _dtype(config: Any) -> str:
 
 
 def _name_of(folder: str) -> str:
-    """Return a name for the exported model: of its run, its folder, or its Hub repository."""
+    """Return a name for the exported model: that of its run, its folder, or its Hub repository."""
     run = run_of(folder) if Path(folder).is_dir() else None
     name = (
         run.path.resolve().name if run else Path(folder).resolve().name if Path(folder).is_dir() else Path(folder).name
@@ -144,7 +145,7 @@ def _name_of(folder: str) -> str:
 
 
 def _files(plan: ExportPlan, ours: Any, size: int | None, chats: bool) -> list[tuple[str, int | None]]:
-    """Return the files that are written. size: of the weights in bytes, if known."""
+    """Return the files that the export writes. size: bytes of the weights, if known."""
     if plan.file:
         return [(plan.file, size), ("README.md", None)]
     if plan.to == "space":

@@ -1,4 +1,4 @@
-"""Push of an exported folder to the Hub: permission checked first, one commit, and resumable."""
+"""Push an exported folder to the Hub: check permission first, make one commit, resume a failed push."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from llm_lab.runs.folder import RunFolder
 KEY = "export.push"
 LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that has write permission."
 READ_ONLY = ("read", "no_access")  # roles in an organization
-# Larger files are uploaded one by one, to report progress; smaller ones go with the commit.
+# Larger files are uploaded one by one, to report progress; smaller ones are part of the commit.
 LARGE_BYTES = 2**20
-# Files of a previous model in the repository, which a loader would mix with the new ones.
+# Files of a previous model in the repository, which a program that loads the model would mix with the new ones.
 MODEL_FILES = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json",
     "adapter_model.bin", "adapter_config.json", "base_model.json", "config.json", "generation_config.json",
@@ -31,7 +31,7 @@ MODEL_FILES = (
 
 @dataclass(frozen=True)
 class Destination:
-    """A repository that this token can write to. exists: it exists already; private: as it is or will be created."""
+    """A repository that this token can write to. exists: it exists already. private: as it is or will be created."""
 
     repo: str
     endpoint: str
@@ -72,7 +72,7 @@ def find_destination(repo: str, *, private: bool = True, endpoint: str | None = 
 
 
 def _require_permission(repo: str, identity: dict[str, Any]) -> None:
-    """Raise UserError if the token can't write to this owner's repositories, as far as the Hub says."""
+    """Raise UserError if the Hub says that the token can't write to this owner's repositories."""
     owner, user = repo.split("/")[0], identity["name"]
     token = identity.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
@@ -175,7 +175,7 @@ class Pushed:
     size_bytes: int
 
     def record(self) -> dict[str, Any]:
-        """Return it for run.json."""
+        """Return the push for run.json."""
         return asdict(self)
 
 

@@ -24,7 +24,7 @@ from llm_lab.runs.markdown import plain, table
 from llm_lab.safe_text import redact
 
 MODEL, APP, FACTS, CARD, REQUIREMENTS = "model", "app.py", "space.json", "README.md", "requirements.txt"
-GRADIO = "6.31.0"  # the app was tried with it
+GRADIO = "6.31.0"  # the version that the app was tested with
 _SOURCE = Path(__file__).with_name("space_app.py")
 
 
@@ -59,7 +59,7 @@ def write_space(folder: Path, *, source: str, name: str, own_code: bool, merged:
 
 
 def _requirements() -> Iterator[str]:
-    """Yield what the app imports. Transformers: the version that the export was verified with, or a later one."""
+    """Yield the app's packages. Transformers: the version that the export was verified with, or a later one."""
     yield f"gradio=={GRADIO}"
     yield "torch"
     major = int(version("transformers").partition(".")[0])
@@ -67,7 +67,7 @@ def _requirements() -> Iterator[str]:
 
 
 def _front_matter(name: str, base: str | None, license: str | None) -> str:
-    """Return the block of YAML that the Hub reads."""
+    """Return the block of YAML for the Hub, at the start of the card."""
     facts: dict[str, Any] = {"title": name, "emoji": "💬", "colorFrom": "blue", "colorTo": "indigo"}
     facts |= {"sdk": "gradio", "sdk_version": GRADIO, "app_file": APP, "pinned": False}
     facts |= license_facts(license) if license else {}

@@ -21,7 +21,7 @@ from transformers import (
 FOLDER = Path(__file__).resolve().parent / "model"
 FACTS = json.loads((FOLDER.parent / "space.json").read_text(encoding="utf-8"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Where trusted: the code in model/, which comes with this Space.
+# If own_code is set, this runs the code in model/, which comes with this Space.
 tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=FACTS["own_code"])
 model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=FACTS["own_code"], dtype="auto")
 model = model.to(DEVICE).eval()

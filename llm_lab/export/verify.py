@@ -1,4 +1,4 @@
-"""Verification of an export: loaded in a process without LLM Lab, and compared with the model it was made from."""
+"""Verify an export: load it in a process without LLM Lab, and compare it with the model it was made from."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ CHAT = ({"role": "user", "content": "What is 2 + 3?"},)
 VERIFIED, FAILED, NOT_TRIED = "proven", "failed", "not tried"  # as in run.json
 # The largest relative difference of logits that rounding explains. Transformers dequantizes to float32, so only the
 # rounding of the weights shows; llama.cpp also rounds activations. Its KV cache is f32 here: the default f16 alone
-# differs by more than f16 weights do. q8_0 is lossy, most in narrow models, so it is held to the share of equal top
-# tokens.
+# differs by more than f16 weights do. q8_0 is lossy, most of all in narrow models, so for it the share of equal top
+# tokens is the stricter check.
 TOLERANCES = {
     TRANSFORMERS: {"f32": 1e-4, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.2},
     LLAMA_CPP: {"f32": 1e-3, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.4},
 }
-# llama.cpp computes GPT-2's GELU by its tanh form, from a table in f16.
+# llama.cpp computes GPT-2's GELU in its tanh form, from a table in f16.
 GPT2_TOLERANCE = 1e-2
-# In a mixture of experts, any rounding sends a few tokens to other experts. A wrong weight differs in most positions.
+# In a mixture of experts, any rounding sends a few tokens to other experts. A wrong weight changes most positions.
 EXPERTS_POSITIONS = 0.99
 MIN_AGREEMENT = {"f32": 0.99, "f16": 0.99, "bf16": 0.95, "q8_0": 0.9}  # share of equal top tokens
 PACKAGES = {TRANSFORMERS: "transformers", LLAMA_CPP: "llama-cpp-python"}
@@ -88,10 +88,10 @@ class Check:
     """How one program's results compare with the original model's.
 
     version: of the program; "" if it is not installed. reason: why it failed, or was not tried. logit_difference: the
-    largest absolute one; relative: in compared_positions (a share of all, those that differ the least), divided by the
-    largest logit. greedy_agreement: the share of `positions` with the same top token; continuation_agreement: the
-    share of greedily generated tokens before the first that differs.
-    texts_alike: how many texts have the same tokens.
+    largest absolute one. relative_logit_difference: the largest one divided by the largest logit, in the
+    compared_positions (the share that differs least). greedy_agreement: the share of `positions` with the same top
+    token; continuation_agreement: the share of greedily generated tokens before the first that differs. texts_alike:
+    how many texts have the same tokens.
     """
 
     program: str
@@ -110,7 +110,7 @@ class Check:
     version: str = ""
 
     def describe(self) -> str:
-        """Return it in one line."""
+        """Return the check in one line."""
         verdict = f"{name_program(asdict(self))}: {VERDICTS[self.verdict]}"
         if self.logit_difference is None or self.greedy_agreement is None or self.continuation_agreement is None:
             return f"{verdict}: {self.reason}"
@@ -138,7 +138,7 @@ class Verification:
         return FAILED if FAILED in verdicts else VERIFIED if VERIFIED in verdicts else NOT_TRIED
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for run.json."""
+        """Return the verification for run.json."""
         return {"verdict": self.verdict, "checks": [asdict(check) for check in self.checks]}
 
     def describe(self) -> str:
@@ -214,7 +214,7 @@ def ask(model: Any, tokenizer: Any, probe: Probe) -> Answers:
 
 
 def chat_text(tokenizer: Any) -> str | None:
-    """Return a question in the chat template; None without a template, or if it fails on the question."""
+    """Return a question in the chat template; None if there is no template or it fails on the question."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
@@ -269,8 +269,8 @@ def ask_others(
 ) -> list[dict[str, Any]]:
     """Run exported models in one new process where LLM Lab can't be imported; return their answers or "error".
 
-    jobs: of each, the loader, folder, file (of GGUF, or None) and trust_remote_code, and its probe. python: the
-    interpreter, whose packages load them. Raises LabError if the process dies.
+    jobs: for each model, {loader, folder, file (GGUF, or None), trust_remote_code} and its probe. python: the
+    interpreter whose packages load them. Raises LabError if the process dies.
     """
     import numpy
 

@@ -1,4 +1,4 @@
-"""A pre-norm decoder block, composed of the modules that it is given."""
+"""A pre-norm decoder block, composed of given modules."""
 
 from typing import Any
 

@@ -31,7 +31,7 @@ COUNTS = (
     "max_position_embeddings",
     "sliding_window",
 )
-# The first three are None after completion only if the size that they derive from is invalid, which is reported.
+# The first three stay None only if the size from which they are derived is invalid, which is reported.
 MAY_BE_NONE = ("intermediate_size", "num_key_value_heads", "head_dim", "sliding_window")
 SWITCHES = (
     "attention_bias",
@@ -106,7 +106,7 @@ class LabConfig(PreTrainedConfig):
         if not (_is_count(self.hidden_size) and _is_count(self.num_attention_heads)):
             return []
         if self.layer_types is None and _is_count(self.num_hidden_layers):
-            # Always a list: transformers reads it if it is there.
+            # Always a list: transformers reads this attribute if it exists.
             self.layer_types = [FULL if self.sliding_window is None else SLIDING] * self.num_hidden_layers
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads

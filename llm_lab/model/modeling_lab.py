@@ -70,7 +70,7 @@ def make_block(config: LabConfig, layer_idx: int) -> Block:
 
 
 class LabPreTrainedModel(PreTrainedModel):
-    """Base class: weight initialization, and the library features that all models of these parts support."""
+    """Base class: weight initialization, and the features of transformers that all models of these parts support."""
 
     config: LabConfig
     config_class = LabConfig
@@ -283,7 +283,7 @@ class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
 
 
 class LabForSequenceClassification(GenericForSequenceClassification, LabPreTrainedModel):
-    """The decoder with a score for the last token that is not padding: a reward model."""
+    """The decoder with a score at the last token that is not padding: a reward model."""
 
     def __init__(self, config: LabConfig) -> None:
         LabPreTrainedModel.__init__(self, config)

@@ -62,7 +62,7 @@ def find_attention(kernel: str, default: Callable) -> Callable:
 def make_attention_mask(
     make: Callable[..., Any], config: Any, inputs_embeds: torch.Tensor, past_key_values: Cache | None, **given: Any
 ) -> Any:
-    """Call one of transformers' functions that make masks; version 4.57 also wants the positions in the cache."""
+    """Call one of transformers' functions that make masks; version 4.57 also requires positions in the cache."""
     if not IS_OLDER:
         return make(config=config, inputs_embeds=inputs_embeds, past_key_values=past_key_values, **given)
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -73,6 +73,6 @@ def make_attention_mask(
 
 
 def mask_sizes(cache: Cache, length: int, layer_idx: int) -> tuple[int, int]:
-    """Return how many keys a layer attends to, and the position of the first; version 4.57 wants positions."""
+    """Return how many keys a layer attends to, and the position of the first; version 4.57 requires positions."""
     queries: Any = torch.arange(length) if IS_OLDER else length
     return cache.get_mask_sizes(queries, layer_idx)
