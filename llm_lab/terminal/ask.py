@@ -1,4 +1,4 @@
-"""Questions in a terminal, with Esc for back and ? for help; plain lines where the terminal can do no more."""
+"""Questions in a terminal, with Esc for back and ? for help; plain lines if the terminal is limited to them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ HINT_TO_FINISH = "(Esc back · ? help · Ctrl-F finish)"
 FILTERS = "type to filter"
 SELECTS = "Space selects"
 ROOM_TO_TYPE = 16
-BESIDE_REASON = 8  # columns of the mark and the brackets of a reason
+BESIDE_REASON = 8  # columns of the mark and of the brackets around a reason
 ANOTHER = "another value ..."
 READ = "Enter goes back"
-LEFT_OUT_FIRST = ("size", "age", "stage")  # columns of a table that is too wide
-NUMBERS = ("size", "age")  # columns whose entries are aligned to the right
+LEFT_OUT_FIRST = ("size", "age", "stage")  # columns to leave out when a table is too wide
+NUMBERS = ("size", "age")  # columns that are right-aligned
 LEAST_NAME = 12
 PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
@@ -52,9 +52,9 @@ PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
 def ask(question: Question, *, above: int = 0, pane: str = "", trouble: str = "", show_help: bool = False) -> Any:
     """Ask a question and return the answer. Raises Back, and Resized.
 
-    above: how many lines are above the question on the screen, so that all of it fits the terminal. pane: a text that
-    is scrolled above its choices. trouble: why the default was refused; a change of it removes that. show_help: whether
-    the help is open from the start.
+    above: how many lines are above the question on the screen, so that all of it fits the terminal. pane: a text above
+    its choices that can be scrolled. trouble: why the default was refused; it disappears when the default is changed.
+    show_help: whether the help is open at the start.
     """
     if question.kind in ("choice", "several") and all(choice.why_not for choice in question.choices):
         if question.kind == "several":
@@ -109,7 +109,7 @@ def _ask_list(question: Question, above: int, pane: str, trouble: str, show_help
     hints = [*(hint.replace("(", f"({FILTERS} · ") for hint in hints if len(shown) > 1), *hints]
     hints = [*(hint.replace("(", f"({SELECTS} · ") for hint in hints), f"({SELECTS})"] if several else hints
     left = room - len(f"? {one_line(question.text)} ")
-    hint = next((hint for hint in hints if len(hint) <= left), " ")  # questionary has its own for an empty one
+    hint = next((hint for hint in hints if len(hint) <= left), " ")  # questionary shows its own hint for an empty one
     options: dict[str, Any] = {"instruction": hint, "style": style()}
     if several:
         prompt = questionary.checkbox(question.text, shown, use_jk_keys=False, **options)
@@ -124,11 +124,11 @@ def _ask_list(question: Question, above: int, pane: str, trouble: str, show_help
         pane=pane,
     )
     footer.can_finish, footer.show_help, footer.trouble = question.can_finish, show_help, trouble
-    prompt.application.erase_when_done = True  # or a long line that was picked would be wrapped
+    prompt.application.erase_when_done = True  # otherwise a long selected line would be wrapped
     control = next(w.content for w in prompt.application.layout.find_all_windows() if hasattr(w.content, "pointed_at"))
 
     def so_far() -> Any:
-        if several:  # those that a filter hides, too
+        if several:  # also the ones that a filter hides
             return [box.choice.value for box in boxes if box in control.selected_options]
         return control.get_pointed_at().value.choice.value
 
@@ -144,7 +144,7 @@ def _ask_list(question: Question, above: int, pane: str, trouble: str, show_help
 
 
 def _lines_of(boxes: Sequence[_Boxed]) -> int:
-    """Return how many lines a question takes with these choices, with a blank line and what is below them."""
+    """Return how many lines a question takes with these choices, including a blank line and what is below them."""
     about = max(len(wrap_lines(_about(box))) for box in boxes)
     return 1 + sum(len(box.title.splitlines()) for box in boxes) + min(MOST_ABOUT, about) + (about > 0)
 
@@ -157,9 +157,9 @@ class _Boxed:
 
 
 def titles_of(question: Question, room: int) -> tuple[str, list[str]]:
-    """Return the heads of the columns ("" without any), and each choice as it fits on its line.
+    """Return the column heads ("" if there are none), and each choice as it fits on its line.
 
-    Where there is no room for all columns, those that say least are left out.
+    Where there is not enough room, the least informative columns are left out.
     """
     table = [choice.cells for choice in question.choices if choice.cells]
     if not table:
@@ -182,7 +182,7 @@ def titles_of(question: Question, room: int) -> tuple[str, list[str]]:
 
 
 def _about(box: _Boxed) -> str:
-    """Return what is below the list: the whole text where its line has not all of it, and what the choice means."""
+    """Return what is below the list: the whole text if its line is cut, and what the choice means."""
     choice, shown = box.choice, box.title.split()
     is_cut = any(word not in shown for word in " ".join(map(one_line, choice.cells or (choice.text,))).split())
     text = one_line(choice.text).strip()
@@ -191,7 +191,7 @@ def _about(box: _Boxed) -> str:
 
 
 def _whole_help(question: Question, boxes: Sequence[_Boxed], room: int, box: _Boxed) -> str:
-    """Return the help of a choice, in full what is cut below the list, and the reasons that are cut on their lines."""
+    """Return the help of a choice, with the texts that are cut below the list and on the lines."""
     about = _about(box)
     texts = [about] if len(wrap_lines(about)) > MOST_ABOUT else []
     for other in boxes:
@@ -207,11 +207,11 @@ def _hint(question: Question) -> str:
 
 
 def title_of(choice: Choice, columns: int | None = None) -> str:
-    """Return a choice as it fits on its line. One that can't be chosen leaves room for the reason."""
+    """Return a choice as it fits on its line. If it can't be chosen, room is left for the reason."""
     text, columns = one_line(choice.text), columns or text_columns()
     if not choice.why_not:
         return fit_words(text, columns - BESIDE_TITLE)
-    text = re.sub(r"(\S {2,}) {2}", r"\1", text, count=1)  # its mark takes two columns: those after stay in line
+    text = re.sub(r"(\S {2,}) {2}", r"\1", text, count=1)  # for its mark: later columns stay aligned
     room = columns - BESIDE_REASON - min(len(one_line(choice.why_not)), columns // 2)
     while len(text) > room and "  " in text:
         text = text.rpartition("  ")[0].rstrip()
@@ -219,12 +219,12 @@ def title_of(choice: Choice, columns: int | None = None) -> str:
 
 
 def whole_title_of(choice: Choice, title: str, columns: int, indent: int) -> str:
-    """Return a choice whose line is cut on several lines. title, indent: as for in_whole."""
+    """Return a choice on several lines if its line is cut. title, indent: as for in_whole."""
     return title if choice.cells or choice.why_not else in_whole(one_line(choice.text), title, columns, indent)
 
 
 def reason_of(choice: Choice, columns: int | None = None) -> str | None:
-    """Return why a choice can't be chosen, as it fits on the line; None where it can."""
+    """Return why a choice can't be chosen, as it fits on the line; None if it can be chosen."""
     room = (columns or text_columns()) - BESIDE_REASON - len(title_of(choice, columns))
     return fit_words(one_line(choice.why_not), room) if choice.why_not else None
 
@@ -234,11 +234,11 @@ def _ask_text(question: Question, trouble: str = "", show_help: bool = False) ->
     text, default = one_line(question.text), str(question.default or "")
     hint = _hint(question)
     fits = len(text) + len(hint) + len(default) < text_columns() - ROOM_TO_TYPE
-    # Where it does not, the answer gets a line of its own, and the hint is below.
+    # If it does not fit, the answer gets a line of its own, with the hint below.
     after, allowed = (f"{hint} ", question.allowed) if fits else ("\n  ", f"{question.allowed}\n{hint}")
     parts = [("class:qmark", "?"), ("class:question", f" {text} "), ("class:instruction", after)]
     prompt = _text_prompt(parts, default)
-    # A check that takes a while is the driver's, after the prompt.
+    # A check that takes a while is run by the driver, after the prompt.
     check = (lambda text: None) if question.wait else question.problem
     footer = lay_out_text(prompt.application, question.why, allowed, check, trouble)
     footer.can_finish, footer.show_help = question.can_finish, show_help
@@ -258,7 +258,7 @@ def _text_prompt(message: list[tuple[str, str]], default: str = "") -> Any:
 
 
 def wait_for_enter(message: str = READ) -> None:
-    """Wait, so that what was printed can be read."""
+    """Wait until Enter is pressed, so that what was printed can be read."""
     with contextlib.suppress(Back, KeyboardInterrupt, EOFError):
         if is_plain():
             input(f"{message} ")
@@ -268,7 +268,7 @@ def wait_for_enter(message: str = READ) -> None:
 
 
 def read(text: str, *, above: int) -> None:
-    """Show a text, scrolled where it is longer than the screen, until Enter is pressed. Raises Resized.
+    """Show a text until Enter is pressed; one longer than the screen can be scrolled. Raises Resized.
 
     above: how many lines are above it on the screen.
     """
@@ -281,7 +281,7 @@ def read(text: str, *, above: int) -> None:
 
 
 def _ask_plainly(question: Question, trouble: str) -> Any:
-    """Ask with lines only: a number or a text."""
+    """Ask with plain lines; the user types a number or a text."""
     print(printable(question.text))
     if question.allowed:
         print(printable(_folded(question.allowed)))
@@ -304,13 +304,13 @@ def _folded(text: str) -> str:
 
 
 def _help_of(question: Question) -> dict[str, str]:
-    """Return {what is typed: its help}: ? for the question, ?3 for the third of its choices."""
+    """Return {what is typed: its help}: ? for the question, ?3 for its third choice."""
     lines = {f"{PLAIN_HELP}{n}": choice.why or choice.effect for n, choice in enumerate(question.choices, 1)}
     return {key: text or question.why for key, text in {PLAIN_HELP: question.why, **lines}.items()}
 
 
 def _read_line(question: Question, before: str, default: str) -> str:
-    """Read one line; Enter alone takes the default, ? prints the help, ?3 that of the third choice. Raises Back."""
+    """Read one line. Enter alone takes the default; ? prints the help, ?3 the help of the third choice. Raises Back."""
     while (text := input(f"{before} [{default}], {PLAIN_HINT} > ").strip()) in _help_of(question):
         print(printable(_folded(_help_of(question)[text] or NO_HELP)))
     if text == PLAIN_BACK:
@@ -340,7 +340,7 @@ def _read_text(question: Question) -> tuple[str, str | None]:
 
 
 def _run(prompt: Any, footer: Any, so_far: Callable[[], Any] | None = None) -> Any:
-    """Run a prompt of questionary with our keys. so_far: returns the answer as it is; a new size ends the prompt."""
+    """Run a questionary prompt with our keys. so_far: returns the unfinished answer, in case a new size ends the prompt."""
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
 
@@ -371,7 +371,7 @@ def _run(prompt: Any, footer: Any, so_far: Callable[[], Any] | None = None) -> A
     @keys.add("c-r", eager=True)
     @keys.add("c-s", eager=True)
     def _(event: Any) -> None:
-        """There is no history to search."""
+        """Do nothing: there is no history to search."""
 
     if footer.can_finish:
 
@@ -385,7 +385,7 @@ def _run(prompt: Any, footer: Any, so_far: Callable[[], Any] | None = None) -> A
 
         def look(_: Any) -> None:
             if app.output.get_size() != size and not app.is_done:
-                trouble = "" if footer.filter else footer.trouble  # that of a filter goes with it
+                trouble = "" if footer.filter else footer.trouble  # the filter's own trouble disappears with it
                 app.exit(exception=Resized(so_far(), trouble, footer.show_help))
 
         app.after_render += look

@@ -1,4 +1,4 @@
-"""The line of input of a chat: keys, completion, a history that is kept, and a model that is loaded meanwhile."""
+"""The input line of a chat: keys, completion, a stored history, and a model that loads in the meantime."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POLL_SECONDS = 0.1
 
 
 class Loading:
-    """A model that is loaded in a thread, while the user types. name: what it is called."""
+    """A model that loads in a thread while the user types. name: its name."""
 
     def __init__(self, name: str, load: Callable[[], Any]):
         self.name = name
@@ -39,7 +39,7 @@ class Loading:
         self._begun: float | None = None
 
     def start(self) -> None:
-        """Start to load, unless it has been started."""
+        """Start loading, unless it has been started."""
         if self._begun is None:
             self._begun = time.monotonic()
             atexit.register(self._leave)
@@ -50,7 +50,7 @@ class Loading:
         return self._done.is_set()
 
     def wait(self) -> Any:
-        """Return the session once it is loaded. Raises what went wrong."""
+        """Return the session once it is loaded. Raises the error of the loading."""
         self.start()
         if not self.is_done:
             print_waiting(f"Loading {self.name} ...")
@@ -61,7 +61,7 @@ class Loading:
         return self._session
 
     def describe(self) -> str:
-        """Return how far it is, for the line below the prompt."""
+        """Return the progress of the loading, for the line below the prompt."""
         seconds = int(time.monotonic() - self._begun) if self._begun else 0
         since = f" ({seconds} s)" if seconds > 2 else ""
         text = f"Loading {one_line(self.name)} ...{since}"
@@ -78,7 +78,7 @@ class Loading:
             self._done.set()
 
     def _leave(self) -> None:
-        """End the process at once: torch, half imported in a thread, may crash an interpreter that shuts down."""
+        """End the process at once: with torch half imported in a thread, a normal shutdown may crash."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
@@ -96,7 +96,7 @@ def typed_lines(
     """Prompt for messages until Ctrl-D, or Ctrl-C twice.
 
     status: the line below the prompt. draft: the text that the next prompt begins with. give_up: called at Ctrl-C;
-    whether there was something to give up, so that it does not count. Raises what went wrong with the loading.
+    returns whether it gave something up, in which case the Ctrl-C does not count. Raises the error of the loading.
     """
     from .console import make_console
 
@@ -109,7 +109,7 @@ def typed_lines(
             return
         except KeyboardInterrupt:
             if is_plain():
-                make_console().print()  # the terminal has written ^C
+                make_console().print()  # the terminal has echoed ^C
             if give_up():
                 continue
             if interrupted:
@@ -163,14 +163,14 @@ def _make_prompt(
         enable_suspend=True,
         style=Style(prompt_styles()),
     )
-    # Not prompt_toolkit's own toolbar, which needs an answer of the terminal and takes all lines down to the last one.
+    # prompt_toolkit's own toolbar needs an answer from the terminal and takes all lines down to the last one.
     line = ConditionalContainer(Window(FormattedTextControl(below), height=1), filter=~is_done)
     prompt.layout.container = HSplit([prompt.layout.container, line])
     prompt.default_buffer.on_text_changed += lambda _: set_hint("")
     prompt.app.timeoutlen = prompt.app.ttimeoutlen = ESCAPE_SECONDS
 
     async def follow(loading: Loading) -> None:
-        loading.start()  # after the prompt was drawn: importing in a thread would delay it
+        loading.start()  # after the prompt is drawn, because importing in a thread would delay it
         shown = ""
         while not loading.is_done:
             await asyncio.sleep(POLL_SECONDS)
@@ -189,7 +189,7 @@ def _make_prompt(
 
 
 def _fitted(text: str, width: int) -> str:
-    """Return a text of parts ("; " between them) without the last ones that do not fit."""
+    """Return text parts, joined with "; ", leaving out the last ones that do not fit."""
     parts = one_line(text).split("; ")
     while len(parts) > 1 and len("; ".join(parts)) > width:
         parts.pop()
@@ -220,7 +220,7 @@ def _keys(hint: Callable[[str], None]) -> Any:
         hint("Ctrl-D or /quit leaves the chat")
 
     @keys.add("escape", "/")
-    def _(event: Any) -> None:  # the editor's own binding would complete, and the slash would be lost
+    def _(event: Any) -> None:  # the editor's own binding would complete a command, and the slash would be lost
         event.current_buffer.insert_text("/")
 
     return keys
@@ -259,13 +259,13 @@ def _run_names() -> list[str]:
 
 
 def history_path() -> Path:
-    """Return the file of what was typed in chats: in $XDG_STATE_HOME or ~/.local/state."""
+    """Return the file that stores what was typed in chats: in $XDG_STATE_HOME or ~/.local/state."""
     shared = os.environ.get("XDG_STATE_HOME")
     return (Path(shared) if shared else Path.home() / ".local" / "state") / "llm-lab" / "chat_history.jsonl"
 
 
 def _history() -> Any:
-    """Return the history of the prompt, which is kept in a file that only its user can read."""
+    """Return the history of the prompt, stored in a file that only its user can read."""
     from prompt_toolkit.history import History
 
     class Kept(History):
@@ -280,7 +280,7 @@ def _history() -> Any:
         def store_string(self, string: str) -> None:
             if not string.strip() or has_secret(string):
                 return
-            with suppress(OSError):  # a history is not worth an error
+            with suppress(OSError):  # a missing history is not worth an error
                 history_path().parent.mkdir(parents=True, exist_ok=True)
                 file = os.open(history_path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
                 with os.fdopen(file, "w", encoding="utf-8") as opened:
@@ -290,7 +290,7 @@ def _history() -> Any:
 
 
 def _read_history() -> list[str]:
-    """Return what was typed, oldest first; a line that is not readable is skipped."""
+    """Return what was typed, oldest first; lines that can't be read are skipped."""
     found = []
     with suppress(OSError):
         for line in history_path().read_text(encoding="utf-8", errors="replace").splitlines():

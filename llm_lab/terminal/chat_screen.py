@@ -1,4 +1,4 @@
-"""The conversation in the terminal: a line of input, a streamed reply, a few commands."""
+"""The conversation in the terminal: an input line, a streamed reply, and a few commands."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ MODES = {
     "completion": "completion mode: a base model continues your text, and your next text is added to it. "
     "Enter alone continues it further; /reset starts a new one.",
 }
-# The line below the prompt: what does not fit is left out, part by part.
+# The line below the prompt: parts that do not fit are left out.
 STATUS = {
     "chat": "chat mode; Esc stops a reply; Tab completes",
     "completion": "completion mode; Enter alone continues the text; /reset starts a new one; Esc stops it",
@@ -97,8 +97,8 @@ def run_chat(
     """Run a chat until the user leaves.
 
     session: a chat session, or one that is still loading. load: opens another checkpoint as a session. side_by_side:
-    makes what compares with other models (evaluation/side_by_side.py). interactive: whether a user types; detected by
-    default. Raises what goes wrong with the loading.
+    makes the comparison with other models (evaluation/side_by_side.py). interactive: whether a user types; detected by
+    default. Raises the error of the loading.
     """
     interactive = is_terminal() if interactive is None else interactive
     screen = _Screen(session, load, side_by_side, interactive)
@@ -118,13 +118,13 @@ class _Screen:
         self._name = session.name
         self._load, self._side_by_side = load, side_by_side
         self._interactive = interactive
-        self._draft = ""  # what the next prompt begins with
-        self._edits = False  # the next message replaces the last one
-        self._backend: str | None = None  # of web searches; None: the default
+        self._draft = ""  # the text that the next prompt begins with
+        self._edits = False  # whether the next message replaces the last one
+        self._backend: str | None = None  # for web searches; None: the default
         self._auto_search = False
         self._styles_replies = True
-        self._knows_full_context = False  # whether the user has seen that it is full
-        self._privacy_shown: set[str] = set()  # backends
+        self._knows_full_context = False  # whether the user has seen that the context is full
+        self._privacy_shown: set[str] = set()  # search backends whose privacy notice was shown
         # In a pipe, standard output is only for replies.
         self._console = make_console(stderr=not interactive)
 
@@ -154,14 +154,14 @@ class _Screen:
         return draft
 
     def _end_edit(self) -> bool:
-        """Leave the last message as it is; return whether it was being changed."""
+        """Leave the last message as it is; return whether it was being edited."""
         edits, self._edits = self._edits, False
         return edits
 
     def take(self, text: str) -> bool:
         """Answer a message or run a command; return False to leave. Esc stops it, as Ctrl-C does."""
         text = valid_text(text)
-        if self._interactive and text.strip() == "?":  # the key for help on every other screen
+        if self._interactive and text.strip() == "?":  # ? is the key for help on every other screen
             text = "/help"
         edits = self._end_edit()
         try:
@@ -175,7 +175,7 @@ class _Screen:
                     self._reply(text, self._hits_for(text))
         except LabError as error:
             print_error(error)
-        except OSError as error:  # a name that no file can have
+        except OSError as error:  # not a valid file name
             if (for_user := file_error(error)) is None:
                 raise
             print_error(for_user)
@@ -191,7 +191,7 @@ class _Screen:
 
     @property
     def _blank(self) -> str:
-        """What separates a text from the prompt below it."""
+        """Print the blank line between a text and the prompt below it."""
         return "\n" if self._interactive else ""
 
     def _reply(self, text: str, hits: Sequence[Hit] = ()) -> None:
@@ -200,14 +200,14 @@ class _Screen:
         self._show(self.session.reply(text, hits))
 
     def _replace(self, text: str) -> None:
-        """Send a changed message in place of the last one."""
+        """Send an edited message in place of the last one."""
         if not text.strip():
             self._say("The last message is unchanged.", "dim")
             return
         self._show(self.session.regenerate(text))
 
     def _show(self, reply: Generator[str, None, None]) -> None:
-        """Stream a reply, and show what is to be said of it."""
+        """Stream a reply, and show the notices about it."""
         last = self.session.messages[-1:]
         with contextlib.suppress(KeyboardInterrupt):
             markdown = self._styles_replies and self.session.mode == "chat"
@@ -227,9 +227,9 @@ class _Screen:
         self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}{full}]\n", "dim")
 
     def _show_notice(self) -> str:
-        """Show what the model did not see; of a context that stays full, only the first time.
+        """Show which part of the conversation the model did not see; if the context stays full, only the first time.
 
-        Returns what is then added to the numbers of the reply.
+        Returns the remark to add to the numbers of the reply.
         """
         session = self.session
         if not session.notice:
@@ -242,7 +242,7 @@ class _Screen:
         return ""
 
     def _hits_for(self, text: str) -> list[Hit]:
-        """Return search results for a message that asks about the present, if the user chose /auto_search."""
+        """Return search results for a message that asks about current events, if the user chose /auto_search."""
         if not self._auto_search or self.session.mode != "chat" or not (word := search_reason(text)):
             return []
         self._say(f'Your message has "{one_line(word)}", so the web is searched. /auto_search off stops this.', "dim")
@@ -356,7 +356,7 @@ class _Screen:
         self._styles_replies = not self._switch("plain", text, not self._styles_replies)
 
     def _switch(self, name: str, text: str, is_on: bool) -> bool:
-        """Return whether something is on after /name text, and show it. UserError for anything but on and off."""
+        """Return whether `/name text` switches something on, and show it. UserError if the text is not on or off."""
         if text and text.lower() not in ("on", "off"):
             raise UserError(Problem(f"/{name}", "invalid value", value=text, allowed="on or off"))
         is_on = text.lower() == "on" if text else is_on
@@ -401,7 +401,7 @@ class _Screen:
 
 
 def _full_name(name: str) -> str:
-    """Return the command that a name means: its own, or the only one that begins so. UserError where there is none."""
+    """Return the command with a name, or the only one that begins with it. UserError if there is none."""
     begun = [command for command in COMMANDS if name and command.startswith(name)]
     if name in COMMANDS or len(begun) == 1:
         return name if name in COMMANDS else begun[0]
@@ -426,6 +426,6 @@ def _show_notices(say: Callable[[str, str], None]) -> Listener:
 
 def _piped_lines() -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 must not end the conversation
+        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is not UTF-8 must not end the conversation
     for line in sys.stdin:
         yield line.rstrip("\r\n")

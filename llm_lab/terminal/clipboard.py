@@ -1,4 +1,4 @@
-"""Copy text: with the system's own tool where there is one, else through the terminal."""
+"""Copy text: with the system's own tool if there is one, else through the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .console import printable
 
 SECONDS = 3.0
 LONGEST_THROUGH_TERMINAL = 74_994  # bytes; terminals cut or drop a longer OSC 52 sequence
-# Each tool, and the environment variable without which it has nothing to talk to.
+# Each tool, and the environment variable that it needs in order to reach a display.
 TOOLS = (
     (("pbcopy",), ""),
     (("wl-copy",), "WAYLAND_DISPLAY"),
@@ -23,7 +23,7 @@ TOOLS = (
 
 
 def copy(text: str) -> str:
-    """Copy a text to the clipboard, without control characters; return what was done, in words."""
+    """Copy a text to the clipboard, without control characters; return a description of what was done."""
     text = printable(text)
     many = f"{len(text):,} character{'' if len(text) == 1 else 's'}"
     if tool := _copy_with_tool(text):
@@ -45,7 +45,7 @@ def _copy_with_tool(text: str) -> str | None:
     for command, needed in TOOLS:
         if shutil.which(command[0]) and (not needed or os.environ.get(needed)):
             encoding = "utf-16" if command[0] == "clip.exe" else "utf-8"
-            nowhere = subprocess.DEVNULL  # not a pipe: some tools stay, and would keep it open
+            nowhere = subprocess.DEVNULL  # not a pipe: some tools keep running, and would keep it open
             try:
                 subprocess.run(
                     command, input=text.encode(encoding), stdout=nowhere, stderr=nowhere, check=True, timeout=SECONDS

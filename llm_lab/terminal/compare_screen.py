@@ -1,4 +1,4 @@
-"""Answers side by side with their differences marked, and a table of measures."""
+"""Answers side by side with their differences marked, and a table of measurements."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-NARROWEST = 22  # columns: an answer is hard to read in fewer
+NARROWEST = 22  # columns: an answer in fewer is hard to read
 STEP_WIDTH = 16
-CURVES = ("reward", "eval_loss", "loss")  # the first that all runs have is shown
+CURVES = ("reward", "eval_loss", "loss")  # the first one that all runs have is shown
 CURVE_LINES = 10
 CURVE_STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
 MARK = "bold yellow"
@@ -39,7 +39,7 @@ SAME_OVER_TIME = ("parameters", "tokens_per_second", "agreement")
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print the models, the answers to every prompt, the measures, and the remarks."""
+    """Print the models, the answers to every prompt, the measurements, and the remarks."""
     from rich.text import Text
 
     console = console or make_console()
@@ -55,7 +55,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(Text.assemble(("> ", "title"), printable(prompt) or ("(empty)", "dim")), overflow="fold")
         print_answers(comparison, number, console)
     keys = _shown(comparison)
-    if keys and comparison.prompts and not comparison.over_time:  # the answers may have scrolled the letters away
+    if keys and comparison.prompts and not comparison.over_time:  # the answers may have pushed the letters off
         console.print()
         _print_models(comparison, console, modes=False)
     for table in _tables(comparison, keys, console.width):
@@ -70,7 +70,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 
 def name_models(comparison: Comparison) -> str:
-    """Return the letter and the name of each model on one line; over time, which checkpoints."""
+    """Return the letter and the name of each model on one line; over time, the checkpoints."""
     names = [one_line(model.name).removeprefix(f"{ROOT}/") for model in comparison.models]
     if comparison.over_time:
         return f"{names[0]} to {names[-1]}"
@@ -88,9 +88,9 @@ def _print_models(comparison: Comparison, console: Console, *, modes: bool = Tru
 
 
 def _curves(comparison: Comparison, console: Console) -> Iterator[Text]:
-    """Yield one picture with the curve of each run: of the quantity that says most, and that all of them have.
+    """Yield one picture with the curve of each run, of the most informative quantity that all of them have.
 
-    A letter per curve where there are no colors. Nothing for one run, or for runs of different stages.
+    Each curve is drawn with a letter if there are no colors. Nothing for one run, or for runs of different stages.
     """
     from rich.text import Text
 
@@ -128,7 +128,7 @@ def _curves(comparison: Comparison, console: Console) -> Iterator[Text]:
 
 
 def _runs_of(comparison: Comparison) -> dict[str, RunFolder]:
-    """Return {letter: run} of the models that are a run's."""
+    """Return {letter: run} for the models that belong to a run."""
     found = {
         letter: run_of(model.checkpoint)
         for letter, model in zip(letters(comparison), comparison.models, strict=True)
@@ -138,7 +138,7 @@ def _runs_of(comparison: Comparison) -> dict[str, RunFolder]:
 
 
 def _marks_by_style(console: Console) -> bool:
-    """Whether differences are marked by color; elsewhere by signs."""
+    """Whether differences are marked by color; otherwise, they are marked by signs."""
     return console.is_terminal and has_colors(console)
 
 
@@ -230,7 +230,7 @@ def _timeline(comparison: Comparison, number: int, console: Console) -> Any:
 
 
 def _marked(comparison: Comparison, number: int, model: int, console: Console) -> Text:
-    """Return an answer with its differences marked: by color, or by signs in a pipe."""
+    """Return an answer with its differences marked: by color, or by signs where there are no colors."""
     from rich.text import Text
 
     answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
@@ -265,7 +265,7 @@ def _details(comparison: Comparison, number: int, model: int) -> Text:
     answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
     if answer.problem:
         return Text("")
-    text = Text.assemble((f"[{answer.describe()}]", "dim"))  # what is added is not dim
+    text = Text.assemble((f"[{answer.describe()}]", "dim"))  # what is appended must not be dim
     against = reference_of(comparison, model)
     if first is not None and against is not None and (words := verdict(first, answer, letters(comparison)[against])):
         text.append(f"\n{words}", style="good" if first.text == answer.text else MARK)
@@ -278,13 +278,13 @@ def _first(comparison: Comparison, number: int, model: int) -> Answer | None:
 
 
 def _shown(comparison: Comparison) -> list[str]:
-    """Return the measures to show on the screen."""
+    """Return the measurements to show on the screen."""
     hidden = SAME_OVER_TIME if comparison.over_time else ()
     return [key for key in measures_of(comparison) if key.partition(":")[0] not in hidden]
 
 
 def _tables(comparison: Comparison, keys: Sequence[str], width: int) -> Iterator[Any]:
-    """Yield tables with a row per measure and a column per model; over time the other way round."""
+    """Yield tables with a row per measurement and a column per model; over time, transposed."""
     names = letters(comparison)
     best = {key: best_of(comparison, key) for key in keys}
     cells = [

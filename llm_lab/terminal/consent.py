@@ -1,4 +1,4 @@
-"""The user's consent to code that a recipe from a run's folder names."""
+"""The user's consent to run code that is named in a recipe from a run's folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def with_consent(action: Callable[[], T]) -> T:
-    """Do something that may run code which a recipe from a run's folder names; in a terminal, the user is asked."""
+    """Do something that may run code named in a recipe from a run's folder; in a terminal, ask the user."""
     while True:
         try:
             return action()
@@ -25,7 +25,7 @@ def with_consent(action: Callable[[], T]) -> T:
 
 
 def confirm_code(codes: Iterable[Code]) -> bool:
-    """Show the code that a recipe from a run's folder names; return whether the user allows it to run."""
+    """Show the code that is named in a recipe from a run's folder; return whether the user allows it to run."""
     from rich.text import Text
 
     console = make_console(stderr=True)

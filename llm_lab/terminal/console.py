@@ -1,4 +1,4 @@
-"""The console that every screen prints to, and text that is safe to print."""
+"""The console that every screen prints to, which makes text safe to print."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ __all__ = [
     *("prompt_styles", "rows"),
 ]
 
-PLAIN = "LLM_LAB_PLAIN"  # the environment variable of plain mode, which child processes inherit
-# The palette of all screens: one accent, and three colors that each come with a word or a mark. All are among the
-# terminal's own eight colors, which its user has made readable on its background.
+PLAIN = "LLM_LAB_PLAIN"  # the environment variable for plain mode, which child processes inherit
+# The palette of all screens: one accent color, and three colors that always come with a word or a mark. All are among
+# the terminal's own eight colors, which its user has made readable on its background.
 PALETTE = {
     "title": "bold cyan",
     "help": "cyan",
-    "accent": "bold cyan",  # what is pointed at, and the user's own values
+    "accent": "bold cyan",  # the pointed line, and the user's own values
     "good": "green",
     "warn": "yellow",
     "attention": "bold yellow",
     "bad": "bold red",
-    "dim": "dim",  # not bright black, which some themes make the color of the background
+    "dim": "dim",  # not bright black: some themes use that for the background
 }
 
 
 def is_plain() -> bool:
-    """Whether screens are made of lines only, for screen readers and terminals that can do no more.
+    """Whether screens consist of lines only, for screen readers and limited terminals.
 
     True after --plain, with LLM_LAB_PLAIN=1, and with TERM=dumb. Then there are no frames, no redrawing and no colors.
     """
@@ -58,17 +58,17 @@ def is_plain() -> bool:
 
 
 def set_plain() -> None:
-    """Switch plain mode on, for this process and those it starts."""
+    """Switch plain mode on, for this process and its child processes."""
     os.environ[PLAIN] = "1"
 
 
 def columns() -> int:
-    """Return the width of the terminal, 80 where there is none. COLUMNS sets it."""
+    """Return the width of the terminal, 80 where there is none. COLUMNS overrides it."""
     return shutil.get_terminal_size().columns
 
 
 def rows() -> int:
-    """Return the height of the terminal, 24 where there is none. LINES sets it."""
+    """Return the height of the terminal, 24 where there is none. LINES overrides it."""
     return shutil.get_terminal_size().lines
 
 
@@ -81,8 +81,8 @@ def prompt_styles() -> list[tuple[str, str]]:
 def make_console(stderr: bool = False) -> Console:
     """Return a console that respects NO_COLOR and accepts any text, whatever the terminal's encoding.
 
-    All text is shown as it is: markup in it means nothing, and control characters and secrets are replaced. In plain
-    mode, tables and panels become lines.
+    Text is not interpreted as markup; control characters and secrets in it are replaced. In plain mode, tables and
+    panels become lines.
     """
     from rich.console import Console
     from rich.segment import Segment
@@ -106,7 +106,7 @@ def make_console(stderr: bool = False) -> Console:
             stream.reconfigure(errors="replace")  # a character that the terminal can't show must not raise
     options: dict[str, Any] = {"file": stream} if stderr else {}
     if is_plain():
-        # With both, rich does not take a dumb terminal for one of 80 columns.
+        # With both width and height set, rich does not assume 80 columns for a dumb terminal.
         options |= {"color_system": None, "width": columns(), "height": rows()}
     console = SafeConsole(markup=False, highlight=False, emoji=False, theme=Theme(PALETTE), **options)
     console.on_broken_pipe = partial(_silence, console)  # rich's own handler exits with code 1
@@ -114,7 +114,7 @@ def make_console(stderr: bool = False) -> Console:
 
 
 def _plain_lines(objects: Iterable[Any]) -> Iterator[Any]:
-    """Yield what can be read line by line: panels without their frames, tables as one line per row."""
+    """Yield printable lines: panels without their frames, tables as one line per row."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.rule import Rule
@@ -149,13 +149,13 @@ def _table_lines(table: Table) -> Iterator[Text]:
 
 
 def _silence(console: Console) -> None:
-    """Stop printing, but not the run: the reader has closed the pipe (`| head`)."""
+    """Stop printing but continue the run: the reader has closed the pipe (`| head`)."""
     console.quiet = True
     os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
 
 
 class SafeStream(io.TextIOBase):
-    """A stream for what Python and the libraries write themselves, such as warnings and tracebacks."""
+    """A stream for the output of Python itself and of libraries, such as warnings and tracebacks."""
 
     def __init__(self, inner: Any):
         self.inner = inner
@@ -193,7 +193,7 @@ def safe_errors() -> Iterator[None]:
 
 
 class _Captured(io.StringIO):
-    """Standard output that is kept; it has the colors of the real one."""
+    """Standard output that is captured; it has the colors of the real one."""
 
     def __init__(self, inner: Any):
         super().__init__()
@@ -209,7 +209,7 @@ class _Captured(io.StringIO):
 
 @contextlib.contextmanager
 def captured_output() -> Iterator[io.StringIO]:
-    """Keep what is printed, as it would look in the terminal, instead of printing it."""
+    """Capture what is printed, as it would look in the terminal, instead of printing it."""
     captured = _Captured(sys.stdout)
     with contextlib.redirect_stdout(captured):
         yield captured
@@ -228,14 +228,14 @@ def is_terminal() -> bool:
     try:
         return sys.stdin.isatty() and sys.stdout.isatty()
     except (AttributeError, ValueError):
-        return False  # closed
+        return False  # the stream is closed
 
 
-_waiting = ""  # the last line of print_waiting on the screen
+_waiting = ""  # the last line that print_waiting wrote and that is still on the screen
 
 
 def print_waiting(text: str) -> None:
-    """Print a "please wait" line to standard error, in a terminal only; one that is on the screen not again."""
+    """Print a "please wait" line to standard error, in a terminal only; one already on the screen is not repeated."""
     global _waiting
     if is_terminal() and text != _waiting:
         _waiting = text
@@ -243,7 +243,7 @@ def print_waiting(text: str) -> None:
 
 
 def supports_unicode(console: Console) -> bool:
-    """Whether the console's encoding has braille and line-drawing characters."""
+    """Whether the console's encoding supports braille and line-drawing characters."""
     return console.encoding.lower().replace("-", "").startswith("utf")
 
 
@@ -253,13 +253,13 @@ def has_colors(console: Console) -> bool:
 
 
 def print_sentence(text: str) -> None:
-    """Print a sentence to standard output, wrapped to a terminal."""
+    """Print a sentence to standard output, wrapped in a terminal."""
     console = make_console()
     console.print(text, soft_wrap=not console.is_terminal)
 
 
 def print_text(text: str) -> None:
-    """Print text to standard output; its lines are not wrapped."""
+    """Print text to standard output without wrapping its lines."""
     make_console().print(text, soft_wrap=True)
 
 

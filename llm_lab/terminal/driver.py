@@ -67,13 +67,13 @@ if TYPE_CHECKING:
 KEPT = "Your answers are kept as a draft."
 IGNORED = "Keys pressed while you waited were ignored."
 READ_AT_ONCE = (RenameRun, DeleteRun, WriteRecipe)
-ROWS_WITH_CURVE = 24  # of a terminal; a lower one has no room for it
-SCROLLED_LINES = 12  # above a question that is asked below what was printed, which may scroll
+ROWS_WITH_CURVE = 24  # rows of a terminal; a lower one has no room for the curve
+SCROLLED_LINES = 12  # lines assumed above a question that is asked below printed text, which may have scrolled
 
 
 @dataclass(frozen=True)
 class Commands:
-    """What the wizard runs of the commands, whose folder is above this one."""
+    """The commands that the wizard calls, passed in because their folder is above this one."""
 
     start: Callable[..., int]  # (recipe, overrides, resume=, show_plan=)
     chat: Callable[[str], int]
@@ -93,8 +93,8 @@ def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = 
 
     debug: let internal errors through. start: the flow that is opened before the menu.
     """
-    if not is_plain():  # which reads lines
-        Keyboard().open()  # until the process ends: no key is echoed between two pages, or later at the shell
+    if not is_plain():  # plain mode reads lines
+        Keyboard().open()  # until the process ends, so that no key is echoed between two pages, or later in the shell
     wizard = Wizard(commands, debug)
     if start is not None:
         wizard.open(start)
@@ -109,21 +109,21 @@ def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = 
 
 @dataclass
 class Wizard:
-    """The front end of the flows. drafts: flows that were left, with their answers, by name, the last one last."""
+    """The front end of the flows. drafts: flows that were left, with their answers, by name, the latest last."""
 
     commands: Commands
     debug: bool = False
     drafts: dict[str, Next] = field(default_factory=read_drafts)
     kept: str = ""  # the flow that was left last, if its draft was kept
-    _has_printed: bool = False  # an effect's output is on the screen
-    _has_ignored: bool = False  # keys were pressed while no page was there to take them
-    _is_leaving: bool = False  # for the menu, from wherever it is
-    _faults: tuple[str, ...] = ()  # keys of a recipe that the last error was about
+    _has_printed: bool = False  # whether an effect's output is on the screen
+    _has_ignored: bool = False  # whether keys were pressed while no page could receive them
+    _is_leaving: bool = False  # whether the user is leaving for the menu
+    _faults: tuple[str, ...] = ()  # keys of a recipe that the last error named
 
     def open(self, start: Next) -> None:
         """Walk through a flow and those that follow it, until the user is back at the menu."""
         self.kept, self._faults, self._is_leaving = "", (), False
-        walks: list[tuple[Next, Walk]] = []  # the last one is walked through; Esc returns to the one before it
+        walks: list[tuple[Next, Walk]] = []  # the last one is active; Esc returns to the one before it
         upcoming: Next | None = start
         while upcoming or walks:
             try:
@@ -150,7 +150,7 @@ class Wizard:
                 return
 
     def ask_menu(self, last: Any) -> Any:
-        """Ask what to do; Esc must be pressed twice to quit, as it leads here from everywhere else."""
+        """Ask what to do. Quitting takes two presses of Esc, because Esc leads here from everywhere else."""
         notice, is_sure = KEPT if self.kept else "", False
         while True:
             try:
@@ -177,7 +177,7 @@ class Wizard:
     ) -> Any:
         """Draw the screen of a question and ask until the answer is accepted. Raises Back.
 
-        keep: gets a page after each change. trouble: why the default, which was answered before, was refused.
+        keep: receives a page after each change. trouble: why the default, which is the previous answer, was refused.
         show_help: whether the help of the question is open.
         """
         if self._has_ignored:
@@ -203,9 +203,9 @@ class Wizard:
 
     @contextlib.contextmanager
     def _waiting(self, text: str) -> Iterator[None]:
-        """Say what takes a while, and ignore keys meanwhile: they are meant for a page that one has not seen.
+        """Print what takes a while, and ignore keys meanwhile: they were meant for a page not yet visible.
 
-        The next page says so where there were any.
+        If any keys were ignored, the next page says so.
         """
         print_waiting(text)
         try:
@@ -215,7 +215,7 @@ class Wizard:
             self._has_ignored = self._has_ignored or keyboard.dropped
 
     def _at_fault(self, page: Question, form: Form) -> Question:
-        """Return a page with the pointer at the row that the last error was about."""
+        """Return a page with the pointer at the row that the last error named."""
         faults, self._faults = self._faults, ()
         rows = [row.key for row in (*form.essentials, *form.rows)]
         found = [row for fault in faults for row in rows if fault == row or fault.startswith(f"{row}.")]
@@ -227,11 +227,11 @@ class Wizard:
         wait_for_enter()
 
     def _begin(self, start: Next) -> tuple[Next, Walk]:
-        """Begin a flow, or continue the draft that was kept of it."""
-        from llm_lab.wizard.menu import flow_named  # with all flows, which the home screen does without
+        """Begin a flow, or continue its draft."""
+        from llm_lab.wizard.menu import flow_named  # this imports all flows, which the home screen avoids
 
         kept, begin = self.drafts.get(start.flow), start
-        # With other values than those of the draft, as on a command line, something else is wanted.
+        # Values that differ from those of the draft, as from a command line, start the flow without it.
         if kept and not start.answers and start.arguments in ({}, kept.arguments):
             if self.ask(draft_question()):
                 begin = kept
@@ -253,12 +253,12 @@ class Wizard:
             write_drafts(self.drafts)
 
     def _forget(self, flow: str) -> None:
-        """Forget a draft."""
+        """Delete a draft."""
         if self.drafts.pop(flow, None):
             write_drafts(self.drafts)
 
     def _finish(self, start: Next, walk: Walk) -> Next | None:
-        """Ask and execute until the flow ends; return the flow that comes next. Raises Back from its first question."""
+        """Ask and execute until the flow ends; return the next flow. Raises Back from its first question."""
         while not walk.ended:
             try:
                 if isinstance(walk.item, Leave):
@@ -303,9 +303,9 @@ class Wizard:
             walk.answer(answer)
 
     def _draw(self, question: Question) -> tuple[int, str]:
-        """Draw what is above a question; return how many lines that is, and what has to be scrolled with the question.
+        """Draw what is above a question; return its number of lines, and the text to scroll together with the question.
 
-        That is the text of a panel that is higher than the terminal; it has not been drawn then.
+        That text is a panel that is higher than the terminal; it has not been drawn then.
         """
         if question.below_output and self._has_printed:
             make_console().print()
@@ -329,7 +329,7 @@ class Wizard:
         return height, ""
 
     def _execute(self, effect: Effect) -> bool:
-        """Execute an effect; return whether it could be done."""
+        """Execute an effect; return whether it succeeded."""
         self._has_printed = True
         try:
             if isinstance(effect, Pause):
@@ -353,7 +353,7 @@ class Wizard:
             return False
         except KeyboardInterrupt as stopped:
             make_console().print(f"\n{str(stopped) or 'Stopped.'}", style="warn")
-            if isinstance(effect, StartRun) and str(stopped):  # what is saved
+            if isinstance(effect, StartRun) and str(stopped):  # the message says what was saved
                 return True
             wait_for_enter()
             return not isinstance(effect, StartRun)
@@ -407,7 +407,7 @@ class Wizard:
 
 
 def show_page(title: str, where: str, draw: Callable[[], None]) -> None:
-    """Show what a command found on a page of its own, scrolled below the title, until Enter is pressed."""
+    """Show the output of a command on a page of its own, scrolled below the title, until Enter is pressed."""
     while True:
         begin_screen(title, where)
         with captured_output() as output:
@@ -418,17 +418,17 @@ def show_page(title: str, where: str, draw: Callable[[], None]) -> None:
         try:
             return read(output.getvalue(), above=1)
         except Resized:
-            continue  # it is drawn again, for the new width
+            continue  # draw it again for the new width
 
 
 def _end_line() -> None:
-    """End the line on which a key such as Ctrl-C ended a question of plain mode."""
+    """End the line after a key such as Ctrl-C has ended a question of plain mode."""
     if is_plain():
         print()
 
 
 def numbers_of(question: Question, columns: int, most: int) -> list[Any]:
-    """Return the first lines of a page's panel, as lists of (style, text): whole rows, and of a curve all or none."""
+    """Return the first lines of a page's panel, as lists of (style, text): only whole rows; all of a curve or none."""
     from prompt_toolkit.formatted_text import ANSI, to_formatted_text
     from prompt_toolkit.formatted_text.utils import fragment_list_to_text, split_lines
 
@@ -461,7 +461,7 @@ def _print_screen(console: Console, screen: Screen) -> None:
         console.print()
     for line in screen.lines:
         console.print(wrapped(one_line(line.text), console.width, line.hang), style=line.style or None)
-    if not isinstance(screen.panel, Plan | RecipePlan):  # a plan has a frame
+    if not isinstance(screen.panel, Plan | RecipePlan):  # a plan has a frame of its own
         console.print()
 
 
@@ -494,7 +494,7 @@ def _job_of(plan: RecipePlan) -> Any:
 
 
 def _show_tokens(effect: ShowTokens) -> None:
-    """Show what a draft reads as tokens, a screen at a time."""
+    """Show the data of a draft as tokens, one screen at a time."""
     begin_screen(effect.title, "the data as tokens")
     print_waiting("Reading the data ...")
     from llm_lab.evaluation.xray import xray_stages

@@ -1,4 +1,4 @@
-"""A page of rows in a terminal: every value in view, changed in place; costs above it, help below it or next to it."""
+"""A page of rows in a terminal: every value is changed in place, with costs above and help below or on the side."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .page_lines import Place, lay_out
 from .page_state import ACTIONS, ESSENTIALS, MORE, VIEWS, FormPage
 from .prompt_layout import Back, Finish
 
-NUMBER_SIGNS = "0123456789.-+"  # with which a number begins that is typed over a value
-PAGE = 8  # lines that Page Up and Page Down move
+NUMBER_SIGNS = "0123456789.-+"  # characters that start a number, which is then typed over a value
+PAGE = 8  # lines to move for Page Up and Page Down
 
 
 def ask_form(
@@ -24,8 +24,8 @@ def ask_form(
 ) -> Any:
     """Show a page until an action ends it; return its answer. Raises Back.
 
-    ask_one: asks the question of a row. keep: gets the page after each change. numbers: (page, columns, lines) gives
-    its panel as lines.
+    ask_one: asks the question of a row. keep: receives the page after each change. numbers: (page, columns, lines)
+    returns its panel as lines.
     """
     page = FormPage(question, numbers)
     while True:
@@ -210,7 +210,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
         elif typed == "/" or row is None:
             page.type_filter("" if typed == "/" else typed)
         elif (typed in NUMBER_SIGNS or len(typed) > 1) and row.question is not None and row.question().kind == "text":
-            begin(row, typed)  # a letter filters, as in every list; what is pasted is a value
+            begin(row, typed)  # a letter filters, as in every list; pasted text is a value
         else:
             page.type_filter(typed)
 
@@ -231,6 +231,6 @@ def _end(app: Any, page: FormPage, action: Choice) -> None:
 
 
 def _is_typed(row: Row) -> bool:
-    """Whether Enter edits a row in place: it has no choices to look at first."""
+    """Whether Enter edits a row in place, because it has no choices to show first."""
     question = row.question() if row.question else None
     return question is not None and question.kind == "text" and not question.choices

@@ -1,4 +1,4 @@
-"""The frame that shows a run in a terminal: its numbers, its curve, its samples, and what the numbers mean."""
+"""The frame that shows a run in a terminal: its numbers, its curve, its samples, and explanations of the numbers."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float]]
 
-WIDE_COLUMNS, WIDE_LINES = 100, 30  # from here on, the numbers and the curve are next to each other
+WIDE_COLUMNS, WIDE_LINES = 100, 30  # from this size, the curve is to the right of the numbers
 NUMBER_LINES = 7
 CURVE_LINES, WIDE_CURVE_LINES = 8, 18
-BLANK_LINES = 3  # around the curve and the sample of a wide frame
-LEAST_CURVE_LINES = 5  # with its legend
+BLANK_LINES = 3  # above and below the curve and the sample of a wide frame
+LEAST_CURVE_LINES = 5  # including its legend
 SAMPLE_LINES = 3
-SPACED_LINES = 16  # of a terminal: from here on, blank lines separate the parts
+SPACED_LINES = 16  # terminal lines; from this number, blank lines separate the parts
 ATTENTION = " !"  # the mark of a number that does not look healthy
-HELD_OUT = "o"  # the mark of the second curve where there are no colors
+HELD_OUT = "o"  # the mark of the second curve if there are no colors
 CURVE_STYLES = {None: "dim", 0: "cyan", 1: "bold"}
-# What each key shows, in the order in which a narrow footer keeps them.
+# What each key shows; a narrow footer keeps the first ones.
 KEYS = {"?": "explain", "c": "next curve", "s": "samples", "l": "log"}
 ESCAPE = "\x1b"
 
 # The bit of each dot in a braille character, by row and column.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE = 0x2800
-_LABEL = 7  # columns of the numbers next to the axis
-LEAST_SPAN = 2e-3  # of the values on the y axis: numbers of these columns could not show a smaller one
+_LABEL = 7  # columns for the numbers of the y axis
+LEAST_SPAN = 2e-3  # the least range of the y axis: its numbers are too short to show a smaller one
 
 
 @dataclass(frozen=True)
 class View:
-    """What the frame shows below the progress: the numbers (no key), or what a key asked for, and its page."""
+    """What the frame shows below the progress: the numbers (no key), or what a key opened, and its page."""
 
     key: str = ""
     page: int = 0
 
 
 def press(key: str, view: View, track: Track, columns: int, lines: int) -> View:
-    """Return what is shown after a key; a key without a meaning changes nothing. `c` turns to the next curve."""
+    """Return the view after a key; a key without a meaning changes nothing. `c` switches to the next curve."""
     if not track.begun or track.ended:
         return view
     if key == ESCAPE:
@@ -81,7 +81,7 @@ def draw_frame(
     view: View | None = None,
     keys: bool = False,
 ) -> Group:
-    """Draw a run for a terminal of this size, on at most `lines` - 2 lines. keys: whether keys are read, and named."""
+    """Draw a run for a terminal of this size, on at most `lines` - 2 lines. keys: whether keys are read, and listed."""
     from rich.console import Group
     from rich.text import Text
 
@@ -105,7 +105,7 @@ def draw_frame(
 
 
 def _spaced(blocks: list[list[Text]], lines: int) -> list[Text]:
-    """Return the lines of blocks, with blank lines between them: as many as fit, the last ones first."""
+    """Return the lines of blocks, with as many blank lines between them as fit, the last ones first."""
     from rich.text import Text
 
     shown = [block for block in blocks if block]
@@ -127,7 +127,7 @@ def _heading(track: Track, columns: int) -> Text:
 
 
 def _footer(view: View, track: Track, columns: int, lines: int, unicode: bool) -> Text:
-    """Return what the keys do, as many as fit."""
+    """Return the descriptions of the keys, as many as fit."""
     from rich.text import Text
 
     if view.key:
@@ -151,7 +151,7 @@ def _footer(view: View, track: Track, columns: int, lines: int, unicode: bool) -
 
 
 def _body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[list[Text]]:
-    """Return numbers, curve and sample, which are below each other, on at most `free` lines."""
+    """Return numbers, curve and sample, one below the other, on at most `free` lines."""
     most = max(2, min(NUMBER_LINES, (free + 2) // 3))
     numbers = [*_numbers(track, columns, most), *_mix(track, columns)] if track.begun else []
     numbers += _progress(track, columns, unicode)
@@ -173,7 +173,7 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
     under = [[*_mix(track, columns), *_progress(track, columns, unicode)], _warning(track, columns)]
     taken = sum(len(block) + 1 for block in under if block)
     pairs = _pairs(track)
-    if any(number.endswith(ATTENTION) for _, number, _ in pairs):  # the digits stay below each other
+    if any(number.endswith(ATTENTION) for _, number, _ in pairs):  # keep the digits aligned
         unmarked = " " * len(ATTENTION)
         pairs = [
             (name, number if number.endswith(ATTENTION) else number + unmarked, style) for name, number, style in pairs
@@ -183,7 +183,7 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
         Text.assemble((name.ljust(names), "dim"), "  ", (number.rjust(width), style)) for name, number, style in pairs
     ]
     sample = _sample(track, columns, free // 3)
-    # The curve takes what the sample leaves, without the blank lines between them.
+    # The curve takes the lines that the sample and the blank lines leave.
     rows = max(WIDE_CURVE_LINES, len(left), free - taken - max(len(sample), SAMPLE_LINES) - BLANK_LINES)
     rows = min(rows, free - taken - SAMPLE_LINES)
     side = names + width + 2
@@ -230,7 +230,7 @@ def _steps(track: Track, columns: int, unicode: bool) -> Text:
 
 
 def _pairs(track: Track) -> list[tuple[str, str, str]]:
-    """Return (name, number, style) of what the frame shows; a number that needs attention has a mark."""
+    """Return (name, number, style) for each number in the frame; one that needs attention has a mark."""
     pairs = []
     for key, value in shown_values(track).items():
         health = track.health(key)
@@ -238,7 +238,7 @@ def _pairs(track: Track) -> list[tuple[str, str, str]]:
         number = write(key, value) + (ATTENTION if is_bad else "")
         pairs.append((one_line(name_of(key)), number, "attention" if is_bad else "bold"))
     steps = {"saved at step": track.saved_step}
-    if track.evaluated_step is not None and track.evaluated_step < track.step:  # what was measured then is still shown
+    if track.evaluated_step is not None and track.evaluated_step < track.step:  # old results stay visible
         steps = {"evaluated at step": track.evaluated_step, **steps}
         if track.saved_step == track.evaluated_step:
             steps = {"saved, evaluated at step": track.saved_step}
@@ -252,7 +252,7 @@ def _numbers(track: Track, columns: int, most: int) -> Iterator[Text]:
 
     pairs = _pairs(track)
     across, widths = _columns(pairs, columns)
-    if across == 1:  # the names are too long for columns
+    if across == 1:  # the names are too long for several columns
         yield from _one_after_another(pairs, columns, most)
         return
     for start in range(0, min(len(pairs), most * across), across):
@@ -264,7 +264,7 @@ def _numbers(track: Track, columns: int, most: int) -> Iterator[Text]:
 
 
 def _one_after_another(pairs: list[tuple[str, str, str]], columns: int, most: int) -> list[Text]:
-    """Fill lines with numbers, each as wide as it is."""
+    """Fill lines with numbers one after another, without columns."""
     from rich.text import Text
 
     lines = [Text()]
@@ -289,7 +289,7 @@ def _columns(pairs: list[tuple[str, str, str]], columns: int) -> tuple[int, list
 
 
 def _mix(track: Track, columns: int) -> list[Text]:
-    """Put the mix of several sources on lines of its own: it is wider than a number."""
+    """Put the mixture of several sources on its own lines, because it is wider than a number."""
     from rich.text import Text
 
     parts = [Text.assemble((name + " ", "dim"), (numbers, "bold")) for name, numbers in mix_of(track.latest)]
@@ -308,7 +308,7 @@ def _warning(track: Track, columns: int) -> list[Text]:
 
 
 def _sample(track: Track, columns: int, lines: int) -> list[Text]:
-    """Return the first sample and its heading, with `lines` lines of text."""
+    """Return the heading of the first sample, and up to `lines` lines of its text."""
     from rich.text import Text
 
     if not track.samples:
@@ -322,16 +322,16 @@ def _wrapped(text: str, columns: int) -> list[str]:
     return [part for line in printable(text).expandtabs(4).split("\n") for part in textwrap.wrap(line, columns)]
 
 
-# What a key shows: pages of lines
+# What a key opens: pages of lines
 
 
 def _pages(key: str, track: Track, columns: int, room: int) -> list[list[Text]]:
-    """Return what a key shows, in pages of at most `room` lines."""
+    """Return what a key opens, in pages of at most `room` lines."""
     return {"?": help_pages, "s": _sample_pages, "l": _log_pages}[key](track, columns, room)
 
 
 def help_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
-    """Return what each number on the screen means, and whether it looks healthy."""
+    """Return an explanation of each number on the screen, and whether it looks healthy."""
     from rich.text import Text
 
     keys = [*shown_values(track), *(key for key in ("mix", "epochs") if isinstance(track.latest.get(key), list))]
@@ -373,7 +373,7 @@ def _sample_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
 
 
 def _log_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
-    """Return one page: the newest lines."""
+    """Return the newest log lines as one page."""
     from rich.text import Text
 
     lines: list[str] = []
@@ -389,7 +389,7 @@ def _log_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
 
 
 def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) -> list[Text]:
-    """Return the curves of a panel, with their names above them; nothing before the first point."""
+    """Return the curves of a panel, with their names above them; nothing until there is a point."""
     from rich.text import Text
 
     panels = track.panels()
@@ -399,7 +399,7 @@ def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) 
     scale, unit = (100, " (%)") if panel.is_percent else (1, "")
     series = [[(x, scale * y) for x, y in track.history.get(key, ())] for key in panel.keys]
     legend = Text(" " * (_LABEL + 1))
-    # The second curve has marks where there are no colors, and where it is measured rarely.
+    # The second curve is drawn as marks if there are no colors, and if it is measured rarely.
     rarely = [key.startswith(MEASURED) for key in panel.keys]
     dotted = tuple(index for index in range(1, len(series)) if not colors or (rarely[index] and not rarely[0]))
     for index, (key, points) in enumerate(zip(panel.keys, series, strict=True)):
@@ -421,7 +421,7 @@ def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) 
 
 
 def ceiling(points: Points) -> float | None:
-    """Return the greatest loss after the first steps, whose fall would flatten all the rest."""
+    """Return the greatest loss after the first steps, whose fall would flatten the rest of the curve."""
     if len(points) <= 20:
         return None
     first, last = points[0][0], points[-1][0]
@@ -432,7 +432,7 @@ def ceiling(points: Points) -> float | None:
 def draw_curve(
     points: Points, width: int, height: int, *, ascii_only: bool = False, y_max: float | None = None
 ) -> list[str]:
-    """Draw (x, y) points as `height` lines of at most `width` columns, the last one being the x axis.
+    """Draw (x, y) points as `height` lines of at most `width` columns; the last line is the x axis.
 
     y_max: values above it are drawn at the top edge.
     """
@@ -449,7 +449,7 @@ def draw_curves(
     y_max: float | None = None,
     dotted: Container[int] = (),
 ) -> list[list[tuple[str, int | None]]]:
-    """Draw several curves in one frame, later ones on top. dotted: those whose points are not joined, by index.
+    """Draw several curves in one frame, later ones on top. dotted: indices of the curves whose points are not joined.
 
     Returns lines of (text, index of the curve that the text belongs to; None for the frame).
     """
@@ -474,7 +474,7 @@ def draw_curves(
         for x, y in places if index in dotted else _joined(places):
             cell = (y // down, x // across)
             if owner.get(cell, index) != index:
-                dots[cell] = 0  # a cell has one color: the later curve takes it
+                dots[cell] = 0  # a cell has only one color: the later curve wins
             owner[cell] = index
             dots[cell] = dots.get(cell, 0) | _DOTS[y % down][x % across]
     lines = []
@@ -494,7 +494,7 @@ def draw_curves(
 
 
 def _span(values: Sequence[float], least: float) -> tuple[float, float]:
-    """Return the least and the greatest value, with a margin where they differ by less than a share of their size."""
+    """Return the least and the greatest value; add a margin if they differ by less than a share of their size."""
     low, high = min(values), max(values)
     if high - low <= least * max(abs(low), abs(high), 1e-300):
         margin = abs(high) * 0.05 or 0.5
@@ -503,7 +503,7 @@ def _span(values: Sequence[float], least: float) -> tuple[float, float]:
 
 
 def _joined(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the dots of the line through all places."""
+    """Yield the dots of the line through all points."""
     yield from places[:1]
     for (x0, y0), (x1, y1) in itertools.pairwise(places):
         steps = max(abs(x1 - x0), abs(y1 - y0))
@@ -512,7 +512,7 @@ def _joined(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def _y_label(row: int, rows: int, bottom: float, top: float, ascii_only: bool) -> str:
-    # A value in the middle is drawn in this row, although an even number of rows has none in its middle.
+    # A value in the middle is drawn in this row, although an even number of rows has no middle one.
     is_middle = rows >= 5 and row == rows // 2
     labeled = row in (0, rows - 1) or is_middle
     value = (top + bottom) / 2 if is_middle else top - (top - bottom) * row / max(1, rows - 1)
@@ -523,7 +523,7 @@ def _y_label(row: int, rows: int, bottom: float, top: float, ascii_only: bool) -
 def _y_number(value: float, span: float) -> str:
     """Return a value with enough digits to differ from the others on the axis."""
     digits = max(0, 1 - math.floor(math.log10(span)))
-    value = round(value, digits) + 0.0 if digits <= 4 else value  # no "-0.00"
+    value = round(value, digits) + 0.0 if digits <= 4 else value  # avoids "-0.00"
     return f"{value:.{digits}f}" if digits <= 4 and abs(value) < 1e5 else f"{value:.1e}".replace("e-0", "e-")
 
 

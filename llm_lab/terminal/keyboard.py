@@ -1,4 +1,4 @@
-"""The keyboard while a run is shown: no echo, single keys, a terminal left as it was; and when Ctrl-C stops."""
+"""The keyboard while a run is shown: single keys without echo, the terminal restored afterwards, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from math import inf
 from types import FrameType
 from typing import Any
 
-# Signals that end a process which does not handle them. The terminal is restored first.
+# Signals that end a process by default; the terminal is restored first.
 ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
 OWN = "llm_lab"
 RETRY_SECONDS = 0.1
 STOPPING = b"Stopping when the libraries are loaded ...\n"
-_open: list[Keyboard] = []  # keyboards, the last within those before it
+_open: list[Keyboard] = []  # open keyboards, the innermost last
 
 
 class Keyboard:
@@ -32,9 +32,9 @@ class Keyboard:
 
     def __init__(self, suspend: Callable[[], None] = lambda: None, resume: Callable[[], None] = lambda: None) -> None:
         self._suspend, self._resume = suspend, resume
-        self._before: list[Any] | None = None  # the terminal's settings
+        self._before: list[Any] | None = None  # the terminal's settings before
         self._handlers: dict[int, Any] = {}
-        self.dropped = False  # whether keys were pressed that nobody has read
+        self.dropped = False  # whether keys were pressed that nothing has read
 
     @property
     def is_open(self) -> bool:
@@ -64,7 +64,7 @@ class Keyboard:
             return ""
 
     def close(self) -> None:
-        """Restore the terminal and drop the keys that nobody read: they would answer the next question."""
+        """Restore the terminal and drop the unread keys, which would otherwise answer the next question."""
         self.dropped = bool(self.read())
         before, self._before = self._before, None
         for number, handler in self._handlers.items():
@@ -80,7 +80,7 @@ class Keyboard:
             _drop_typed()
 
     def _handle_signals(self) -> None:
-        """Handle the signals that nobody handles; a training run has handlers of its own and puts these back."""
+        """Handle the signals that have no handler; a training run installs its own handlers and restores these."""
         if threading.current_thread() is not threading.main_thread():
             return
         wanted: dict[str, Callable[..., None]] = {**dict.fromkeys(ENDING, self._end), "SIGTSTP": self._stop}
@@ -97,13 +97,13 @@ class Keyboard:
         os.kill(os.getpid(), signum)
 
     def _stop(self, signum: int, frame: Any) -> None:
-        """Suspend the process as Ctrl-Z does, with the terminal as it was before the run."""
+        """Suspend the process as Ctrl-Z does, with the terminal restored to its state before the run."""
         with contextlib.suppress(Exception):
             self._suspend()
         try:
             _restore(self._before)
             signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)  # continues here after SIGCONT
+            os.kill(os.getpid(), signum)  # execution continues here after SIGCONT
             signal.signal(signum, self._stop)
             if owns_terminal():
                 with contextlib.suppress(*_terminal_errors()):
@@ -117,7 +117,7 @@ class Keyboard:
 def ignored_keys() -> Iterator[Keyboard]:
     """Ignore what is typed while something works: it is not shown, and does not answer the next question.
 
-    Yields the keyboard; its `dropped` says at the end whether anything was typed.
+    Yields the keyboard; at the end, its `dropped` says whether anything was typed.
     """
     keyboard = Keyboard()
     keyboard.open()
@@ -129,7 +129,7 @@ def ignored_keys() -> Iterator[Keyboard]:
 
 @contextlib.contextmanager
 def shown_keys() -> Iterator[None]:
-    """Show what is typed, within ignored_keys, for a question that is read as a line."""
+    """Within ignored_keys, show what is typed, for a question that reads a line."""
     if not _open:
         yield
         return
@@ -143,14 +143,14 @@ def shown_keys() -> Iterator[None]:
 
 @contextlib.contextmanager
 def finished_imports() -> Iterator[None]:
-    """Let Ctrl-C wait until the import of another package has ended, for a process that continues after it.
+    """Delay Ctrl-C until the import of a library has ended, for a process that continues after it.
 
-    A process in which the import of torch was cut short can't import torch again.
+    If the import of torch is interrupted, the process can't import torch again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    retry_at = inf  # while an import is waited for
+    retry_at = inf  # finite while an import delays Ctrl-C
 
     def handle(signum: int, frame: FrameType | None) -> None:
         nonlocal retry_at
@@ -159,7 +159,7 @@ def finished_imports() -> Iterator[None]:
             retry_at = inf
             signal.default_int_handler(signum, frame)
         if retry_at < inf and now < retry_at:
-            return  # pressed again
+            return  # Ctrl-C was pressed again
         if retry_at == inf and sys.__stderr__:
             os.write(sys.__stderr__.fileno(), STOPPING)
         retry_at = now + RETRY_SECONDS
@@ -179,7 +179,7 @@ def finished_imports() -> Iterator[None]:
 
 
 def _imports_a_library(frame: FrameType | None) -> bool:
-    """Whether a frame is within the import of a package that is not ours."""
+    """Whether a frame is within the import of a package other than ours."""
     while frame is not None:
         code = frame.f_code
         if code.co_filename == "<frozen importlib._bootstrap>" and code.co_name == "_find_and_load":
@@ -206,7 +206,7 @@ def _drop_typed() -> None:
 
 
 def _silence() -> list[Any]:
-    """Switch off echo and line editing of the terminal where they are on; returns the settings before."""
+    """Switch off echo and line editing of the terminal if they are on; return the previous settings."""
     import termios
 
     descriptor = sys.stdin.fileno()
@@ -218,7 +218,7 @@ def _silence() -> list[Any]:
 
 
 def _terminal_errors() -> tuple[type[Exception], ...]:
-    """Return what fails when the terminal no longer exists."""
+    """Return the errors that are raised when the terminal no longer exists."""
     import termios
 
     return termios.error, OSError, ValueError

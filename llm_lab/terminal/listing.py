@@ -1,4 +1,4 @@
-"""Lists of recipes, data, parts and runs, the machine's abilities, and everything about one checkpoint."""
+"""Lists of recipes, data, parts and runs; what the machine can do; and everything about one checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NOTHING = "nothing"
-LEFT_OUT_FIRST = ("license", "reads", "kind")  # columns of the models
+LEFT_OUT_FIRST = ("license", "reads", "kind")  # columns of the table of models
 SHORT_METHODS = {FULL: "all", LORA: "LoRA", QLORA: "QLoRA"}
 FITS_HELP = (
     "size: parameters. reads: the longest input, in tokens. trains: what fits on this machine in SFT, with up "
@@ -61,7 +61,7 @@ PARTS: dict[str, Mapping[str, str]] = {
 
 
 def table(title: str, rows: Iterable[Sequence[Any]]) -> Any:
-    """Return a table without lines; only its first column is never wrapped."""
+    """Return a table without rules; only its first column is never wrapped."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -75,7 +75,7 @@ def table(title: str, rows: Iterable[Sequence[Any]]) -> Any:
 
 
 def _facts(title: str, rows: Sequence[tuple[str, str]], columns: int) -> Any:
-    """Return a table of names and texts, whose lines end between words, and not between a number and its unit."""
+    """Return a table of names and texts; lines break between words, but not between a number and its unit."""
     from rich.text import Text
 
     room = max(20, columns - max((len(name) for name, _ in rows), default=0) - 2)
@@ -100,7 +100,7 @@ def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
 
 
 def print_library(console: Console, entries: Sequence[LibraryEntry]) -> None:
-    """Print the models of the library, and what fits on a machine."""
+    """Print the models of the library, and what fits on the machine."""
     from rich.table import Table
     from rich.text import Text
 
@@ -109,7 +109,7 @@ def print_library(console: Console, entries: Sequence[LibraryEntry]) -> None:
             for entry in entries]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     shown = list(range(len(heads)))
-    for head in LEFT_OUT_FIRST:  # where the terminal is narrow
+    for head in LEFT_OUT_FIRST:  # if the terminal is narrow
         if sum(widths[number] + 1 for number in shown) > console.width:
             shown.remove(heads.index(head))
     listed = Table.grid(padding=(0, 1))
@@ -146,7 +146,7 @@ def _print_parts(console: Any) -> None:
 
 
 def print_doctor(findings: Sequence[Any], title: str) -> None:
-    """Print what the machine can do, and how to fix what it can't."""
+    """Print what the machine can do, and how to enable what it can't do."""
     from rich.text import Text
 
     console = make_console()
@@ -160,7 +160,7 @@ def print_doctor(findings: Sequence[Any], title: str) -> None:
     console.print(table(title, rows))
 
 
-# Marks of a model on the main line, of one on a side branch, and below either; with and without line drawing.
+# Marks for a model on the main line, for one on a side branch, and for the lines below; with and without line drawing.
 RAILS = {True: ("●", "├─●", "│"), False: ("*", "|-*", "|")}
 SHOWN_EVALUATIONS, SHOWN_NUMBERS = 5, 8
 
@@ -170,8 +170,9 @@ Row = tuple[str, str]
 def print_checkpoint(name: str, folder: str, *, digest_of: Digest, heading: bool = True) -> None:
     """Print what a checkpoint is, and its lineage.
 
-    folder: of its weights, or of a run without a model. digest_of: returns the digest of a folder's weights.
-    heading: whether the name is above it.
+    folder: that of its weights, or of a run without a model. digest_of: returns the digest of a folder's weights.
+    heading: whether to print the name above it.
+
     UserError if it can't be read.
     """
 
@@ -185,7 +186,7 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest, heading: bool
     has_model = is_gguf(path) or (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
     rows = [*(_model_rows(name, path) if has_model or run is None else [("folder", folder)])]
     if run is not None:
-        rows = [*_run_rows(run, node), *rows]  # the result first: a low terminal shows the beginning
+        rows = [*_run_rows(run, node), *rows]  # the result first: a low terminal shows only the beginning
     elif (broken := run_of(path)) is not None:
         rows += [("run", f"{broken.path}: {broken.status()}"), *(("warning", text) for text in warnings_of(broken))]
     rows += [("evaluation", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
@@ -238,7 +239,7 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
 
 
 def _loading_rows(config: Mapping[str, Any], key: str, gguf_key: str) -> list[Row]:
-    """Return what loads a model, and whether it can be converted to GGUF."""
+    """Return what can load a model, and whether it can be converted to GGUF."""
     loads = what_loads(config)
     if loads.architecture is None:
         loads_in = f"transformers with trust_remote_code=True ({loads.native_reason})"
@@ -289,7 +290,7 @@ def print_line(console: Console, node: Node) -> None:
     from rich.text import Text
 
     main, branch, below = RAILS[supports_unicode(console)]
-    plain = is_plain()  # a table is then lines of text, in which rails say nothing
+    plain = is_plain()  # plain tables are lines of text, in which rails are useless
     trunk = {one.place for one in main_line(node)}
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True)

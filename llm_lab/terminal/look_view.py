@@ -1,4 +1,4 @@
-"""What was found inside a model, on the screen."""
+"""The findings of a look inside a model, on the screen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_look(looked: Looked) -> None:
-    """Print the summary of a look, its checks, and where the report is."""
+    """Print the summary of a look, its checks, and the path of the report."""
     from rich.text import Text
 
     from llm_lab.looking.look_tables import summary_of

@@ -1,4 +1,4 @@
-"""What a run shows in a notebook while it works: one output that is drawn again, with progress, numbers and curves."""
+"""What a run shows in a notebook while it works: one output, redrawn with progress, numbers and curves."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .scores_table import print_scores
 from .track import Track, describe_progress, numbers_of
 
 REDRAW_SECONDS = 1.0
-MOST_ROWS = 2_000  # of the curves; older ones are thinned
+MOST_ROWS = 2_000  # of the curves; older rows are thinned out
 
 
 class NotebookDisplay:
-    """One output per training, drawn again about once a second. Needs IPython, and a notebook that it runs in."""
+    """One output per training, redrawn about once a second. Needs IPython and a notebook."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic):
         self.console = make_console()
@@ -95,7 +95,7 @@ class NotebookDisplay:
             self._output.update(page)
 
     def _html(self) -> str:
-        """Return the heading, a bar, the newest numbers, the curves of the first panel, and the newest sample."""
+        """Return the heading, a progress bar, the newest numbers, the curves of the first panel, and the last sample."""
         track = self._track
         if not track.begun:
             return f"<p>{_safe(self._line)}</p>"

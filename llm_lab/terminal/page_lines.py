@@ -1,4 +1,4 @@
-"""The lines of a page on the screen: title and costs, the rows, then help, the equal command and the keys."""
+"""The lines of a page on the screen: title and costs, the rows, then help, the equivalent command and the keys."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from llm_lab.wizard.questions import UNSET, Question, Row, same
 from .console import one_line
 from .page_state import ACTIONS, MORE, FormPage
 
-WIDE = 120  # columns from which the help is next to the page
+WIDE = 120  # from this width, the help is next to the page
 SIDE_COLUMNS = 44
 LEAST_ROWS = 4
 LEAST_ABOUT, MOST_ABOUT = 2, 3
-USUAL_ROWS = 13  # that the numbers leave for the rows
+USUAL_ROWS = 13  # rows for which the numbers leave room
 BOTTOM_LINES, MOST_BOTTOM_LINES = 6, 7
 BESIDE_COMMAND = len("$ ")
 LONGEST_ORIGIN = len("derived")
@@ -28,7 +28,7 @@ Lines = list[list[Fragment]]
 
 @dataclass
 class Place:
-    """Where a value is being typed: the row, and its position on the screen, up to the column `end`."""
+    """Where a value is being typed: its row, and its position on the screen, up to the column `end`."""
 
     row: Row | None = None
     line: int = 0
@@ -37,8 +37,8 @@ class Place:
 
 
 def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
-    """Return the lines of the screen; note where the value that is being typed is."""
-    columns -= 1  # nothing is written into the last column, where some terminals wrap
+    """Return the lines of the screen; record where the value that is being typed is."""
+    columns -= 1  # nothing is written into the last column, because some terminals wrap there
     top = _top(page, columns, rows)
     is_wide = columns + 1 >= WIDE
     listed = None if is_wide else _list(page, columns, rows - len(top) - MOST_BOTTOM_LINES)
@@ -71,7 +71,7 @@ def _next_to(line: list[Fragment], right: list[Fragment], columns: int) -> list[
 
 
 def _top(page: FormPage, columns: int, rows: int) -> Lines:
-    """Return the title, the costs, what is wrong, and what the last change did."""
+    """Return the title, the costs, the problem, and the effect of the last change."""
     screen = page.question.screen
     names = ["LLM Lab", *(one_line(text) for text in (screen.title, screen.where, _view_title(page)) if text)]
     title = _fit(" · ".join(names[1:]), columns - len(names[0]) - 4)
@@ -92,16 +92,16 @@ def _view_title(page: FormPage) -> str:
 
 
 def _list(page: FormPage, columns: int, room: int) -> tuple[Lines, int]:
-    """Return the actions, the rows under their headings, and the further sections; and the line that is pointed at.
+    """Return the actions, the rows under their headings, and the further sections; and the index of the pointed line.
 
-    Blank lines separate them where there is room, whatever is pointed at: the page must not jump.
+    Blank lines separate them if there is room for every pointed line, so that the page does not jump.
     """
     lines, at = _lines_of(page, columns, [[("", "")]])
     return (lines, at) if len(lines) <= room else _lines_of(page, columns, [])
 
 
 def _lines_of(page: FormPage, columns: int, space: Lines) -> tuple[Lines, int]:
-    """space: what separates the parts."""
+    """Return the same; space: the lines that separate the parts."""
     lines = [*space, *_bar(page, ACTIONS, [choice.text for choice in page.form.actions], page.action, columns)]
     at, section = 0, ""
     widths = _columns_of(page, columns)
@@ -130,7 +130,7 @@ def _heading(name: str, about: str, columns: int) -> list[Fragment]:
 
 
 def _bar(page: FormPage, place: str, names: list[str], at: int, columns: int) -> Lines:
-    """Return names next to each other, wrapped between them; the chosen one is marked."""
+    """Return names side by side, wrapped between names; the chosen one is marked."""
     pointed = page.at == place
     lines: Lines = [[_pointer(pointed)]]
     used = 2
@@ -158,7 +158,7 @@ def _columns_of(page: FormPage, columns: int) -> tuple[int, int, int]:
     longest = max((_width(one_line(row.value)) for row in rows), default=0)
     rest = columns - 2 - label - 2
     value = min(max(longest + 4, 10), max(rest // 2, LEAST_VALUE))
-    if value < longest < rest - LONGEST_ORIGIN:  # reasons give way to values; both are in the help of the row
+    if value < longest < rest - LONGEST_ORIGIN:  # reasons make room for values; the help of the row has both
         value = longest
     return label, value, max(0, rest - value - 1)
 
@@ -171,13 +171,13 @@ def _row_line(page: FormPage, row: Row, widths: tuple[int, int, int]) -> list[Fr
     label, value, rest = widths
     pointed = row.key == page.at
     shown, origin = _value_of(row, pointed), f"{row.origin}: {one_line(row.reason)}" if row.reason else row.origin
-    if _width(shown) > value:  # the reason gives way to the value, the marks around it too
+    if _width(shown) > value:  # the reason makes room for the value, and so do the marks around it
         room = value + rest - len(row.origin) - 1
         shown = shown if _width(shown) <= max(value, room) else one_line(row.value)
         shown, origin = _cut(shown, max(value, room)), row.origin
         value, rest = max(value, min(room, _width(shown))), len(row.origin)
     style = {"yours": "class:accent", "default": "class:dim", "derived": ""}.get(row.origin, "")
-    whole = _width(origin) <= rest  # the reason of the pointed row is below, so none is cut
+    whole = _width(origin) <= rest  # the reason of the pointed row is shown in full below
     from_where = origin if whole else row.origin if _width(row.origin) <= rest else ""
     return [
         _pointer(pointed),
@@ -197,7 +197,7 @@ def _value_of(row: Row, pointed: bool) -> str:
 
 
 def _scrolled(lines: Lines, at: int, room: int) -> tuple[Lines, int]:
-    """Return as many lines as there is room for, with the pointed one among them, and where that is."""
+    """Return as many lines as fit, including the pointed one, and the index of that one."""
     first = max(0, min(at - room // 2, len(lines) - room))
     shown = lines[first : first + room]
     if first > 0:
@@ -208,9 +208,9 @@ def _scrolled(lines: Lines, at: int, room: int) -> tuple[Lines, int]:
 
 
 def _bottom(page: FormPage, columns: int, most: int, *, wide: bool, edits: bool) -> Lines:
-    """Return the help of the row (next to the page where it is wide), the equal command and the keys.
+    """Return the help of the row (next to the page if it is wide), the equivalent command and the keys.
 
-    most: lines of the help: the usual ones, and those that the rows leave empty.
+    most: the most lines of help: the usual ones, and those that the rows leave empty.
     """
     lines: Lines = [[("class:dim", "─" * columns)]]
     if page.trouble:
@@ -237,7 +237,7 @@ def _bottom(page: FormPage, columns: int, most: int, *, wide: bool, edits: bool)
 
 
 def _shortened(texts: list[Fragment], columns: int, most: int) -> list[Fragment]:
-    """Return the first lines of texts; each text gets at least one, and " …" says that there is more of it."""
+    """Return the first lines of texts; each text gets at least one, and " …" marks one that was cut."""
     found: list[Fragment] = []
     texts = [(style, text) for style, text in texts if text][:most]
     for number, (style, text) in enumerate(texts):
@@ -269,7 +269,7 @@ def _wrap_keys(keys: list[str], columns: int) -> list[str]:
 
 
 def _about(page: FormPage) -> list[Fragment]:
-    """Return what the pointed line is about: (style, text)."""
+    """Return the description of the pointed line: (style, text)."""
     row = page.row
     if row is None:
         choices = page.form.actions
@@ -286,7 +286,7 @@ def _about(page: FormPage) -> list[Fragment]:
 
 
 def _side(page: FormPage, columns: int) -> Lines:
-    """Return the whole help: what the row means, its choices with their effects, and why; or what the page is about."""
+    """Return the whole help: of a row, its meaning, its choices with their effects, and the reason; or of the page."""
     row = page.row
     if row is None or row.question is None:
         lines: Lines = [[(style, line)] for style, text in _about(page) for line in _wrap(text, columns)]
@@ -318,7 +318,7 @@ def _choice_lines(question: Question, columns: int) -> Lines:
 
 
 def with_remarks_near(lines: list[str], columns: int) -> list[str]:
-    """Return the lines of a recipe with their remarks wrapped in a column that begins after the longest of them."""
+    """Return the lines of a recipe, with their comments wrapped in a column that begins after the longest line."""
     parts = [(line.rstrip(), remark) for line, _, remark in (line.partition("  # ") for line in lines)]
     column = min(max((_width(line) for line, remark in parts if remark), default=0) + 2, columns // 2)
     found = []
@@ -331,7 +331,7 @@ def with_remarks_near(lines: list[str], columns: int) -> list[str]:
 
 
 def _fits_below(page: FormPage, columns: int) -> bool:
-    """Whether the line below the page has the whole command."""
+    """Whether the whole command fits on the line below the page."""
     command = one_line(page.form.command)
     return _fit_command(command, columns - BESIDE_COMMAND) == command
 
@@ -350,19 +350,19 @@ def _wrap(text: str, columns: int) -> list[str]:
 
 
 def _fit(text: str, columns: int) -> str:
-    """Return as many whole words as fit; " …" says that there are more."""
+    """Return as many whole words as fit; " …" marks that there are more."""
     if _width(text) <= columns:
         return text
     words = text.split(" ")
     while words and _width(" ".join(words)) > columns - 2:
         words.pop()
-    while words and re.fullmatch(r"[\d.,]+", words[-1]):  # no number without its unit
+    while words and re.fullmatch(r"[\d.,]+", words[-1]):  # never a number without its unit
         words.pop()
     return f"{' '.join(words)} …" if words else ""
 
 
 def _fit_command(text: str, columns: int) -> str:
-    """Return a command that is too long without words in its middle: its last keys are the last that changed."""
+    """Return a long command without words in its middle; the keys at its end are the latest changes."""
     words = text.split(" ")
     head, tail = words[:3], words[3:]
     while tail and _width(" ".join([*head, "…", *tail])) > columns and _width(text) > columns:
@@ -371,7 +371,7 @@ def _fit_command(text: str, columns: int) -> str:
 
 
 def _wrap_indented(line: str, columns: int) -> list[str]:
-    """Return a line of a recipe; a longer one wrapped, its further lines a little to the right of where it begins."""
+    """Return a line of a recipe; if it is too long, wrap it with its continuation lines indented."""
     if _width(line) <= columns:
         return [line]
     indent = line[: len(line) - len(line.lstrip())]
@@ -379,7 +379,7 @@ def _wrap_indented(line: str, columns: int) -> list[str]:
 
 
 def _cut(text: str, columns: int) -> str:
-    """Return a value within its column; of a longer one, the beginning and the end."""
+    """Return a value cut to its column; of a longer one, the beginning and the end."""
     if _width(text) <= columns:
         return text
     half = max(1, (columns - 1) // 2)

@@ -1,4 +1,4 @@
-"""The state of a page of rows on the screen: which rows are shown, what is pointed at, and what has been changed."""
+"""The state of a page of rows on the screen: which rows are shown, where the pointer is, and what has been changed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from llm_lab.wizard.questions import UNSET, Form, Question, Row, same
 
 from .console import one_line
 
-ACTIONS, MORE = "(actions)", "(more)"  # what else the pointer can be at: the actions, the further sections
+ACTIONS, MORE = "(actions)", "(more)"  # where else the pointer can be: the actions, the further sections
 ESSENTIALS, YOURS, ALL = "essentials", "yours", "all"
 VIEWS = (ESSENTIALS, YOURS, ALL)
-# What one types for a key: {short name: parts of the keys that it means}.
+# What users type for a key: {short name: parts of the keys that it means}.
 SHORT_NAMES = {
     "lr": ("learning_rate",),
     "bs": ("batch_size",),
@@ -36,7 +36,7 @@ SHORT_NAMES = {
 
 
 def filtered(rows: Iterable[Row], text: str) -> list[Row]:
-    """Return the rows that a text finds: by key, value or a usual short name; without any, those whose help has it."""
+    """Return the rows that a text matches by key, value or common short name; if none, those whose help has it."""
     rows, words = list(rows), text.lower().split()
 
     def has(row: Row, word: str) -> bool:
@@ -54,17 +54,17 @@ class FormPage:
         self.question, self.numbers = question, numbers
         self.view, self.at = ESSENTIALS, ACTIONS
         self.filter: str | None = None  # None: all rows of the view are shown
-        self.is_filtering = False  # what is typed goes to the filter
+        self.is_filtering = False  # whether typed text goes to the filter
         self.action = self.section = 0
         self.changed: str | None = None  # the row that was changed last
         self.trouble = ""
-        self._refused = ""  # why the last typed value was refused
+        self._refused = ""  # the typed value that was refused
         self.show_help = self.show_recipe = False
-        self.scrolled = 0  # lines of the recipe, or of the help
+        self.scrolled = 0  # lines of the recipe or of the help above the screen
         self._point_at(self.form.at)
 
     def _point_at(self, at: Any) -> None:
-        """Point at the action or the row that ended the page before; at the first action where it is gone."""
+        """Point at the action or the row that ended the page before; at the first action if it no longer exists."""
         values = [choice.value for choice in self.form.actions]
         if at in values:
             self.action = values.index(at)
@@ -95,28 +95,28 @@ class FormPage:
         return [row for row in self.form.rows if row.section == self.view]
 
     def places(self) -> list[str]:
-        """Return what the pointer can be at: the actions, the key of a row, the further sections."""
+        """Return where the pointer can be: the actions, the keys of rows, the further sections."""
         more = [MORE] if self.view == ESSENTIALS and self.filter is None else []
         return [ACTIONS, *(row.key for row in self.rows()), *more]
 
     @property
     def is_refused(self) -> bool:
-        """Whether the trouble is a value that was typed."""
+        """Whether the trouble is about a value that was typed."""
         return bool(self.trouble) and self.trouble == self._refused
 
     def answer(self, action: Any) -> Any:
-        """Return the answer that ends the page; shown again, it points where one was, or at what was changed last."""
+        """Return the answer that ends the page; shown again, it points at the same place, or at the last change."""
         is_usual = same(action, self.form.actions[0].value)
         return self.form.answer(action, self.at if self.row else self.changed if is_usual else None)
 
     @property
     def kept(self) -> Question:
-        """The page as it is shown again: it points at the row that was changed last."""
+        """The page as it is shown again, with the pointer at the row that was changed last."""
         return replace(self.question, form=replace(self.form, at=self.changed))
 
     @property
     def is_read(self) -> bool:
-        """Whether a text is shown instead of the rows: the recipe, or the whole help of what is pointed at."""
+        """Whether a text is shown instead of the rows: the recipe, or the whole help of the pointed row."""
         return self.show_recipe or self.show_help
 
     @property
@@ -132,14 +132,14 @@ class FormPage:
         self.trouble, self.is_filtering = "", False
 
     def show(self, view: str) -> None:
-        """Show other rows, from the top."""
+        """Show other rows, starting at the top."""
         self.view, self.filter, self.is_filtering, self.trouble = view, None, False, ""
         if self.at not in self.places():
             places = self.places()
             self.at = places[min(1, len(places) - 1)]
 
     def type_filter(self, text: str | None) -> None:
-        """Filter all rows by a text; None: no longer."""
+        """Filter all rows by a text; None removes the filter."""
         self.filter, self.is_filtering, self.trouble = text, text is not None, ""
         places = self.places()
         if self.at not in places or self.at == ACTIONS:

@@ -1,4 +1,4 @@
-"""Choosing a file or folder: those that fit are listed below the question; typing filters, or is a path itself."""
+"""Choosing a file or folder: matching ones are listed below the question; typed text filters, or is a path itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .prompt_layout import (
     text_columns,
 )
 
-HINTS = (  # the longest that fits
+HINTS = (  # the longest one that fits is shown
     "(type to filter, or a path · Esc back · ? help)",
     "(type to filter · Esc back · ? help)",
     "(Esc back · ? help)",
@@ -37,15 +37,15 @@ SEVERAL_HINTS = (
     *HINTS[2:],
 )
 WIDEST_NAME = 48
-ABOUT_COLUMNS = 26  # next to a name, at most
+ABOUT_COLUMNS = 26  # of a description next to a name, at most
 PARENT = ".."
-SHOWN_NEXT_TO_LIST = ("texts", "examples", "recipes")  # kinds of files whose beginning says what they are
+SHOWN_NEXT_TO_LIST = ("texts", "examples", "recipes")  # kinds of files that their first lines describe
 MARKED, UNMARKED = "● ", "○ "
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the list. answer: what it gives; goes_to: the folder that it leads to instead; text: what it is."""
+    """A line of the list. answer: what it returns; goes_to: the folder that it opens instead; text: its description."""
 
     title: str
     answer: str = ""
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass
 class Place:
-    """Where the list is, and what was typed and marked. in_lines: whether it is printed, line by line."""
+    """Which folder is listed, and what was typed and marked. in_lines: whether the list is printed as plain lines."""
 
     question: Question
     columns: int
@@ -65,8 +65,8 @@ class Place:
     folder: str = ""
     typed: str = ""
     marked: list[str] = field(default_factory=list)
-    was_refused: bool = False  # what is typed: the next letter replaces it, as in a text
-    forgets: bool = False  # the default was refused: it is listed only as what was typed
+    was_refused: bool = False  # whether `typed` was refused: the next letter then replaces it
+    forgets: bool = False  # whether to list the default only as the typed text, because it was refused
 
     @property
     def several(self) -> bool:
@@ -74,12 +74,12 @@ class Place:
 
     @property
     def defaults(self) -> list[str]:
-        """The answers that Enter alone gives."""
+        """The answers that Enter alone returns."""
         default = self.question.default or []
         return list(default) if self.several else [str(default)] if default else []
 
     def rows(self) -> list[Row]:
-        """Return what is listed: fitting files, what is offered, folders, the folder above, and what was typed."""
+        """Return what is listed: matching files, other offers, folders, the parent folder, and the typed text."""
         head, slash, wanted = self.typed.rpartition("/")
         folder = (head or "/") if slash else self.folder
         there = places_in(folder, self.question.look_for) if Path(folder or ".").expanduser().is_dir() else []
@@ -102,7 +102,7 @@ class Place:
             )
             for one in offered
         ]
-        if not (self.typed or self.folder or self.forgets):  # an answer that is not in this folder
+        if not (self.typed or self.folder or self.forgets):  # a default that is not in this folder
             unlisted = [one for one in self.defaults if not any(row.answer == one for row in rows)]
             rows = [*(Row(self._title(one, "", width, None), one) for one in unlisted), *rows]
         inner = [place for place in places if place.enters]
@@ -115,7 +115,7 @@ class Place:
         return rows
 
     def _title(self, path: str, about: str, width: int, why_not: str | None) -> str:
-        # One that can't be chosen has a mark of its own.
+        # An entry that can't be chosen has a mark of its own.
         mark = "" if not self.several or why_not else MARKED if path in self.marked else UNMARKED
         most = width
         width -= len(MARKED) if why_not and not self.several and not self.in_lines else 0
@@ -125,11 +125,11 @@ class Place:
         self.folder, self.typed = folder, ""
 
     def answer_of(self, row: Row) -> Any:
-        """Return the answer that Enter gives on a row."""
+        """Return the answer that Enter returns on a row."""
         return (list(self.marked) or [row.answer]) if self.several else row.answer
 
     def mark(self, row: Row) -> None:
-        """Select a file, or take it back."""
+        """Mark a file, or unmark it."""
         if row.answer in self.marked:
             self.marked.remove(row.answer)
         elif row.answer:
@@ -141,7 +141,7 @@ def _matches(wanted: str, text: str) -> bool:
 
 
 def _fit(path: str, width: int) -> str:
-    """Return a path as it fits; of a longer one the end, from a folder on where there is one."""
+    """Return a path as it fits; if it is too long, its end, starting at a folder if possible."""
     if len(path) <= width:
         return path
     end = path[len(path) - width + 1 :]
@@ -149,7 +149,7 @@ def _fit(path: str, width: int) -> str:
 
 
 def _parent(folder: str) -> str:
-    """Return the folder above, as short as it can be written; "" is the current one."""
+    """Return the parent folder, as short as it can be written; "" is the current one."""
     here = Path(folder or ".").expanduser().resolve().parent
     current = Path.cwd()
     if here == current:
@@ -158,10 +158,10 @@ def _parent(folder: str) -> str:
 
 
 def pick_path(question: Question, above: int, trouble: str = "", *, run: Callable[..., Any], style: Any) -> Any:
-    """Ask for a path, or several, with a list of what is there. Raises Back.
+    """Ask for a path, or several, with a list of the files and folders. Raises Back.
 
-    above: how many lines are above the question on the screen. trouble: why the default was refused. run: asks a prompt
-    that has a footer, with the keys of every question. style: of prompts.
+    above: how many lines are above the question on the screen. trouble: why the default was refused. run: runs a prompt
+    that has a footer, with the keys that every question has. style: the style of prompts.
     """
     import questionary
     from prompt_toolkit.application import Application, get_app_session
@@ -175,7 +175,7 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
     has_side = question.look_for in SHOWN_NEXT_TO_LIST
     size = get_app_session().output.get_size()
     room = list_columns(has_side) if has_side else size.columns
-    lines = size.rows - above - 1 - MOST_ABOUT - 1  # without those of the question and below the list
+    lines = size.rows - above - 1 - MOST_ABOUT - 1  # minus the lines of the question and below the list
     place = Place(question, room)
     default = place.defaults
     place.marked = list(default) if len(default) > 1 else []
@@ -186,7 +186,7 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
     before_typing: str | None = None
 
     def show(at: str | None = None) -> None:
-        """List again. at: the answer to point at; otherwise the first line that can be taken."""
+        """List again. at: the answer to point at; by default, the first line that can be chosen."""
         rows = place.rows()
         control.choices = _choices(rows, room, lines)
         possible = [n for n, choice in enumerate(control.choices) if not choice.disabled]
@@ -220,7 +220,7 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
                 return
 
     @keys.add("enter", eager=True)
-    @keys.add("c-j", eager=True)  # an Enter that was pressed before the terminal was set up
+    @keys.add("c-j", eager=True)  # Enter, if it was pressed before the terminal was set up
     def _(event: Any) -> None:
         row = pointed()
         if row.why_not:
@@ -324,7 +324,7 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
 
 
 def _choices(rows: Sequence[Row], columns: int, lines: int) -> list[Any]:
-    """Return the lines of the list; those that are cut are wrapped where there are as many lines."""
+    """Return the lines of the list; long ones are wrapped if there is room, else cut."""
     from questionary import Choice
 
     columns = min(columns, text_columns())
@@ -340,7 +340,7 @@ def _choices(rows: Sequence[Row], columns: int, lines: int) -> list[Any]:
 
 
 def pick_plainly(question: Question, read_line: Callable[[Question, str, str], str], trouble: str = "") -> Any:
-    """Ask for a path, or several, with numbered lines; a path may be typed, too. Raises Back.
+    """Ask for a path, or several, with numbered lines; a path may also be typed. Raises Back.
 
     read_line: (question, before, default) -> the text that was typed, or the default.
     """

@@ -1,4 +1,4 @@
-"""A page of rows as numbered lines, for screen readers and terminals that can do no more."""
+"""A page of rows as numbered lines, for screen readers and limited terminals."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def ask_plain_form(
     keep: Callable[[Question], None],
     draw: Callable[[Question], object],
 ) -> Any:
-    """Ask a page with lines until an action ends it; return its answer. Raises Back.
+    """Ask a page with plain lines until an action ends it; return its answer. Raises Back.
 
-    ask_one: asks the question of a row. keep: gets the page after each change. draw: prints what is above it.
+    ask_one: asks the question of a row. keep: receives the page after each change. draw: prints what is above it.
     """
     shown, printed = "", ""
     drawn: Question | None = None
@@ -114,7 +114,7 @@ def _asked(question: Question, row: Row, ask_one: Callable[[Question], Any]) -> 
 
 
 def _typed(question: Question, key: str, value: str) -> Question | None:
-    """Return the page after key=value; None where it is refused, which is printed."""
+    """Return the page after key=value; None, with a printed reason, if the value is refused."""
     assert question.form is not None
     form, key = question.form, key.strip()
     row = form.row(key) or next((row for row in form.essentials if row.label == key), None)

@@ -1,4 +1,4 @@
-"""The plan of a run, before it starts: what it will make, and what it needs."""
+"""The plan of a run, before it starts: what it will produce, and what it needs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_COLUMNS = 110  # longer lines are hard to read
-BESIDE_TEXT = 6  # columns of the frame, and of the space after the names
+BESIDE_TEXT = 6  # columns of the frame and of the space after the names
 VALUE_COLUMNS = 20
 
 
 def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) -> Panel:
-    """Return the plan as a panel as wide as the terminal, of about 20 lines at 80 columns.
+    """Return the plan as a panel of the width of the terminal, with about 20 lines at 80 columns.
 
-    home: the folder in which the run folder is created; for a stage, its pipeline's folder. is_new: False where the run
-    has its folder already, as when it resumes.
+    home: the folder in which the run folder is created; for a stage, its pipeline's folder. is_new: False if the run
+    already has its folder, as when it resumes.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -48,7 +48,7 @@ def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     if is_new and home == ROOT:
         name = free_name(name, root=home)
     title = Text(f"Plan: {name}" if name == stage else f"Plan: {name} · {stage}", style="title")
-    title.stylize("not dim")  # else it is as dim as the frame
+    title.stylize("not dim")  # otherwise it is as dim as the frame
     return Panel(Group(*banner, table), title=title, title_align="left", width=width, border_style="dim")
 
 

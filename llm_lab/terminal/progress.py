@@ -40,15 +40,15 @@ if TYPE_CHECKING:
     from .notebook import NotebookDisplay
 
 REFRESH_SECONDS = 0.25
-KEY_SECONDS = 0.05  # between two looks at the keyboard
+KEY_SECONDS = 0.05  # between two checks of the keyboard
 SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?<]*[ -/]*[@-~]|O.)")  # arrow keys and the like
 PLAIN_PROGRESS_SECONDS = 5.0
 
 
 def make_display(console: Console | None = None) -> SafeDisplay:
-    """Return the live display where there is a terminal that can do it, or a notebook, else plain lines.
+    """Return the live display if there is a notebook or a terminal that supports it, else plain lines.
 
-    None of them ends the run.
+    A failure of a display does not end the run.
     """
     console = console or make_console()
     if console.is_jupyter:
@@ -61,7 +61,7 @@ def make_display(console: Console | None = None) -> SafeDisplay:
 
 @contextlib.contextmanager
 def show_progress() -> Iterator[Listener]:
-    """Yield what shows the progress, in the first process only; leaves the terminal as it was, also after errors."""
+    """Yield the progress display, in the first process only; restore the terminal, also after errors."""
     if is_first_process():
         with make_display() as display:
             yield display
@@ -70,9 +70,9 @@ def show_progress() -> Iterator[Listener]:
 
 
 class SafeDisplay:
-    """A display whose failures end nothing: a closed terminal or pipe, or an error in drawing.
+    """A display whose failures do not end the run: a closed terminal or pipe, or an error in drawing.
 
-    After a failure of the live view come plain lines, and after a failure of those, nothing.
+    After a failure of the live view, it prints plain lines, and after a failure of those, nothing.
     """
 
     def __init__(self, display: PlainDisplay | TerminalDisplay | NotebookDisplay):
@@ -114,7 +114,7 @@ class PlainDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing stays on the screen to be cleared."""
+        """Do nothing: there is nothing on the screen to clear."""
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -123,7 +123,7 @@ class PlainDisplay:
             case Progress(label, done, total):
                 self._show_progress(label, done, total)
             case TrainingStarted(max_steps, first_step, facts, earlier):
-                self._track = track = Track(self._now)  # each stage of a pipeline is timed for itself
+                self._track = track = Track(self._now)  # each stage of a pipeline is timed separately
                 track.begin(max_steps, first_step, facts, earlier)
                 start = f"resumes after step {first_step:,} of {max_steps:,}" if first_step else f"{max_steps:,} steps"
                 self._say(f"{track.heading}: {start}")
@@ -149,15 +149,15 @@ class PlainDisplay:
     def _say(self, text: str) -> None:
         from rich.text import Text
 
-        # A log keeps each line whole; a terminal would break it within a word.
+        # A log keeps each line whole. In a terminal, lines are wrapped here, because it would break them within a word.
         self.console.print(Text(printable(text)), soft_wrap=not self.console.is_terminal)
 
 
 class TerminalDisplay:
-    """A frame that stays at the bottom of the terminal; notices scroll above it.
+    """A frame at the bottom of the terminal; notices scroll above it.
 
-    The frame is drawn by a thread of its own, so that the clock runs while a step compiles. The same thread reads the
-    keys, which only change what is shown.
+    A thread draws the frame, so that the clock runs while a step compiles. The same thread reads the keys, which change
+    only what is shown.
     """
 
     def __init__(self, console: Console | None = None, *, now: Callable[[], float] = time.monotonic):
@@ -171,7 +171,7 @@ class TerminalDisplay:
         self._ended = threading.Event()
 
     def __enter__(self) -> TerminalDisplay:
-        self._keyboard.open()  # for the whole run, so that nothing typed during it answers a later question
+        self._keyboard.open()  # for the whole run, so that keys typed during it do not answer a later question
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,7 +186,7 @@ class TerminalDisplay:
         with self._lock:
             match event:
                 case Notice(text):
-                    self.console.print(Text(printable(text)))  # it stays above the frame, so the log has no need of it
+                    self.console.print(Text(printable(text)))  # it stays above the frame, so it need not be in the log
                 case RunWarning(text):
                     self.console.print(Text(printable(text), style="warn"))
                     self._track.warning = text
@@ -221,7 +221,7 @@ class TerminalDisplay:
             self._stop(keep_frame=False)
 
     def _end(self) -> None:
-        """Leave the last frame on the screen, the cursor shown and the terminal as it was. May be called again."""
+        """Leave the last frame on the screen, show the cursor and restore the terminal. May be called again."""
         with self._lock:
             self._track.end()
             self._stop(keep_frame=self._track.begun)
@@ -263,7 +263,7 @@ class TerminalDisplay:
             self._live.stop()
 
     def _show(self) -> None:
-        """Draw the frame again, below what the shell has printed."""
+        """Draw the frame again, below the output of the shell."""
         try:
             if self._live is not None:
                 self._live = self._new_live()
@@ -274,13 +274,13 @@ class TerminalDisplay:
     def _keep_drawing(self, ended: threading.Event) -> None:
         drawn_at = 0.0
         while not ended.wait(KEY_SECONDS):
-            with self._lock, contextlib.suppress(Exception):  # the next event fails too, and is handled
+            with self._lock, contextlib.suppress(Exception):  # the next event will fail too, and is handled
                 if not ended.is_set() and (self._read_keys() or time.monotonic() - drawn_at >= REFRESH_SECONDS):
                     drawn_at = time.monotonic()
                     self._draw()
 
     def _read_keys(self) -> bool:
-        """Act on the keys pressed since the last call; return whether there were any."""
+        """Handle the keys pressed since the last call; return whether there were any."""
         typed = self._keyboard.read()
         keys = [typed] if typed == ESCAPE else SEQUENCE.sub("", typed).replace(ESCAPE, "")
         for key in keys:
@@ -289,10 +289,10 @@ class TerminalDisplay:
 
     def _draw(self) -> None:
         if self._keyboard.is_open and not owns_terminal():
-            return  # in the background, where the terminal is the shell's
+            return  # in the background, where the terminal belongs to the shell
         columns, lines = self.console.size
         if self._live is not None and (columns < self._drawn[0] or lines <= self._drawn[1]):
-            # The terminal has folded the old frame's lines, so it can't be found again to draw over it.
+            # The terminal has rewrapped the lines of the old frame, so it can't be found and drawn over.
             self._live.transient = True
             self._live.stop()
             self.console.clear()

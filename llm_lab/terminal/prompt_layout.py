@@ -1,4 +1,4 @@
-"""The lines below a question, and a long list within the height of the terminal."""
+"""The lines below a question, and long lists that fit the height of the terminal."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from .console import columns, one_line, prompt_styles
 
 MOST_COLUMNS = 119  # longer lines are hard to read
 WIDE_COLUMNS = 118
-BESIDE_TITLE = 5  # columns of the pointer
-LEAST_COLUMN = 20  # of the second column of a list
-SIDE_COLUMNS = 46  # of the panel next to a list
+BESIDE_TITLE = 5  # columns of the pointer in front of a title
+LEAST_COLUMN = 20  # columns of the second column of a list
+SIDE_COLUMNS = 46  # columns of the panel next to a list
 LEAST_LINES = 3
-LEAST_PANE = 8  # lines of a text above a list that are shown, where the list needs the others
-PAGE = 8  # lines that Page Up and Page Down move
+LEAST_PANE = 8  # minimum lines of a text above a list that needs the others
+PAGE = 8  # lines to move for Page Up and Page Down
 CLEARS = "Esc or Ctrl-U clears the filter."
 NO_HELP = "There is no more help for this question."
-MOST_ABOUT = 3  # lines
+MOST_ABOUT = 3  # lines below a list
 AGE = re.compile(r"\d+ (s|m|min|h|d|days?|w|weeks?)( ago\b|$)")  # how long ago something was, in a list
 # The space in an item of a list of numbers: "norms 240," or "other 5.9 MiB".
 ITEM = re.compile(r"(?<=[a-z)]) (?=\d[\d.,:]*(?:\u00a0(?:[kMBTsh%]|[KMGT]iB|ms|min))?(?:[,;)]|$))")
-ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
+ESCAPE_SECONDS = 0.1  # wait for the rest of an arrow key after an Escape; slow ssh needs more
 
 
 class Back(Exception):
-    """The user wants the question before this one."""
+    """The user wants to go back to the previous question."""
 
 
 class Resized(Exception):
     """The terminal has another size: what is above the question has to be drawn again.
 
-    answer: as it is so far. trouble: why it was refused, or "". show_help: whether the help is open.
+    answer: the unfinished answer. trouble: why it was refused, or "". show_help: whether the help is open.
     """
 
     def __init__(self, answer: Any, trouble: str, show_help: bool):
@@ -48,7 +48,7 @@ class Finish(Exception):
 
 
 def style() -> Any:
-    """Return the palette as prompt_toolkit takes it."""
+    """Return the palette in the form that prompt_toolkit takes."""
     from prompt_toolkit.styles import Style
 
     styles = dict(prompt_styles())
@@ -70,7 +70,7 @@ def style() -> Any:
 
 
 class Footer:
-    """The lines below a question: what is wrong, the help once it is asked for, what the pointed line means."""
+    """The lines below a question: problems, the help if it is open, and what the pointed line means."""
 
     def __init__(self, app: Any, help: Callable[[], str], *, is_list: bool):
         from prompt_toolkit.key_binding import KeyBindings
@@ -85,12 +85,12 @@ class Footer:
         self.least = 0
         self.has_room: Callable[[int], bool] = lambda lines: False
         self.filter = ""
-        self.has_none = False  # nothing contains the filter: no line is shown, and Enter does nothing
+        self.has_none = False  # no line contains the filter: none is shown, and Enter does nothing
         self.set_filter: Callable[[str], None] = lambda text: None
         self.keys = KeyBindings()
 
     def is_untouched(self) -> bool:
-        """Whether nothing has been typed: a ? is then no letter. A default is still there to be typed over."""
+        """Whether nothing has been typed, so that ? opens the help. A default counts as nothing until it is edited."""
         if self.is_list:
             return True
         buffer = self.app.current_buffer
@@ -104,7 +104,7 @@ class Footer:
             found += [("class:bad", line) for line in wrap_lines(self.trouble, width)]
         if self.show_help:
             found += [("class:help", line) for line in wrap_lines(self.help() or NO_HELP, width)]
-        if not (self.show_help and self.is_list) and not self.has_none:  # help and list leave no room for more
+        if not (self.show_help and self.is_list) and not self.has_none:  # no room for more next to help and list
             about = wrap_lines(self.about(), width)
             if len(about) > MOST_ABOUT:
                 about = [*about[: MOST_ABOUT - 1], fit_words(" ".join(about[MOST_ABOUT - 1 :]), width)]
@@ -126,25 +126,25 @@ class Footer:
 
 
 def text_columns() -> int:
-    """Return how wide a line of text may be; the last column stays empty."""
+    """Return the width of a line of text; the last column stays empty."""
     return min(MOST_COLUMNS, columns() - 1)
 
 
 def fit_words(text: str, room: int) -> str:
-    """Return as many whole words of a line as fit; "…" says that there are more. A word that is too long is cut."""
+    """Return as many whole words of a line as fit; "…" marks that there are more. A word that is too long is cut."""
     if len(text) <= room:
         return text
     most = text[: room - 1]
     kept = most[: max(most.rfind(" "), most[:-1].rfind(",") + 1)].rstrip() if " " in most.strip() else ""
-    kept = re.sub(r"( +[\d.,]*\d)+$", "", kept)  # no number without its unit
+    kept = re.sub(r"( +[\d.,]*\d)+$", "", kept)  # never a number without its unit
     return f"{kept} …" if kept.strip() else f"{text[: room - 1]}…"
 
 
 def in_whole(text: str, title: str, columns: int, indent: int) -> str:
-    """Return a line of a list on several lines: those after the first begin where its second column does.
+    """Return a line of a list on several lines, whose continuation lines begin at its second column.
 
-    title: the line as it is cut; it stays where it has all, or where the second column is too narrow. indent: the
-    columns before the line.
+    title: the line as it is cut; returned if it is complete, or if the second column is too narrow. indent: the columns
+    before the line.
     """
     gap = re.search(r"(?<=\S)\s{2,}", text)
     hang, room = gap.end() if gap else 0, columns - BESIDE_TITLE
@@ -154,9 +154,9 @@ def in_whole(text: str, title: str, columns: int, indent: int) -> str:
 
 
 def wrapped(text: str, width: int, hang: int = 0) -> str:
-    """Wrap text, keeping each number with what it counts, and in a list of numbers with its name.
+    """Wrap text, keeping each number with its unit, and in a list of numbers with its name.
 
-    hang: the columns before all lines but the first.
+    hang: the indent of all lines but the first.
     """
     text = " ".join(in_pieces(word, width - hang).replace("\n", " ") for word in text.split(" "))
     joined = ITEM.sub("\u00a0", re.sub(r"(?<=\d) (?=[a-zA-Z%×])|(?<=×) (?=\d)| (?=\.\.\.$)", "\u00a0", text))
@@ -165,14 +165,14 @@ def wrapped(text: str, width: int, hang: int = 0) -> str:
 
 
 def numbered(number: int, text: str, after: str = "") -> str:
-    """Return a choice with its number, its columns as a name and what follows: spaces between them say nothing here."""
+    """Return a choice with its number; its columns become a name and a description without padding between them."""
     name, *about = re.split(r"\s{2,}", one_line(text).strip())
     whole = f"{name}: {', '.join(about)}" if about else name
     return wrapped(f"  {number:>2}  {whole}{after}", text_columns(), len("   1  "))
 
 
 def in_pieces(text: str, width: int) -> str:
-    """Wrap text after slashes, commas and spaces: what is between them is cut only if it alone is too long."""
+    """Wrap text after slashes, commas and spaces; a piece is cut only if it is longer than a line."""
     lines, line = [], ""
     for piece in re.findall(r"[^/, ]*[/, ]+|[^/, ]+", text):
         if line and len(line + piece.rstrip()) > width:
@@ -183,7 +183,7 @@ def in_pieces(text: str, width: int) -> str:
 
 
 def wrap_lines(text: str, columns: int | None = None) -> list[str]:
-    """Return the lines of a text within some columns, those of the terminal if not given."""
+    """Return the lines of a text within a width, by default that of the terminal."""
     return [line for part in text.splitlines() for line in textwrap.wrap(part, columns or text_columns())]
 
 
@@ -197,10 +197,10 @@ def lay_out_list(
     filters: bool = True,
     pane: str = "",
 ) -> Footer:
-    """Keep a list within the lines of the terminal, filtered by what is typed, with what a line means below it.
+    """Keep a list within the lines of the terminal, filtered by what is typed, with the meaning of a line below it.
 
-    explain: the help of a value; describe: what it means. side: what of a value is shown next to the list where there
-    is room. filters: whether typing filters the list. pane: a text that is scrolled above it.
+    explain: returns the help of a value; describe: returns its meaning. side: what to show next to the list for a
+    value, if there is room. filters: whether typing filters the list. pane: a text that is scrolled above it.
     """
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.keys import Keys
@@ -210,11 +210,11 @@ def lay_out_list(
 
     window = next(w for w in app.layout.find_all_windows() if isinstance(w.content, InquirerControl))
     control = window.content
-    if not control.use_indicator:  # the default of a list is where the pointer begins, and no selection
+    if not control.use_indicator:  # the default of a list is the start of the pointer, not a selection
         control.selected_options = []
     footer = Footer(app, lambda: explain(control.get_pointed_at().value), is_list=True)
     footer.about = lambda: describe(control.get_pointed_at().value)
-    # As many lines as the longest takes: the screen must not jump while the pointer moves.
+    # As many lines as the longest description: the screen must not jump while the pointer moves.
     footer.least = min(
         MOST_ABOUT, max(len(wrap_lines(describe(c.value), text_columns())) for c in control.choices if not c.disabled)
     )
@@ -222,7 +222,7 @@ def lay_out_list(
     def listed() -> int:
         return sum(str(choice.title).count("\n") + 1 for choice in control.choices)
 
-    # A blank line separates a list from what is below it, where there is one to spare.
+    # A blank line separates a list from what is below it, if there is room.
     footer.has_room = lambda lines: not pane and app.output.get_size().rows > above + 2 + listed() + lines
 
     def free() -> int:
@@ -252,7 +252,7 @@ def lay_out_list(
     for key, step in moves.items():
         footer.keys.add(key, eager=True)(lambda event, step=step: move(step))
     every = list(control.choices)
-    before = found_first = None  # what was pointed at before a filter was typed, and what the filter points at
+    before = found_first = None  # the pointed choice before a filter was typed, and the first one that it found
 
     def set_filter(text: str) -> None:
         nonlocal before, found_first
@@ -263,7 +263,7 @@ def lay_out_list(
         if not footer.filter:
             before = pointed
         elif not text and pointed is found_first and before is not None:
-            pointed = before  # a filter that was only typed and cleared changes nothing
+            pointed = before  # typing a filter and clearing it changes nothing
         footer.filter, footer.has_none = text, not possible
         possible.sort(key=lambda number: _rank(_searched(found[number]), text.lower()))
         footer.trouble = "" if possible else f"Nothing contains {text}. {CLEARS}"
@@ -275,7 +275,7 @@ def lay_out_list(
     if filters and len(every) > 1:
         footer.set_filter = set_filter
 
-        @footer.keys.add("a", eager=True)  # these two would select
+        @footer.keys.add("a", eager=True)  # by default, these two select choices
         @footer.keys.add("i", eager=True)
         @footer.keys.add(Keys.Any)
         def _(event: Any) -> None:
@@ -301,7 +301,7 @@ def lay_out_list(
         @footer.keys.add("c-j", filter=has_none, eager=True)
         @footer.keys.add(" ", filter=has_none, eager=True)
         def _(event: Any) -> None:
-            """Do nothing: none of the lines is what was typed."""
+            """Do nothing: no line matches the filter."""
 
     footer.attach()
     if any(side(choice.value) for choice in control.choices if not choice.disabled):
@@ -318,18 +318,18 @@ def lay_out_list(
 
 
 def _searched(choice: Any) -> str:
-    """Return what a filter looks at of a choice: its line without how long ago something was."""
+    """Return the text of a choice that a filter searches: its line without ages."""
     return AGE.sub("", str(choice.title)).lower()
 
 
 def _rank(line: str, text: str) -> int:
-    """Return how well a line fits a filter, 0 first: it begins with it, has it in its name, or in what follows it."""
+    """Return how well a line matches a filter, 0 being best: at its beginning, in its name, in its description."""
     name = re.split(r"\s{2,}", line.strip())[0]
     return 0 if line.startswith(text) else 1 if all(word in name for word in text.split()) else 2
 
 
 def _scrollbar() -> Any:
-    """Return a scroll bar that shows an arrow only where there is more."""
+    """Return a scroll bar with arrows only at ends where there is more."""
     from prompt_toolkit.layout import ScrollbarMargin
 
     class Scrollbar(ScrollbarMargin):
@@ -343,9 +343,10 @@ def _scrollbar() -> Any:
 
 
 def attach_pane(app: Any, footer: Footer, text: str, height: Callable[[], int], *, arrows: bool = False) -> None:
-    """Show a text above a prompt, a part at a time, and below it which part.
+    """Show a part of a text above a prompt, with its position below it.
 
-    height: how many lines there is room for. arrows: whether the arrow keys move it, too, as nothing else takes them.
+    height: the number of lines available. arrows: whether the arrow keys also scroll it, because nothing else uses
+    them.
     """
     from prompt_toolkit.filters import IsDone
     from prompt_toolkit.formatted_text import ANSI, to_formatted_text
@@ -392,12 +393,12 @@ def is_wide(columns: int) -> bool:
 
 
 def list_columns(has_side: bool) -> int:
-    """Return how wide the lines of a list may be, with or without a panel next to it."""
+    """Return the width of the lines of a list, with or without a panel next to it."""
     return columns() - SIDE_COLUMNS - 3 if has_side and is_wide(columns()) else text_columns()
 
 
 def _attach_side(app: Any, footer: Footer, lines: Callable[[], Sequence[Line]]) -> None:
-    """Show lines to the right of a prompt, where the terminal is wide."""
+    """Show lines to the right of a prompt, if the terminal is wide."""
     from prompt_toolkit.filters import Condition, IsDone
     from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, VSplit, Window
 
@@ -414,7 +415,7 @@ def _attach_side(app: Any, footer: Footer, lines: Callable[[], Sequence[Line]]) 
 
 
 def lay_out_text(app: Any, help: str, about: str, check: Callable[[str], str | None], trouble: str = "") -> Footer:
-    """Show below a text what is wrong with it, and let the first key typed replace the default.
+    """Show below a text why it is refused, and let the first key typed replace the default.
 
     trouble: why the text was refused before; what is typed then continues it.
     """

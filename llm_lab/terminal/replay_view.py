@@ -1,4 +1,4 @@
-"""What is printed before a lineage is replayed, and the comparison with the original afterwards."""
+"""The output before a lineage is replayed, and the comparison with the original afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .console import make_console, one_line
 
 
 def print_replay(replay: Replay, recipe: Path, changed: Sequence[str]) -> None:
-    """Print the runs that are replayed, and what may make the result differ."""
+    """Print the runs that will be replayed, and what may make the result differ."""
     from rich.text import Text
 
     console = make_console()

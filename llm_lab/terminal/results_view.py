@@ -1,4 +1,4 @@
-"""The end of a run on the screen: where it is, its results, what to do next; and the tables of an evaluation."""
+"""The end of a run on the screen: its path, its results, what to do next; and the tables of an evaluation."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Row = Mapping[str, Any]
-PATH_LENGTH = 70  # about two lines next to the numbers
+PATH_LENGTH = 70  # leaves about two lines next to the numbers
 LEAST_NAME = 15  # columns
-BESIDE_EXAMPLE = 11  # columns of the name of what is shown, and the space before it
-# The columns and rows of each table: the key in the evaluation, and the key in the glossary.
+BESIDE_EXAMPLE = 11  # columns of the example's name, and the space before it
+# Columns and rows of each table: the key in the evaluation, and the key in the glossary.
 LOSSES = {"loss": "text_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
 SCORES = (
     *("exact_match", "exact_match_sampled", "eval_reward", "eval_reward_sampled"),
@@ -43,7 +43,7 @@ SPEEDS = ("seconds_to_first_token", "tokens_per_second")
 def print_closing(facts: Mapping[str, Any], *, in_wizard: bool = False) -> None:
     """Print the end of a run: its status, its main results, and the commands for what comes next.
 
-    in_wizard: what comes next is then asked in a menu, and no command is shown.
+    in_wizard: show no commands, because a menu asks for the next step.
     """
     from rich.text import Text
 
@@ -93,7 +93,7 @@ def print_closing(facts: Mapping[str, Any], *, in_wizard: bool = False) -> None:
 
 def _main_results(results: Mapping[str, Any]) -> list[str]:
     shown = headline_results(results)
-    if "eval_loss" not in results:  # nothing was held out: what was measured in training
+    if "eval_loss" not in results:  # nothing was held out: show what training measured
         key = next((key for key in ("reward", "loss") if key in results), None)
         shown = [f"{name_of(key)} {write(key, results[key])}", *shown] if key else shown
     if "train_tokens" in results:
@@ -144,7 +144,7 @@ def _card_of(export: Mapping[str, Any]) -> str:
 
 
 def print_evaluation(measured: Row) -> None:
-    """Print an evaluation; in brackets after a number, its change since the last comparable evaluation."""
+    """Print an evaluation. After each number, in brackets: its change since the last comparable evaluation."""
     from rich.text import Text
 
     console = make_console()
@@ -175,7 +175,7 @@ def _tables(measured: Row) -> Iterator[Any]:
         heads = [head, "tokens", *names]
         if _left_for_names(heads, rows) >= LEAST_NAME:
             yield _table(heads, rows)
-        else:  # in a narrow terminal, a table for each text
+        else:  # in a narrow terminal, one table per text
             for name, *cells in rows:
                 title = name if name == "all" else head.replace("text", name, 1)
                 yield _table([title, ""], list(zip(heads[1:], cells, strict=True)))
@@ -201,7 +201,7 @@ def _short(path: str) -> str:
 
 
 def _cells(row: Row, keys: Sequence[str] | Mapping[str, str]) -> Iterator[tuple[str, Text]]:
-    """Yield (key, number with its change) of those keys that a row has."""
+    """Yield (key, number with its change) for those of these keys that a row has."""
     for key in keys:
         if key in row:
             known = quantity(keys[key] if isinstance(keys, Mapping) else key)
@@ -209,7 +209,7 @@ def _cells(row: Row, keys: Sequence[str] | Mapping[str, str]) -> Iterator[tuple[
 
 
 def _cell(value: float, before: float | None, as_text: Callable[[float], str], more_is_better: bool | None) -> Text:
-    """Return a number, with its change in brackets where there is an earlier one."""
+    """Return a number, with its change in brackets if there is an earlier one."""
     from rich.text import Text
 
     text = Text(as_text(value))
@@ -271,7 +271,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    room = max(LEAST_NAME, _left_for_names(head, rows))  # which are wrapped after slashes and spaces
+    room = max(LEAST_NAME, _left_for_names(head, rows))  # names are wrapped after slashes and spaces
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="help")
     for number, name in enumerate(head):
         table.add_column(Text(one_line(name)), overflow="fold", justify="left" if number == 0 else "right")

@@ -1,4 +1,4 @@
-"""The list of runs with what each takes and reached, and what is about to be deleted."""
+"""The list of runs with their sizes and results, and of what is about to be deleted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .console import is_plain, make_console, one_line
 STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "broken"), "bad")}
 STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
 HEADS = ("run", "stage", "size", "disk", "age", "status", "result")
-LEFT_OUT_FIRST = ("disk", "size", "age")  # where the terminal is narrow
+LEFT_OUT_FIRST = ("disk", "size", "age")  # if the terminal is narrow
 GAP = 2  # columns between columns
-LEAST_NAME = 16  # columns: what has no room there is wrapped
+LEAST_NAME = 16  # columns; longer names are wrapped
 SHOWN = 30  # lines of leftovers
 
 
 def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = False) -> None:
-    """Print runs as a table, and what they take together."""
+    """Print runs as a table, and the disk space that they use together."""
     from rich.table import Table
     from rich.text import Text
 
@@ -68,7 +68,7 @@ def _cells_of(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def result_of(entry: Mapping[str, Any]) -> str:
-    """Return what a run reached, in two words; of a sweep, how many of its runs are done."""
+    """Return the result of a run, in two words; for a sweep, how many of its runs are done."""
     if found := short_result(entry["results"]):
         return found
     if entry["kind"] not in (RUN, PIPELINE, STUDY):
@@ -79,7 +79,7 @@ def result_of(entry: Mapping[str, Any]) -> str:
 
 
 def print_removals(removals: Sequence[Removal]) -> None:
-    """Print what is deleted, how large it is, and what depends on it."""
+    """Print what will be deleted, its size, and what depends on it."""
     from rich.text import Text
 
     console = make_console()
@@ -90,7 +90,7 @@ def print_removals(removals: Sequence[Removal]) -> None:
 
 
 def print_leftovers(leftovers: Sequence[Leftover]) -> None:
-    """Print what `gc` deletes: a line for each run and kind of thing in it, the largest first, with its bytes."""
+    """Print what `gc` deletes: a line for each run and kind of file, the largest first, with its bytes."""
     from rich.table import Table
 
     console = make_console()
@@ -120,13 +120,13 @@ def _bytes(leftovers: Sequence[Leftover]) -> int:
 
 
 def _home_of(leftover: Leftover) -> Path:
-    """Return what a leftover is listed under: the run of a checkpoint, the folder of other files."""
+    """Return where a leftover is listed: the run of a checkpoint, the folder of other files."""
     path = leftover.path
     return path.parents[1] if leftover.what == CHECKPOINT else path
 
 
 def _describe(what: str, group: Sequence[Leftover]) -> str:
-    """Return what a group of leftovers is; of checkpoints, which go and which stay."""
+    """Describe a group of leftovers; for checkpoints, which are deleted and which are kept."""
     if what != CHECKPOINT:
         return what
     gone = {one.path for one in group}

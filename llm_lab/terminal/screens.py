@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from llm_lab.recipe.resolve import Resolved
 
 
-BESIDE_NUMBERS = 12  # columns of the names and the space after them
+BESIDE_NUMBERS = 12  # columns of the names and of the space after them
 
 
 def begin_screen(title: str, where: str = "") -> Any:
-    """Clear the terminal, print the title line (none without a title), and return the console."""
+    """Clear the terminal, print the title line if there is a title, and return the console."""
     console = make_console()
     clear_screen(console)
     if title:
@@ -26,7 +26,7 @@ def begin_screen(title: str, where: str = "") -> Any:
 
         room = console.width - len(f"LLM Lab · {one_line(title)} ·  ─")
         where = f" · {fit_words(one_line(where), room)}" if where else ""
-        if is_plain():  # nothing was cleared: what is above is another screen
+        if is_plain():  # nothing was cleared; another screen is above
             console.print()
         heading = Text.assemble(("LLM Lab", "title"), f" · {one_line(title)}", (where, "dim"))
         console.rule(heading, align="left", style="dim")
@@ -58,7 +58,7 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
     state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
     flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
     memory = f"{size(state)} of memory + {size(cost.memory_bytes - state)} per batch"
-    # The most important first: a low screen shows only the first lines.
+    # The most important come first, because a low screen shows only the first lines.
     total = shape.describe_parameters()
     text = Text(wrapped(f"{total}: {shares}", max(20, console.width - BESIDE_NUMBERS)))
     text.stylize("bold", 0, len(total))
@@ -83,7 +83,7 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
 def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = True, curve: bool = True) -> None:
     """Print the numbers of a run: parameters, tokens, memory, time, and the learning-rate curve.
 
-    about: first what the stage does. curve: whether there is room for the curve; a plain screen has none.
+    about: begin with what the stage does. curve: whether there is room for the curve; plain mode has none.
     """
     from rich.text import Text
 
@@ -117,7 +117,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = 
     if not curve:
         return
     schedule, optimizer, steps = values["scheduler"], values["optimizer"], train["max_steps"]
-    if steps is None:  # they depend on the number of examples
+    if steps is None:  # the steps depend on the number of examples
         label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
         console.print(Text(one_line(label), style="dim"))
         return

@@ -15,14 +15,14 @@ from llm_lab.wizard.questions import Choice, FileHead, Line, Question, RunSummar
 from .console import columns, make_console, one_line, supports_unicode
 from .prompt_layout import BESIDE_TITLE, SIDE_COLUMNS, is_wide, list_columns, wrapped
 
-CURVES = ("reward", "loss")  # the first that a run has is shown
+CURVES = ("reward", "loss")  # the first one that a run has is shown
 CURVE_LINES = 9
-LARGEST_METRICS = 4 * 2**20  # bytes that are read while the pointer moves
-HEAD_BYTES, MOST_LINES = 4096, 24  # of a file
+LARGEST_METRICS = 4 * 2**20  # bytes; a limit, because the file is read while the pointer moves
+HEAD_BYTES, MOST_LINES = 4096, 24  # bytes and lines of a file
 
 
 def side_of(question: Question) -> Callable[[Choice], Sequence[Line]] | None:
-    """Return what gives the panel of a choice; None where the terminal is narrow, or no choice has one."""
+    """Return a function that makes the panel of a choice; None if the terminal is narrow or no choice has a panel."""
     if not is_wide(columns()) or not any(one.effect or one.why or one.next_to for one in question.choices):
         return None
     found: dict[int, list[Line]] = {}
@@ -39,13 +39,13 @@ def _lines_of(choice: Choice) -> Iterator[Line]:
     if isinstance(choice.next_to, RunSummary):
         yield from _of_run(RunFolder(Path(choice.next_to.path)))
         return
-    if isinstance(choice.next_to, FileHead):  # it says what it is
+    if isinstance(choice.next_to, FileHead):  # the file describes itself
         yield from wrapped_lines(choice.effect or choice.next_to.path, "title")
         yield Line("")
         yield from head_of(choice.next_to.path)
         return
     if not (choice.effect or choice.why) and len(choice.text) < list_columns(True) - BESIDE_TITLE:
-        return  # the list says it all
+        return  # the list already has everything
     name, _, about = re.sub(r"\s{2,}", "\n", choice.text.strip()).partition("\n")
     yield from wrapped_lines(": ".join(filter(None, (name, about.replace("\n", ", ")))), "title")
     for text in filter(None, (choice.effect, choice.why)):
@@ -58,11 +58,11 @@ def wrapped_lines(text: str, style: str = "") -> Iterator[Line]:
 
 
 def head_of(path: str) -> Iterator[Line]:
-    """Yield the first lines of a text file: wrapped where it is prose, else cut at the width."""
+    """Yield the first lines of a text file: prose is wrapped, other lines are cut at the width."""
     from llm_lab.recipe.files import PLAIN_TEXT
 
     try:
-        if not Path(path).expanduser().is_file():  # a pipe would wait
+        if not Path(path).expanduser().is_file():  # a pipe would block
             return
         with Path(path).expanduser().open("rb") as file:
             text = file.read(HEAD_BYTES).decode("utf-8", errors="replace")
@@ -75,12 +75,12 @@ def head_of(path: str) -> Iterator[Line]:
     from .page_lines import with_remarks_near
 
     head = [one_line(line.rstrip()) for line in islice(text.splitlines(), MOST_LINES)]
-    for shown in with_remarks_near(head, 10**6):  # cut below
+    for shown in with_remarks_near(head, 10**6):  # lines are cut below
         yield Line(shown if len(shown) <= SIDE_COLUMNS else f"{shown[: SIDE_COLUMNS - 1]}…", "dim")
 
 
 def _of_run(run: RunFolder) -> Iterator[Line]:
-    """Yield what a run is, its curve and its last sample."""
+    """Yield the description of a run, its curve and its last sample."""
     from llm_lab.runs.housekeeping import short_result
 
     facts = run.facts()

@@ -15,17 +15,17 @@ from .console import PALETTE, columns, has_colors, is_plain, make_console, print
 from .keyboard import Keyboard
 
 WATCH_SECONDS = 0.05
-# What arrow keys and the like send: an Escape that is no key of its own.
+# What arrow keys and the like send: an Escape that is not the Esc key.
 _SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|O.|[^\x1b\[O])")
 
 
 def stream(pieces: Generator[str, None, None], *, wrap: bool = False, markdown: bool = False) -> None:
-    """Write the pieces of a reply to standard output as they come, with a newline at the end.
+    """Write the pieces of a reply to standard output as they arrive, with a newline at the end.
 
-    wrap: between words, at the width of the terminal. markdown: also with its Markdown in styles. Ctrl-C closes the
+    wrap: break lines between words, at the width of the terminal. markdown: also style its Markdown. Ctrl-C closes the
     reply and is raised again.
     """
-    console = make_console()  # makes standard output accept any character
+    console = make_console()  # also makes standard output accept any character
     redactor, line_end = StreamRedactor(), ""
     words = WordWrap(columns()) if wrap and not is_plain() else None
     wrapper = StyledMarkdown(words, has_colors=has_colors(console)) if words and markdown else words
@@ -51,18 +51,18 @@ def stream(pieces: Generator[str, None, None], *, wrap: bool = False, markdown: 
 
 
 class WordWrap:
-    """Breaks lines between words, in a text that arrives in pieces. A word is passed on when it is complete."""
+    """Breaks lines between words in a text that arrives in pieces. A word is returned when it is complete."""
 
     def __init__(self, width: int):
         self._width = width
-        self._column = 0  # of the cursor, without the word that is held back
+        self._column = 0  # column of the cursor, not counting the word that is held back
         self._word = ""
 
     def push(self, text: str) -> str:
-        """Take the next piece; returns what can be shown now."""
+        """Add the next piece; return what can be shown now."""
         shown = []
         for character in text:
-            wide = _width_of(character) > 1  # Chinese and Japanese have no spaces, and break anywhere
+            wide = _width_of(character) > 1  # Chinese and Japanese have no spaces, and can break anywhere
             if not (character.isspace() or wide):
                 self._word += character
                 continue
@@ -73,13 +73,13 @@ class WordWrap:
                 shown.append("\n")
                 self._column = 0
                 if not wide:
-                    continue  # the space at which the line was broken
+                    continue  # drop the space at which the line was broken
             shown.append(character)
             self._column += 0 if character == "\n" else _width_of(character)
         return "".join(shown)
 
     def rest(self) -> str:
-        """Return the word that was held back, on a new line where the current one has no room for it."""
+        """Return the word that was held back, on a new line if it does not fit on the current one."""
         word, self._word = self._word, ""
         width = _width_of(word)
         breaks = 0 < self._column < self._column + width > self._width and width <= self._width
@@ -90,10 +90,10 @@ class WordWrap:
 
 
 class StyledMarkdown:
-    """Gives the Markdown of a text that arrives in pieces its styles: headings, bold text, code, quotes.
+    """Styles the Markdown of a text that arrives in pieces: headings, bold text, code, quotes.
 
-    Every character is shown as the model wrote it, and nothing is drawn a second time: what only looks like Markdown
-    gets a style up to the end of its line. Links stay text. Lines of code are not wrapped.
+    Every character is shown as the model wrote it, and nothing is redrawn: text that only looks like Markdown is styled
+    up to the end of its line. Links stay text. Lines of code are not wrapped.
     """
 
     _STARTS = re.compile(r"[ \t]*(`{0,2}|~{0,2}|#{0,6})")  # what may become a fence or a heading
@@ -104,14 +104,14 @@ class StyledMarkdown:
 
     def __init__(self, wrap: WordWrap, *, has_colors: bool):
         self._wrap, self._has_colors = wrap, has_colors
-        self._text = ""  # that is held back
-        self._fence = ""  # that the code block began with
-        self._line: str | None = None  # what kind of line this is, once that is known
-        self._code, self._is_bold = "", False  # the backticks that the code began with
-        self._before = ""  # the character before
+        self._text = ""  # text that is held back
+        self._fence = ""  # the fence of the current code block
+        self._line: str | None = None  # the kind of the current line, once it is known
+        self._code, self._is_bold = "", False  # the backticks of the current code span; whether text is bold
+        self._before = ""  # the previous character
 
     def push(self, text: str) -> str:
-        """Take the next piece; returns what can be shown now."""
+        """Add the next piece; return what can be shown now."""
         self._text += text
         shown = []
         while self._text:
@@ -146,7 +146,7 @@ class StyledMarkdown:
         return "title" if self._HEADING.match(self._text) else "quote" if self._QUOTE.match(self._text) else "text"
 
     def _styled_line(self, part: str) -> str:
-        """Return a part of the current line with its styles, wrapped where that is right."""
+        """Return a part of the current line with its styles, wrapped unless it is code."""
         if self._line in ("code", "fence"):
             return self._painted(part, "help" if self._line == "code" else "dim")
         if self._line != "text":

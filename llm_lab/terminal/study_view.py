@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def print_experiments(experiments: Sequence[Experiment]) -> None:
-    """Print every experiment: those that can run, and those that can't with the reason."""
+    """Print every experiment; for those that can't run, the reason."""
     from rich.text import Text
 
     console = make_console()
@@ -42,7 +42,7 @@ def _about(experiment: Experiment) -> Text:
 
 
 def print_experiment(experiment: Experiment, options: Mapping[str, Any]) -> None:
-    """Print what an experiment is and the options that it runs with."""
+    """Print what an experiment is, and its options."""
     from rich.text import Text
 
     console = make_console()
@@ -62,7 +62,7 @@ def print_experiment(experiment: Experiment, options: Mapping[str, Any]) -> None
 
 
 def print_study_end(folder: RunFolder) -> None:
-    """Print the results of a study and where its report is, or that it can be resumed."""
+    """Print the results of a study and the path of its report, or that it can be resumed."""
     from rich.text import Text
 
     console = make_console()
@@ -78,7 +78,7 @@ def print_study_end(folder: RunFolder) -> None:
 
 
 def print_study(folder: RunFolder, *, heading: bool = True) -> None:
-    """Print what a study is: its title and options, its runs, its results. heading: whether its name is above it."""
+    """Print a study: its title and options, its runs, its results. heading: whether to print its name above it."""
     from rich.text import Text
 
     console = make_console()

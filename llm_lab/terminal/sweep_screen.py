@@ -21,15 +21,15 @@ from .prompt_layout import fit_words, wrapped
 if TYPE_CHECKING:
     from rich.console import Console
 
-SEED = "seed "  # how the head of such a column begins
-PLAIN_COLUMNS = 160  # of a table in a file or a pipe
+SEED = "seed "  # prefix of the heads of such columns
+PLAIN_COLUMNS = 160  # width of a table in a file or a pipe
 LEAST_NAME = 12
 LEAST_DETAILS = 32  # columns of a result and its time, with the space before them
 STYLES = {"done": "good", "failed": "bad", "stopped": "warn", "interrupted": "warn", "waiting": "dim"}
 
 
 def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], **more: Any) -> None:
-    """Print what a sweep will run: configurations, runs that are left, time and disk. more: as for plan_rows."""
+    """Print what a sweep will run: configurations, remaining runs, time and disk space. more: as for plan_rows."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.table import Table
@@ -43,7 +43,7 @@ def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], **more: Any) -> 
     for name, text in rows:
         table.add_row(name, Text(one_line(text), style="warn" if name == "note" else ""))
     title = Text(f"{sweep.kind.capitalize()}: {sweep.folder.name}", style="title")
-    title.stylize("not dim")  # else it is as dim as the frame
+    title.stylize("not dim")  # otherwise it is as dim as the frame
     console = make_console()
     banner = [Text(BANNER, style="warn")] if first.values.get("device") == "cpu" else []
     console.print(
@@ -52,7 +52,7 @@ def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], **more: Any) -> 
 
 
 class SweepScreen:
-    """What a running sweep shows: in a terminal one line per cell, elsewhere a line whenever a cell has ended."""
+    """The display of a running sweep: in a terminal one line per cell, elsewhere a line whenever a cell has ended."""
 
     def __init__(self, sweep: Sweep, console: Console | None = None):
         self.sweep, self.console = sweep, console or make_console()
@@ -86,7 +86,7 @@ class SweepScreen:
             self._statuses[state.cell.name] = state.status
 
     def stopping(self) -> None:
-        """Say that the runs in progress are saving their work."""
+        """Print that the runs in progress are saving their work."""
         self._foot = "Stopping: the runs in progress save their work. Ctrl-C again stops at once, without saving."
         if self._live is not None:
             self(*self._last)
@@ -100,7 +100,7 @@ class SweepScreen:
         self.console.print(one_line(f"{text}{', ' + details if details else ''}"), soft_wrap=True)
 
     def _details(self, state: CellState, room: int | None = None) -> str:
-        """Return what is known of a cell. room: of what does not fit on its line, that which says least is left out."""
+        """Return what is known about a cell. room: the columns available; the least informative parts are left out."""
         if state.status == "failed":
             return one_line(state.error) if room is None else fit_words(one_line(state.error), room)
         parts = []
@@ -119,7 +119,7 @@ class SweepScreen:
         return ", ".join(shown)
 
     def _frame(self, states: Sequence[CellState], seconds_left: float | None) -> Any:
-        """Return the lines of all cells; where they don't fit, those around the ones in progress."""
+        """Return the lines of all cells; if they don't fit, those around the ones in progress."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -152,13 +152,13 @@ class SweepScreen:
 
 
 def _without_keys(label: str) -> str:
-    """Return the label of a cell without the names of its keys, which are the same for all cells."""
+    """Return the label of a cell without the names of its keys, which are the same in all cells."""
     parts = label.split(", ")
     return ", ".join(part if part.startswith("seed=") else part.partition("=")[2] or part for part in parts)
 
 
 def print_sweep(folder: Path, *, hints: bool = True) -> None:
-    """Print what a sweep or a duel has found so far. UserError where it can't be read. hints: as in print_sweep_end."""
+    """Print what a sweep or a duel has found so far. UserError if it can't be read. hints: as in print_sweep_end."""
     sweep = open_sweep(folder)
     states = [state_of(cell, sweep.measure) for cell in sweep.cells()]
     if sweep.kind == "duel":
@@ -168,9 +168,9 @@ def print_sweep(folder: Path, *, hints: bool = True) -> None:
 
 
 def print_sweep_end(sweep: Sweep, outcome: Outcome, *, hints: bool = True) -> None:
-    """Print the table, what failed, where the report is, and how to continue what is not done.
+    """Print the table, what failed, the path of the report, and how to continue what is not done.
 
-    hints: whether the command that continues it is named; the wizard asks instead.
+    hints: whether to print the command that continues it; the wizard asks instead.
     """
     from rich.text import Text
 
@@ -187,7 +187,7 @@ def print_sweep_end(sweep: Sweep, outcome: Outcome, *, hints: bool = True) -> No
 
 
 def print_duel_end(duel: Sweep, outcome: Outcome, by: str, *, hints: bool = True) -> None:
-    """Print the pairs and the verdicts of a duel, what failed, and how to continue. hints: as above."""
+    """Print the pairs and the verdicts of a duel, what failed, and how to continue. hints: as in print_sweep_end."""
     from rich.text import Text
 
     from llm_lab.studies.duel import compare
@@ -200,7 +200,7 @@ def print_duel_end(duel: Sweep, outcome: Outcome, by: str, *, hints: bool = True
             console.print()
         words = one_line(verdict_words(duel, one))
         verdict = Text(wrapped(words, console.width) if console.is_terminal else words)
-        verdict.stylize("title", 0, len(re.split(r"(?<=\.) |(?<=:) (?=the )", words)[0]))  # what was decided
+        verdict.stylize("title", 0, len(re.split(r"(?<=\.) |(?<=:) (?=the )", words)[0]))  # the verdict
         console.print(verdict, soft_wrap=not console.is_terminal)
         console.print(one_line(f"What is held equal: {one.how}"), style="dim")
         console.print()
@@ -208,7 +208,7 @@ def print_duel_end(duel: Sweep, outcome: Outcome, by: str, *, hints: bool = True
 
 
 def _print_end(console: Console, sweep: Sweep, outcome: Outcome, *, hints: bool) -> None:
-    """Print what failed, where the report is, and how to continue."""
+    """Print what failed, the path of the report, and how to continue."""
     from rich.text import Text
 
     for state in outcome.states:
@@ -235,7 +235,7 @@ def _print_end(console: Console, sweep: Sweep, outcome: Outcome, *, hints: bool)
 def print_result_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table with its numbers aligned to the right.
 
-    Where it is wider than the terminal, the columns of the seeds are left out: the mean and the spread say it shorter.
+    If it is wider than the terminal, the columns of the seeds are left out: the mean and the spread summarize them.
     """
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""What is known of a run while it works: its numbers, its curves and its log, for every kind of display."""
+"""What is known about a run while it works: its numbers, its curves and its log, for every kind of display."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .console import one_line
 SPEED_WINDOW = 20  # log rows from which the time left is estimated
 SOURCES_SHOWN = 4
 LOG_LINES = 1_000
-EMPTY = "(empty: the model ended the text at once)"  # a sample
+EMPTY = "(empty: the model ended the text at once)"  # shown for an empty sample
 # Keys that are not measurements, or that the frame shows elsewhere.
 NOT_SHOWN = {*AXES, "epoch", "mix", "epochs"}
-MEASURED = ("eval_", "exact_match")  # at evaluations only: how their keys begin
-# Numbers that the frame leaves to metrics.jsonl, the log lines and the report.
+MEASURED = ("eval_", "exact_match")  # prefixes of the keys that are measured at evaluations only
+# Numbers that the frame does not show; they are in metrics.jsonl, the log lines and the report.
 DETAILS = {"policy_loss", "critic_grad_norm", "reward_chosen", "reward_rejected", "logps_rejected"}
-# Scores that come first in a stage that is trained on rewards.
+# Scores that are shown first in a stage that is trained on rewards.
 REWARDED = (
     *("reward", "reward_std", "zero_spread_share", "kl", "clip_fraction", "entropy", "completion_length"),
     *("cut_off_share", "exact_match", "exact_match_sampled", "eval_reward", "eval_reward_sampled"),
@@ -34,9 +34,9 @@ REWARDED = (
 
 @dataclass
 class Track:
-    """What is known of a run so far.
+    """What is known about a run so far.
 
-    history: the points of every number, those from before a resume included. samples: what the model wrote at the last
+    history: the points of every number, including those before a resume. samples: what the model wrote at the last
     evaluation, as (step, prompt, text). curve: which of the panels is drawn, counted from the first.
     """
 
@@ -98,7 +98,7 @@ class Track:
         add_row(self.history, {"step": step, **row})
         if "loss" in row:
             if self._includes_start and len(self._marks) == 2:
-                self._marks.popleft()  # the first steps compile and warm up: they say nothing about the others
+                self._marks.popleft()  # the first steps compile and warm up, so they are not typical
                 self._includes_start = False
             self._marks.append((self.now(), step))
         if isinstance(row.get("wall_seconds"), int | float):
@@ -133,18 +133,18 @@ class Track:
         return panels_for(self.history)
 
     def health(self, key: str) -> Health | None:
-        """Return how a number looks; None where any value is fine."""
+        """Return how a number looks; None if any value is fine."""
         return health_of(key, self.history)
 
 
 def mfu(row: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
-    """Return the model FLOPs utilization, or None where the GPU's peak is not known."""
+    """Return the model FLOPs utilization, or None if the GPU's peak is unknown."""
     speed, flops, peak = row.get("tokens_per_second"), facts.get("flops_per_token"), facts.get("peak_flops")
     return speed * flops / peak if speed and flops and peak else None
 
 
 def values_of(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, float]:
-    """Return every number of a row by its key, in the order of the glossary."""
+    """Return the numbers of a row by their keys, in the order of the glossary."""
     values = {**row, "mfu": mfu(row, facts)}
     keys = [key for key, value in values.items() if isinstance(value, int | float) and key not in NOT_SHOWN]
     return {key: values[key] for key in sorted(keys, key=rank)}
@@ -157,7 +157,7 @@ def numbers_of(row: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[s
 
 
 def mix_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (name, numbers) of the shares of the data sources, and of how often each was read."""
+    """Yield (name, numbers) for the shares of the data sources, and for how often each was read."""
     if isinstance(row.get("mix"), list):
         yield name_of("mix"), _of_each([f"{100 * share:.0f}" for share in row["mix"]]) + " %"
     if isinstance(row.get("epochs"), list):
@@ -165,15 +165,15 @@ def mix_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _of_each(numbers: list[str]) -> str:
-    """Join the numbers of the data sources; of many, the first ones."""
+    """Join the numbers of the data sources; if there are many, only the first ones."""
     return "/".join(numbers if len(numbers) <= SOURCES_SHOWN else [*numbers[: SOURCES_SHOWN - 1], ".."])
 
 
 def shown_values(track: Track) -> dict[str, float]:
-    """Return what the frame shows, the most informative first."""
+    """Return the numbers that the frame shows, the most informative first."""
     row = track.latest
     values = {key: value for key, value in values_of(row, track.facts).items() if key not in DETAILS}
-    for kind in ("", "_sampled"):  # where the reward only repeats the exact match
+    for kind in ("", "_sampled"):  # leave out the reward if it only repeats the exact match
         if values.get(f"eval_reward{kind}") == values.get(f"exact_match{kind}"):
             values.pop(f"eval_reward{kind}", None)
     if "reward" not in values:
@@ -187,7 +187,7 @@ def _place(key: str) -> int:
 
 
 def describe_row(track: Track, row: Mapping[str, Any]) -> str:
-    """Return a row of metrics.jsonl as a sentence, once the track has it."""
+    """Return a row of metrics.jsonl as a sentence, after the track has received it."""
     shown = {key: value for key, value in row.items() if key != "train_tokens"}
     words = [f"{name} {number}" for name, number in numbers_of(shown, track.facts)]
     if "loss" in row:
@@ -204,5 +204,5 @@ def describe_sample(step: int, prompt: str) -> str:
 
 
 def describe_progress(done: int, total: int) -> str:
-    """Return how far a piece of work is: 30 % (3/10)."""
+    """Return the progress of a piece of work: 30 % (3/10)."""
     return f"{100 * done // total} % ({done:,}/{total:,})" if total > 0 else f"{done:,}"

@@ -1,4 +1,4 @@
-"""The data X-ray on the screen: trained, masked and special tokens by color, or in brackets without colors."""
+"""The data X-ray on the screen: trained, masked and special tokens by color, or in brackets if there are no colors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _tokens(spans: Sequence[Any], marks: tuple[str, ...] | None) -> Any:
 
 
 def _apart(spans: Sequence[Any], marks: tuple[str, ...] | None) -> Any:
-    """Return tokens with their boundaries: every second one is underlined, or a line is between them."""
+    """Return tokens with their boundaries visible: every second one is underlined, or lines separate them."""
     from rich.text import Text
 
     text = Text()
@@ -136,7 +136,7 @@ def _brackets(console: Any) -> tuple[str, ...]:
 
 
 def _in_words(lengths: Sequence[int]) -> str:
-    """Return lengths in words: 12 to 512 tokens, median 80, 90th percentile 300."""
+    """Describe lengths in words: 12 to 512 tokens, median 80, 90th percentile 300."""
     ordered = sorted(lengths)
     if not ordered:
         return "none"

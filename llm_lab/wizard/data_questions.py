@@ -1,4 +1,4 @@
-"""Which data: texts or examples, what is recognized in them, which column is what, how several datasets are mixed."""
+"""Questions about data: texts or examples, what was recognized in them, their columns, how datasets are mixed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Found:
 
 @remember
 def look_at_name(path: str) -> str:
-    """Look whether a dataset exists on the Hub or in its cache; return what was not checked. UserError where not."""
+    """Look up a dataset on the Hub or in its cache; return what was not checked. UserError if it does not exist."""
     from llm_lab.data.hub_datasets import require_on_hub
 
     return require_on_hub(path, key="data.0") or ""
@@ -95,7 +95,7 @@ def look_at_name(path: str) -> str:
 
 @remember
 def look_at_texts(source: Mapping[str, Any]) -> Found:
-    """Look at a set of texts; of one on the Hub only at its page. UserError where it can't be read."""
+    """Look at a set of texts; for one on the Hub, only at its page. UserError if it can't be read."""
     from llm_lab.data.paths import is_on_hub
     from llm_lab.data.sources import look_at_source, open_source
     from llm_lab.data.streams import open_stream
@@ -110,7 +110,7 @@ def look_at_texts(source: Mapping[str, Any]) -> Found:
 
 @remember
 def look_at_examples(source: Mapping[str, Any], kind: str) -> Found:
-    """Look at a set of examples; of one on the Hub only at its page. UserError where it can't be read."""
+    """Look at a set of examples; for one on the Hub, only at its page. UserError if it can't be read."""
     from llm_lab.data import examples
     from llm_lab.data.paths import is_on_hub
 
@@ -132,7 +132,7 @@ def columns_of(source: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 
 
 def ask_data(draft: Draft, kind: str, *, mixed: bool = True) -> Flow[Draft]:
-    """Ask for one set after the other, show what was found in each, and ask for the weights of a mix.
+    """Ask for the sets one by one, show what was found in each, and ask for the weights of a mix.
 
     kind: text, conversation, preference or prompt. mixed: whether the sets are mixed, or each is measured on its own.
     """
@@ -200,7 +200,7 @@ def _ask_set(
 
 
 def _in_training(kind: str) -> tuple[Choice, ...]:
-    """Return the data that is offered to train on; of prompts first those whose answers a rule can check."""
+    """Return the data that is offered for training; for prompts, those whose answers a rule can check come first."""
     from llm_lab.data.builtin import BUILTIN
 
     if kind != "prompt":
@@ -216,7 +216,7 @@ def _in_training(kind: str) -> tuple[Choice, ...]:
 
 
 def _why_not(source: Source, kind: str) -> str | None:
-    """Return why a set can't be read, or None; columns that aren't recognized are asked next."""
+    """Return why a set can't be read, or None. Unrecognized columns are not a reason: they are asked for next."""
     try:
         _look(source, kind)
     except LabError as error:
@@ -225,7 +225,7 @@ def _why_not(source: Source, kind: str) -> str | None:
 
 
 def _why_not_named(source: Source, kind: str) -> str | None:
-    """Return why a path or a name can't be used, or None; of a name on the Hub, what else it needs is asked next."""
+    """Return why a path or a name can't be used, or None. What else a name on the Hub needs is asked for next."""
     if not is_hub_name(source["path"]):
         return _why_not(source, kind)
     try:
@@ -245,7 +245,7 @@ def _is_about_columns(error: LabError) -> bool:
 
 
 def can_ask_columns(source: Source, kind: str, error: LabError) -> bool:
-    """Return whether a set could be read once its columns are named: none is named yet, and there are enough."""
+    """Return whether a set could be read once its columns are named: none is named yet, and it has enough of them."""
     if not _is_about_columns(error) or source.get("columns") or source.get("text_column"):
         return False
     if kind == "text":
@@ -298,7 +298,7 @@ def _ask_streaming(draft: Draft, source: Source, found: Source) -> Flow[Source]:
 
 
 def recognize(draft: Draft, source: Source, kind: str) -> Flow[tuple[Source, Found]]:
-    """Return a set and what is found in it; where its columns are not recognized, ask for them."""
+    """Return a set and what is found in it; if its columns are not recognized, ask for them."""
     yield Wait(READING)
     try:
         return source, _look(source, kind)
@@ -405,7 +405,7 @@ def ask_score(draft: Draft) -> Flow[Draft]:
 
 
 def ask_forgetting(draft: Draft) -> Flow[Draft]:
-    """Ask for the general text on which forgetting is measured; none if it is left empty."""
+    """Ask for the general text on which forgetting is measured; an empty answer switches this off."""
     now = dict(draft.raw.get("forgetting") or {})
 
     def check(text: str) -> str | None:
@@ -428,13 +428,13 @@ def ask_forgetting(draft: Draft) -> Flow[Draft]:
 
 
 def is_score_source(path: str) -> bool:
-    """Whether a key says where the prompts to score on come from, or whether there are any."""
+    """Whether a key says which prompts are scored, or that there are any."""
     group, _, key = path.partition(".")
     return group == "score" and key.split(".")[0] in ("", "path", "subset", "split", "columns")
 
 
 def ask_score_path(draft: Draft) -> Flow[Draft]:
-    """Ask where the prompts to score on come from."""
+    """Ask where the prompts to be scored come from."""
     now: Source = dict(draft.raw.get("score") or {})
 
     def source_of(path: str) -> Source:

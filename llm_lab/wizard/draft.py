@@ -23,13 +23,13 @@ from llm_lab.runs.folder import free_name
 from .questions import UNSET, DesignNumbers, Flow, Panel, Question, RunNumbers, Screen
 from .walk import remember
 
-LONGEST_NAME = 80  # characters, of a run that was not named
-# A choice that needs another key brings it; when the choice is taken back, that key goes too.
+LONGEST_NAME = 80  # characters, for a run that the user has not named
+# A choice that needs another key adds it; when the choice is undone, that key is removed too.
 BRINGS = {
     ("lora.preset", "custom"): ("lora.target_modules", ["q_proj", "v_proj"]),
     ("dpo.loss_type", "robust"): ("dpo.label_smoothing", 0.1),
 }
-# A choice that decides other keys: their answers, such as those in the recipe of a run, would leave it without effect.
+# A choice that decides other keys: earlier answers to them, as in the recipe of a run, would leave it without effect.
 DECIDES = {
     "model.size": (
         "model.hidden_size",
@@ -58,7 +58,7 @@ class Draft:
     title: of the screen. is_design: whether a model is designed instead of a run. notice: what the last answer
     changed in addition, shown above the next question. is_complete: whether what must be chosen is chosen, so that the
     defaults can be taken for the rest. automatic: {key: (value, reason)} of answers that the user did not give; they
-    are derived as long as they are these, or a default where there is no reason.
+    are derived as long as they are unchanged, or are defaults if they have no reason.
     """
 
     raw: dict[str, Any]
@@ -84,17 +84,17 @@ class Draft:
 
     @property
     def run_name(self) -> str:
-        """The name that the run gets: one that is taken gets a number."""
+        """The name that the run gets; a number is added to one that is taken."""
         name = self.raw.get("name") or ""
         return name if self.is_design or not name else free_name(name)
 
     def ask(self, key: str, text: str, **more: Any) -> Question:
-        """Return a question about this draft, below its numbers and what its last answer changed."""
+        """Return a question about this draft, shown below its numbers and what its last answer changed."""
         shown = {"screen": self.screen, "notice": self.notice, "can_finish": self.is_complete}
         return Question(key, text, **{**shown, **more})
 
     def with_answer(self, path: str, value: Any) -> Draft:
-        """Return the draft with one key answered (None: left out, so that it is derived)."""
+        """Return the draft with one key answered (None: removed, so that it is derived)."""
         raw = copy.deepcopy(self.raw)
         if self._is_another_kind(path, value):
             # Another optimizer has other keys, and its own scale of learning rates.
@@ -106,7 +106,7 @@ class Draft:
         group = path.split(".")[0]
         field = stage_schema(raw).model_fields.get(group)
         if raw.get(group) == {} and field is not None and field.default is not None and value is None:
-            del raw[group]  # empty, it means nothing; an empty group that is off by default would switch it on
+            del raw[group]  # an empty group means nothing, except that one that is off by default would be switched on
         notice = f"Removed, because it has no effect now: {', '.join(dropped)}." if dropped else brought
         return replace(self, raw=raw, notice=notice)
 
@@ -122,7 +122,7 @@ class Draft:
         return replace(self, raw={**copy.deepcopy(self.raw), path: None}, notice="")
 
     def changes_since(self, start: Draft) -> dict[str, Any]:
-        """Return {dotted key: value} of what is new since an earlier draft; UNSET: no longer answered."""
+        """Return {dotted key: value} of what has changed since an earlier draft; UNSET: no longer answered."""
         return dict(_difference(start.raw, self.raw))
 
     def with_changes(self, changes: Mapping[str, Any]) -> Draft:
@@ -137,7 +137,7 @@ class Draft:
         return replace(self, notice=notice)
 
     def value(self, path: str) -> Any:
-        """Return what a key is now: answered, derived or default."""
+        """Return the current value of a key: answered, derived or default."""
         resolved, _ = self.look()
         return value_at(resolved.values if resolved else self.raw, path)
 
@@ -146,7 +146,7 @@ class Draft:
         return value_at(self.raw, path) is not None
 
     def origin(self, path: str) -> tuple[str, str]:
-        """Return where a value comes from (yours, default or derived), and why it is what it is."""
+        """Return where a value comes from (yours, default or derived), and the reason for it."""
         if path == "name" and self.run_name != self.raw.get("name", ""):
             kind, reason = self._origin(path)
             return kind, ", ".join(filter(None, (reason, f"{self.raw['name']} is taken")))
@@ -171,7 +171,7 @@ class Draft:
             found = [self.origin(leaf) for leaf, _ in flatten({path: answer}) if leaf != path]
             return found[0] if found and all(kind != "yours" for kind, _ in found) else ("yours", "")
         field = stage_schema(self.raw).model_fields.get(path)
-        if resolved and field is not None and field.default is None:  # switched on, because memory requires it
+        if resolved and field is not None and field.default is None:  # it is switched on because memory requires it
             reasons = (one.reason for key, one in resolved.origins.items() if key.startswith(f"{path}.") and one.reason)
             return next((("derived", reason) for reason in reasons), ("default", ""))
         return "default", ""
@@ -192,7 +192,7 @@ class Draft:
         return applies(path, resolved.values if resolved else self.raw)
 
     def why_not(self, path: str, value: Any) -> str | None:
-        """Return why a value can't be taken here, given the other answers, or None."""
+        """Return why a value can't be chosen here, given the other answers, or None."""
         if path == "optimizer.name" and value not in self._optimizers():
             return "for pretraining only"
         before = {str(problem) for problem in self.look()[1]}
@@ -219,7 +219,7 @@ Ask = Callable[[Draft], Flow[Draft]]
 
 
 def first_name(stage: str, checkpoint: str | None) -> str:
-    """Return the name that a run has before the user gives one: its model's and the stage's."""
+    """Return the name that a run has before the user gives one: that of its model, and the stage."""
     if STAGES[stage].from_scratch:
         return "my-run"
     ending = "merged" if stage == MERGE.name else stage
@@ -262,7 +262,7 @@ def _set(node: Any, path: str, value: Any) -> None:
         if not isinstance(inside, dict) and not (isinstance(inside, list) and after.isdecimal()):
             if value is None:
                 return
-            node[key] = inside = {}  # it was left out, switched off, or no group
+            node[key] = inside = {}  # the group was left out, switched off, or not a group
         node = inside
     if value is None:
         node.pop(last, None)
@@ -271,7 +271,7 @@ def _set(node: Any, path: str, value: Any) -> None:
 
 
 def _bring(raw: dict[str, Any], path: str, value: Any) -> str:
-    """Add the key that a choice needs, remove the one that the choice before had brought; describe the addition."""
+    """Add the key that a choice needs, and remove the one that the previous choice added; describe the addition."""
     before = BRINGS.get((path, str(value_at(raw, path))))
     if before and value_at(raw, before[0]) == before[1] and value_at(raw, path) != value:
         _set(raw, before[0], None)
@@ -283,7 +283,7 @@ def _bring(raw: dict[str, Any], path: str, value: Any) -> str:
 
 
 def _drop_answers(raw: dict[str, Any], paths: Iterable[str]) -> list[str]:
-    """Remove answers; return them as text."""
+    """Remove answers; return a description of them."""
     dropped = []
     for path in paths:
         if (answer := value_at(raw, path)) is not None:
@@ -293,7 +293,7 @@ def _drop_answers(raw: dict[str, Any], paths: Iterable[str]) -> list[str]:
 
 
 def _drop_idle_answers(raw: dict[str, Any], path: str, value: Any) -> list[str]:
-    """Remove answers that belong to another choice of `path`; return them as text.
+    """Remove answers that belong to another choice of `path`; return a description of them.
 
     They would be problems for every choice except the one they were given for.
     """

@@ -1,4 +1,4 @@
-"""The page of a draft: its values as rows, changed in place or by a flow of their own, until an action ends it."""
+"""The page of a draft: its values as rows, each changed in place or by a flow of its own, until an action ends it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .questions import Choice, Flow, Form, Line, Question, Row
 from .walk import remember
 
 OWN_DATA = "the validation data of its run"
-RUN = "run"  # the section of the keys that are in no group
+RUN = "run"  # the section of keys outside any group
 WHY = (
     "yours: you chose it. default: built in. derived: computed from other values. Delete resets a value.\nA derived "
     "value shows its reason, and changes with the values it depends on. Tab shows the values you chose, then all "
@@ -35,9 +35,9 @@ WHY = (
 class Page:
     """What the page of a draft consists of.
 
-    essentials: {section: paths} shown at first. actions: the choices that end it, the first one the usual. asker_of:
-    the flow of a row that is asked more than one question. questions: those of rows that differ from their keys'.
-    change: (draft, path, answer) gives the draft with an answer. only: how the keys of the other rows begin.
+    essentials: {section: paths} shown at first. actions: the choices that end it, the usual one first. asker_of: the
+    flow of a row that takes more than one question. questions: those of rows whose question differs from their key's.
+    change: (draft, path, answer) gives the draft with an answer. only: prefix of the keys of the other rows.
     """
 
     key: str
@@ -53,7 +53,7 @@ class Page:
 def ask_page(start: Draft, draft: Draft, page: Page) -> Flow[tuple[str, Draft]]:
     """Show the page until an action ends it; return (action, draft).
 
-    start: the draft that the page began with; where the page is shown again after an action, still that one.
+    start: the draft that the page began with, also when the page is shown again after an action.
     """
     start, draft = replace(start, is_complete=True), replace(draft, is_complete=True)
     while True:
@@ -140,7 +140,7 @@ def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
 
 
 def _label(path: str, section: str) -> str:
-    """Return what a row is called under the heading of its section."""
+    """Return the label of a row under the heading of its section."""
     group, _, rest = path.partition(".")
     if section == group:
         return rest or path
@@ -150,7 +150,7 @@ def _label(path: str, section: str) -> str:
 
 
 def _value(draft: Draft, page: Page, path: str) -> str:
-    """Return the value of a row as it is shown: as the choices of its own question name it, where it has one."""
+    """Return the value of a row as it is shown: in the words of its own question's choices, if it has one."""
     if path == "data" and measures_own_data(draft):
         return why_no_own_data(str(draft.value("model.checkpoint") or "")) or OWN_DATA
     question = page.questions[path](draft) if path in page.questions else None
@@ -163,7 +163,7 @@ def _value(draft: Draft, page: Page, path: str) -> str:
 
 @remember
 def why_no_own_data(model: str) -> str:
-    """Return what is left to choose where a model's run held nothing out to measure it on; "" where it did."""
+    """Return what must still be chosen if a model's run held out no data to measure it on; "" if it did."""
     try:
         require_own_data(str(find_model(model)))
     except LabError:
@@ -172,7 +172,7 @@ def why_no_own_data(model: str) -> str:
 
 
 def measures_own_data(draft: Draft) -> bool:
-    """Whether a model is measured on what its own run held out: nothing else is named."""
+    """Whether a model is measured on the data that its own run held out, because nothing else is named."""
     groups = ("data", "score", "tasks")
     return draft.raw.get("stage") == EVAL.name and not any(draft.value(group) for group in groups)
 
@@ -206,7 +206,7 @@ def _sections(draft: Draft, rows: list[Row]) -> dict[str, str]:
 
 
 def _typed(value: Any) -> str:
-    """Return a value as a user types it: a text without quotes, where it is read as that text."""
+    """Return a value as a user types it: text without quotes if it is then read as the same text."""
     text = value if isinstance(value, str) and value.strip() == value else ""
     try:
         return text if text and parse_yaml(text) == text else format_value(value)
@@ -220,7 +220,7 @@ def command_line(draft: Draft) -> str:
     words = [
         f"{path}={OFF if value is None else shlex.quote(_typed(value))}"
         for path, value in flatten(draft.raw)
-        # Null is what any other key is without an answer. An empty group switches on what is off by default.
+        # Other keys are null anyway without an answer. An empty group switches on what is off by default.
         if path != "stage"
         and (value not in (None, {}) or (path in groups and (value is None or fields[path].default is None)))
     ]

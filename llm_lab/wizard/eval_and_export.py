@@ -1,4 +1,4 @@
-"""Questions of the stages that train nothing: Merge LoRA, Evaluate, Export."""
+"""Questions for the stages that do not train: Merge LoRA, Evaluate, Export."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TASKS_WHY = (
     "Tasks of lm-evaluation-harness, for example arc_easy, hellaswag: the benchmarks of model cards. They are "
     "downloaded from the Hub and can take hours on a CPU; with tasks.limit, only a part of each is used."
 )
-# {what of the model card: what it is, the question, why}
+# {field of the model card: what it is, the question, why}
 CARD = {
     "author": (
         "who made the model",
@@ -62,7 +62,7 @@ PUSH_WHY = (
 
 
 def essentials_of(stage: str, draft: Draft) -> dict[str, tuple[str, ...]]:
-    """Return {section: paths} of the settings that are shown at first, next to the name and the model."""
+    """Return {section: paths} of the settings that are shown at first, after the name and the model."""
     if stage == EVAL.name:
         scored = ("score.rewards", "eval.text_scores") if draft.value("score") else ()
         return {"Measured on": ("data", "score", *scored, "tasks")}
@@ -73,7 +73,7 @@ def essentials_of(stage: str, draft: Draft) -> dict[str, tuple[str, ...]]:
 
 
 def askers_of(stage: str) -> dict[str, Ask]:
-    """Return the flows of groups and keys that are asked more than one question."""
+    """Return the flows of groups and keys that take more than one question."""
     if stage != EVAL.name:
         return {}
     rewards: Ask = partial(ask_rewards, path="score.rewards")
@@ -90,7 +90,7 @@ def questions_of(stage: str) -> dict[str, Callable[[Draft], Question]]:
 
 
 def ask_measured(draft: Draft, group: str) -> Flow[Draft]:
-    """Ask what the model is measured on: texts, prompts or tasks. Without any: the validation data of its run."""
+    """Ask what the model is measured on: texts, prompts or tasks. If none: the validation data of its run."""
     named = _named(draft, group)
     change = Choice("change", "Change it"), Choice("remove", "Remove it")
     draft = draft.with_notice("")
@@ -114,7 +114,7 @@ def _ask_group(draft: Draft, group: str, *, fresh: bool) -> Flow[Draft]:
 
 
 def _named(draft: Draft, group: str) -> str:
-    """Return what a group of the draft names, in a few words; "" where it is left out."""
+    """Return what a group of the draft names, in a few words; "" if it is left out."""
     now = draft.raw.get(group) or ()
     if group == "data":
         return ", ".join(source["path"] for source in now)
@@ -122,7 +122,7 @@ def _named(draft: Draft, group: str) -> str:
 
 
 def text_scores_question(draft: Draft) -> Question:
-    """Return the question whether the outputs are compared with reference answers."""
+    """Return the question of whether the outputs are compared with reference answers."""
     packages = {"bleu": "sacrebleu", "rouge": "rouge_score"}
     return draft.ask(
         "eval.text_scores",
@@ -162,7 +162,7 @@ def ask_tasks(draft: Draft) -> Flow[Draft]:
 
 
 def form_question(draft: Draft) -> Question:
-    """Return the question for the export format, with what each can hold of the model."""
+    """Return the question for the export format, with what each format can keep of the model."""
     key, checkpoint = draft.key("export.to"), draft.raw["model"]["checkpoint"]
     assert key is not None
     config = read_config_json(checkpoint)
@@ -182,7 +182,7 @@ def form_question(draft: Draft) -> Question:
 
 
 def weights_question(draft: Draft) -> Question:
-    """Return the question for the type of the weights, with what they get where none is chosen."""
+    """Return the question for the dtype of the weights, with the one used if none is chosen."""
     question = key_question(draft, "export.weights")
     if draft.value("export.weights") is not None:
         return question
@@ -191,12 +191,12 @@ def weights_question(draft: Draft) -> Question:
 
 
 def push_question(draft: Draft) -> Question:
-    """Return the question for the repository on the Hub, if any."""
+    """Return the question for the repository on the Hub, which may be left empty."""
     return replace(key_question(draft, "export.push"), why=PUSH_WHY)
 
 
 def ask_card(draft: Draft, *keys: str) -> Flow[KeepCard]:
-    """Ask for what only a person knows of a model; returns the effect that keeps it. The last answers are offered."""
+    """Ask what only a person knows about a model; returns the effect that stores it. Earlier answers are offered."""
     checkpoint = (draft.raw.get("model") or {}).get("checkpoint") or ""
     known = read_answers(run_of(checkpoint))
     found = {}
@@ -218,6 +218,6 @@ def ask_card(draft: Draft, *keys: str) -> Flow[KeepCard]:
 
 
 def is_card_open(draft: Draft) -> bool:
-    """Whether neither an author nor a license is known for the model card of an export."""
+    """Whether the model card of an export has neither an author nor a license."""
     checkpoint = (draft.raw.get("model") or {}).get("checkpoint") or ""
     return draft.raw["stage"] == EXPORT.name and not {*OF_ALL_MODELS} & {*read_answers(run_of(checkpoint))}

@@ -1,4 +1,4 @@
-"""The home screen: what users most often want, the rest in groups, and the runs. It is first, so it imports little."""
+"""The home screen: the most common tasks, the rest in groups, and the runs. It is shown first, so it imports little."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OFFERED = 2  # runs to resume, and models to chat with
 RECENT_RUNS, RUNNING_SHOWN = 12, 2
 LONGEST_NAME, SIDE_NAME = 24, 13
 UNFINISHED = ("stopped", "interrupted", "failed", "broken")
-NO_TEXT = ("reward", "eval", "export")  # stages whose run leaves no model of its own that writes text
+NO_TEXT = ("reward", "eval", "export")  # stages that do not leave a model of their own that generates text
 MENU_WHY = (
     "The usual order is: pretrain a model on text, fine-tune it on conversations (SFT), improve its replies (DPO, "
     "GRPO, PPO), chat with it, evaluate it, export it. Every run has a recipe file, which also runs without this "
@@ -45,7 +45,7 @@ CHAT_WHY = "This menu offers the newest runs. Chat, under Use a model, lists all
 
 
 class Entry(NamedTuple):
-    """A line of the home screen or of a group. flow: its name in FLOWS; why: what it is, in a few sentences."""
+    """A line of the home screen or of a group. flow: its name in FLOWS; why: an explanation of a few sentences."""
 
     flow: str
     title: str
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A line of the home screen that leads to a list of flows: those of menu.entries_of(name)."""
+    """A line of the home screen that leads to a list of flows: menu.entries_of(name)."""
 
     name: str
     title: str
@@ -110,9 +110,9 @@ ALONE = (
 
 
 def menu_question(last: Any = None, drafts: Sequence[str] = ()) -> Question:
-    """Return the home screen. last: the answer that was given before. drafts: flows that were left, the last one last.
+    """Return the home screen. last: the previous answer. drafts: flows that were left, the latest last.
 
-    One draft is offered here; each is where its flow begins.
+    One draft is offered here; every draft is also offered when its flow begins.
     """
     runs, sweeps = list_runs(), list_sweeps()
     offered = list(_offered(runs, sweeps))
@@ -136,7 +136,7 @@ def menu_question(last: Any = None, drafts: Sequence[str] = ()) -> Question:
 
 
 def line_of(value: Any, title: str, about: str, width: int, why: str) -> Choice:
-    """Return a choice with what it is about in a second column."""
+    """Return a choice with its description in a second column."""
     return Choice(value, f"{title:<{width}}{about}", why=why)
 
 
@@ -167,7 +167,7 @@ def _can_continue(run: RunFolder) -> bool:
 
 
 def can_resume_sweep(sweep: Mapping[str, Any]) -> bool:
-    """Whether runs of a sweep or a duel are left, and no command works on them. sweep: as list_sweeps describes it."""
+    """Whether a sweep or a duel has runs left and no command is working on them. sweep: as list_sweeps describes it."""
     return sweep["status"] not in ("done", "running")
 
 
@@ -177,14 +177,14 @@ def parts_done(sweep: Mapping[str, Any]) -> str:
 
 
 def can_resume(run: RunFolder) -> bool:
-    """Whether a run ended before its last step, and its recipe is there to continue it."""
+    """Whether a run ended before its last step, and its recipe is still there to resume it."""
     return run.recipe_path.exists() and not run.facts().get("study") and run.status() in UNFINISHED
 
 
 def progress_of(run: RunFolder) -> float | None:
-    """Return how far a run got, as a share of 1; None where that is not known."""
+    """Return how far a run got, as a share of 1; None if unknown."""
     facts = run.facts()
-    steps = facts.get("max_steps")  # those derived from the data; else the recipe has them
+    steps = facts.get("max_steps")  # the steps derived from the data; otherwise the recipe has them
     if not steps and run.recipe_path.exists():
         found = re.search(r"(?m)^  max_steps: (\d+)", run.recipe_path.read_text(encoding="utf-8", errors="replace"))
         steps = int(found[1]) if found else None
@@ -193,12 +193,12 @@ def progress_of(run: RunFolder) -> float | None:
 
 
 def kind_of_run(facts: Mapping[str, Any]) -> str:
-    """Return what a run is, in a word: its stage, a study or a pipeline."""
+    """Return what a run is, in one word: its stage, a study or a pipeline."""
     return "study" if facts.get("study") else str(facts.get("stage") or "pipeline")
 
 
 def _writes_text(run: RunFolder) -> bool:
-    """Whether the model that a run has trained can chat."""
+    """Whether the model that a run trained can chat."""
     facts = run.facts()
     if facts.get("study") or facts.get("stage") in NO_TEXT or is_reward_model(run.model_path):
         return False
@@ -206,19 +206,19 @@ def _writes_text(run: RunFolder) -> bool:
 
 
 def short_name(name: str, longest: int = LONGEST_NAME) -> str:
-    """Return the name of a run, cut where it is long."""
+    """Return the name of a run, shortened if it is long."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def when_last_active(run: RunFolder) -> str:
-    """Return how long ago a run ended, or was made: 3 h ago."""
+    """Return how long ago a run ended, or was created: 3 h ago."""
     facts = run.facts()
     then = facts.get("ended_at") or facts.get("created_at")
     return f"{age(time.time() - then)} ago" if isinstance(then, int | float) else ""
 
 
 def _status(runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """Yield what is known of the machine and of the runs."""
+    """Yield what is known about the machine and the runs."""
     machine = find_machine()
     mode = "; CPU mode: for tiny models" if machine.cuda_problem else ""
     yield Line(f"{machine.describe()}{mode}", "dim")
@@ -266,7 +266,7 @@ def next_of(answer: Any) -> Next:
 
 
 def draft_question() -> Question:
-    """Return the question whether to continue a kept draft."""
+    """Return the question of whether to continue a kept draft."""
     return Question(
         "draft",
         "Continue your draft?",

@@ -1,4 +1,4 @@
-"""Questions made from recipe keys: the schema says what is asked, offered, allowed and explained."""
+"""Questions made from recipe keys: the schema has the question, what is offered and allowed, and the explanation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def key_question(draft: Draft, path: str) -> Question:
 
 
 def answer_key(draft: Draft, path: str, answer: Any) -> Draft:
-    """Return the draft with the answer to a key's question; UNSET, or an empty text: what it is without an answer."""
+    """Return the draft with the answer to a key's question. UNSET or an empty text removes the key's answer."""
     key = draft.key(path)
     assert key is not None, path
     if isinstance(answer, str) and not (key.kind == "bool" or key.choices):
@@ -58,7 +58,7 @@ def answer_key(draft: Draft, path: str, answer: Any) -> Draft:
 
 
 def is_value(draft: Draft, path: str, answer: Any) -> bool:
-    """Whether an answer equals the value that the key has without it."""
+    """Whether an answer equals the value that the key has without an answer."""
     now = draft.value(path)
     return answer == (list(now) if isinstance(now, tuple) else now)
 
@@ -77,7 +77,7 @@ def _why_not_text(draft: Draft, path: str, key: Key, text: str) -> str | None:
 
 
 def _parse(key: Key, text: str) -> Any:
-    """Return the value of a typed text, UNSET where it is left open. UserError where it is not YAML."""
+    """Return the value of a typed text, UNSET if it is left open. UserError if it is not YAML."""
     text = text.strip()
     if not text:
         return UNSET
@@ -88,7 +88,7 @@ def _parse(key: Key, text: str) -> Any:
 
 
 def _if_empty(draft: Draft, path: str, key: Key) -> str:
-    """Return what a key is without an answer."""
+    """Return the value of a key without an answer."""
     if key.required:
         return ""
     open_ = draft.set_back(path)
@@ -119,7 +119,7 @@ def _choice(draft: Draft, path: str, value: Any, name: str, text: str = "") -> C
 
 
 def effect(resolved: Resolved | None) -> str:
-    """Return on one line what an answer would lead to: parameters, memory, FLOPs."""
+    """Return the result of an answer on one line: parameters, memory, FLOPs."""
     if resolved is None or not resolved.estimate.parameters or "train" not in resolved.values:
         return ""
     cost, shape = resolved.estimate, resolved.shape
@@ -138,14 +138,14 @@ def _derive_again(draft: Draft, path: str, key: Key) -> list[Choice]:
 
 
 def _left_open(key: Key, now: Any) -> list[Choice]:
-    """A value that is derived only when the run starts is None until then; Enter leaves it so."""
+    """Offer to leave a key unset: a value that is derived only when the run starts is None until then."""
     if now is not None or not _is_optional(key):
         return []
     return [Choice(UNSET, "leave unset", effect=f"Derived: {key.derived}." if key.derived else "")]
 
 
 def _numbers(draft: Draft, path: str, key: Key, now: Any) -> list[Choice]:
-    """Offer numbers near the present one, as texts; impossible ones are shown with the reason."""
+    """Offer numbers near the current one, as texts; impossible ones are shown with the reason."""
     numbers = sorted({*key.meta["candidates"], *([now] if isinstance(now, int) else [])})
     center = min(range(len(numbers)), key=lambda i: abs(numbers[i] - (now or numbers[0])))
     start = max(0, min(center - OFFERED // 2, len(numbers) - OFFERED))
@@ -177,7 +177,7 @@ def _is_optional(key: Key) -> bool:
 
 
 def _type_problem(key: Key, value: Any) -> str | None:
-    """Check one value against its key alone."""
+    """Check a value against the type of its key alone."""
     from pydantic import TypeAdapter, ValidationError
 
     annotation: Any = key.info.annotation

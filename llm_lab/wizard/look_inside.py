@@ -1,4 +1,4 @@
-"""Look inside a model: choose one, type a text that it reads, and choose what else to measure."""
+"""Look inside a model: choose a model, type a text for it to read, and choose what else to measure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def look_inside() -> Flow[None]:
 
 
 def _more(path: str) -> list[Choice]:
-    """Return what else can be measured with a model."""
+    """Return the question for what else to measure in a model."""
     run = next((run for run in list_runs() if str(run.path) == path), None)
     choices = [Choice("base", "Against its base: what the adapter changes")] if find_base(path) else []
     if run is not None and (run.checkpoints() or run.stages()):

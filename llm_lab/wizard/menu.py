@@ -1,4 +1,4 @@
-"""The groups of the home screen, and the flows that set up no run: chat, compare, replay, doctor."""
+"""The groups of the home screen, and the flows that do not set up a run: chat, compare, replay, doctor."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from .sweep_questions import DUEL_WHY, SWEEP_WHY, duel, resume_sweep, sweep
 from .training_runs import run_of_stage
 
 MOST_COMPARED = 6
-MOST_STEPS = 4  # that are listed one by one
+MOST_STEPS = 4  # checkpoints listed one by one
 EVALUATE_WHY = (
     "Measuring gives numbers that are saved with the model. Comparing shows what they mean: every model gets "
     "the same prompts, and differences between the outputs are marked."

@@ -1,4 +1,4 @@
-"""Design a model: parts chosen one by one, the numbers that follow always shown."""
+"""Design a model: its parts are chosen one by one, and the resulting numbers are always shown."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def new_design() -> Draft:
 
 
 def design_paths(*, advanced: bool) -> tuple[str, ...]:
-    """Return the model's keys that are asked, in order: those shown at first, or the advanced ones."""
+    """Return the keys of the model to ask for, in order: those shown at first, or the advanced ones."""
     keys = [key for key in keys_of(ModelParts, "model.") if key.question]
     return tuple(key.path for key in keys if bool(key.meta.get("advanced")) == advanced)
 
@@ -132,7 +132,7 @@ def ask_tokenizer(draft: Draft) -> Flow[Draft]:
     value: Any = picked
     if picked != "bytes":
         value = yield from (_ask_bpe if picked == "bpe" else _ask_named)(draft, now)
-    # As with any key: Enter on what was derived leaves it derived.
+    # As with any key, Enter on a derived value leaves it derived.
     derived = is_value(draft, "tokenizer", value) and not draft.is_answered("tokenizer")
     return draft.with_notice("") if derived else draft.with_answer("tokenizer", value)
 

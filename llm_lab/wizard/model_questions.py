@@ -1,4 +1,4 @@
-"""Which model: a preset size, a design, a config, one of the user's runs, or a named checkpoint."""
+"""Questions about models: a preset size, a design, a config, one of the user's runs, or a named checkpoint."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def run_choices(runs: Sequence[RunFolder]) -> list[Choice]:
 
 
 def sweep_choices() -> list[tuple[float, Choice]]:
-    """Return (when it was active last, a choice) for each sweep and duel, with the columns RUN_HEADS."""
+    """Return (when it was last active, a choice) for each sweep and duel, with the columns RUN_HEADS."""
     found = []
     for one in list_sweeps():
         done = parts_done(one)
@@ -107,7 +107,7 @@ def sweep_choices() -> list[tuple[float, Choice]]:
 
 
 def name_in_lists(run: RunFolder) -> str:
-    """Return the path of a run, within checkpoints/ where it is there."""
+    """Return the path of a run, relative to checkpoints/ if it is inside."""
     return run.path.relative_to(ROOT).as_posix() if run.path.is_relative_to(ROOT) else str(run.path)
 
 
@@ -125,7 +125,7 @@ def _cells_of(run: RunFolder) -> tuple[str, ...]:
 
 
 def why_no_model(text: str) -> str | None:
-    """Return why a text names no model, or None; a name on the Hub can only be checked when it is fetched."""
+    """Return why a text does not name a model, or None. A name on the Hub can only be checked by downloading it."""
     text = text.strip()
     if not text:
         return "A path or a name is required."
@@ -144,10 +144,10 @@ def pick_run(
     machine: Machine | None = None,
     more: Sequence[tuple[float, Choice]] = (),
 ) -> Flow[str]:
-    """Return the run that was chosen, or the folder or name that was typed.
+    """Return the chosen run, or the folder or name that was typed.
 
-    none: why there is no run to choose. check: of what is typed. machine: also offer the models of the library, with
-    what fits on it. more: (when it was active last, a choice), sorted among the runs.
+    none: why there is no run to choose. check: checks what is typed. machine: also offer the models of the library,
+    with what fits on this machine. more: (when it was last active, a choice), sorted among the runs.
     """
     made = [last_active(run.facts()) for run in runs] if more else [0.0] * len(runs)
     listed = sorted([*zip(made, run_choices(runs), strict=True), *more], key=lambda one: -one[0])
@@ -192,7 +192,7 @@ def _library_question(question: Question, machine: Machine) -> Question:
 
 
 def _library_choice(entry: LibraryEntry) -> Choice:
-    """Return a model on one line, with its facts and what it needs below."""
+    """Return a model of the library on one line, with its properties and what it needs below the list."""
     model, best = entry.model, entry.best
     kind = "chat" if model.is_chat else "base"
     line = f"{model.name:<36}{count(model.parameters):>6}  {kind}  {METHODS[best.method] if best else ''}".rstrip()
@@ -203,14 +203,14 @@ def _library_choice(entry: LibraryEntry) -> Choice:
 
 
 def model_answers(key: str, path: str) -> tuple[Answer, ...]:
-    """Return the answers that pick_run would get for a model that is known already."""
+    """Return the answers that pick_run would receive for a model that is already known."""
     if path in [str(run.path) for run in generating_runs()]:
         return (Answer(key, path),)
     return (Answer(key, ANOTHER), Answer(f"{key}.path", path))
 
 
 def ask_model_to_pretrain(draft: Draft) -> Flow[Draft]:
-    """Ask what is pretrained: a preset size, a design, a checkpoint, or a config."""
+    """Ask what to pretrain: a preset size, a design, a checkpoint, or a config."""
     designs = sorted(file.parent.name for file in MODELS.glob("*/config.json"))
     runs = [str(run.path) for run in runs_with_a_model()]
     source = _source_of(draft, runs)
@@ -268,7 +268,7 @@ def _source_of(draft: Draft, runs: list[str]) -> str:
 
 
 def ask_model(draft: Draft) -> Flow[Draft]:
-    """Ask for the model that a stage after pretraining continues from; for a merge, the adapter."""
+    """Ask for the model that a stage after pretraining continues from; for a merge, ask for the adapter."""
     stage, key = draft.raw["stage"], "model.checkpoint"
     now = str((draft.raw.get("model") or {}).get("checkpoint") or "")
     about = STAGES[stage].recipe.model_fields["model"].description or ""
@@ -285,7 +285,7 @@ def ask_model(draft: Draft) -> Flow[Draft]:
 
 
 def ask_other_model(draft: Draft, path: str) -> Flow[Draft]:
-    """Ask for a second model: DPO's reference, PPO's critic; left open, it is the model itself."""
+    """Ask for a second model: DPO's reference, PPO's critic; by default, it is the model itself."""
     key = draft.key(path)
     assert key is not None, path
     runs = generating_runs() if path == "dpo.reference" else [*reward_models(), *generating_runs()]

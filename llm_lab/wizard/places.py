@@ -1,4 +1,4 @@
-"""What a question for a path lists: the files and folders of a place that fit it, recent and built-in data."""
+"""What a question for a path lists: the matching files and folders of a place, and recent and built-in data."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from llm_lab.runs.folder import list_runs
 from .questions import Choice
 from .walk import remember
 
-LookFor = str  # a key of KINDS, or "" where any file may be meant
-MOST_FILES = 200  # that are listed of a folder
-MOST_LOOKED_AT = 3_000  # names, so that a large folder does not keep a user waiting
-DEPTH = 3  # folders below the one that is listed
+LookFor = str  # a key of KINDS, or "" for any file
+MOST_FILES = 200  # files listed per folder
+MOST_LOOKED_AT = 3_000  # names; a limit, so that a large folder does not keep the user waiting
+DEPTH = 3  # levels of folders, the listed one included
 HEAD_BYTES = 4096
-RECENT = 4  # sets of data that are offered again
-# Folders with many files that are nobody's texts, next to hidden ones.
+RECENT = 4  # datasets that are offered again
+# Folders, apart from hidden ones, whose many files are not a user's texts.
 SKIPPED = frozenset(("checkpoints", "node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"))
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 ABOUT_THE_DATA = ("readme", "license", "licence", "notice", "changelog", "requirements")
@@ -33,7 +33,7 @@ ABOUT_THE_DATA = ("readme", "license", "licence", "notice", "changelog", "requir
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder in a list. path: the answer that it gives; enters: it is a folder to look into instead."""
+    """A file or folder in a list. path: the answer it gives; enters: whether it is a folder to open instead."""
 
     path: str
     about: str = ""
@@ -44,12 +44,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is looked for. files: whether a file name fits; marks: what a folder holds that is an answer as a whole."""
+    """What to look for. files: whether a file name matches; marks: file names that make a folder an answer itself."""
 
     files: Callable[[str], bool]
     marks: tuple[str, ...] = ()
-    whole: bool = False  # all files of a folder together are an answer
-    below: bool = False  # the files of the folders below are listed, too
+    whole: bool = False  # all files of a folder together are also an answer
+    below: bool = False  # files in subfolders are listed, too
 
 
 def _data(*kinds: str) -> Callable[[str], bool]:
@@ -78,7 +78,7 @@ KINDS: dict[LookFor, Kind] = {
 
 
 def places_in(folder: str, look_for: LookFor) -> list[Place]:
-    """Return what to list of a folder ("" for the current one): the files that fit, then the folders to look into.
+    """Return what to list for a folder ("" for the current one): matching files, then the folders to open.
 
     A file that can't be used is listed with the reason.
     """
@@ -102,7 +102,7 @@ def places_in(folder: str, look_for: LookFor) -> list[Place]:
 
 
 def _names(where: Path, depth: int) -> Iterator[tuple[Path, bool]]:
-    """Yield (path, whether it is a folder) of what is in a folder and below, the nearest first."""
+    """Yield (path, whether it is a folder) for the contents of a folder and its subfolders, the nearest first."""
     level, left = [where], MOST_LOOKED_AT
     for at in range(depth):
         below: list[Path] = []
@@ -126,7 +126,7 @@ def _names(where: Path, depth: int) -> Iterator[tuple[Path, bool]]:
 
 
 def _order(place: Place) -> tuple[bool, bool, int, bool, str]:
-    """Sort: what can be used, then what is not about other files, the nearest, plain text before tables, by name."""
+    """Return the sort key: usable first, documentation last, the nearest first, text before tables, then by name."""
     path = Path(place.path)
     about = path.name.lower().startswith(ABOUT_THE_DATA)
     is_table = path.suffix.lower() not in PLAIN_TEXT
@@ -145,7 +145,7 @@ def _file(path: Path, shown: str, look_for: LookFor) -> Place:
         found = path.stat()
     except OSError:
         return Place(shown, why_not="not readable")
-    if not stat.S_ISREG(found.st_mode):  # reading a pipe might never end
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe could block forever
         return Place(shown, why_not="not a regular file")
     count = found.st_size
     if look_for == "new file":
@@ -156,7 +156,7 @@ def _file(path: Path, shown: str, look_for: LookFor) -> Place:
 
 
 def _inside(folder: Path, kind: Kind) -> str:
-    """Return what is in a folder, without a look at the folders below it."""
+    """Return a description of a folder's contents, not counting its subfolders."""
     try:
         names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError:
@@ -182,11 +182,11 @@ def why_no_data(path: Path) -> str | None:
         return None
     if strange := strange_beginning(head, path.name, kind):
         return strange[0]
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16 is read
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16 can be read
         return None
     if b"\0" in head:
         return "binary, not text"
-    try:  # the last character of a head may be cut
+    try:  # the head may end within a character
         codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD_BYTES)
     except UnicodeDecodeError:
         return "not UTF-8 text"
@@ -198,14 +198,14 @@ def built_in(kind: str) -> tuple[Choice, ...]:
     from llm_lab.data.builtin import ABOUT_BUILTIN, BUILTIN, BUILTIN_EXAMPLES
 
     names = set(BUILTIN if kind == "text" else BUILTIN_EXAMPLES)
-    if kind == "preference":  # only generated problems have worse answers
+    if kind == "preference":  # only generated problems include worse answers
         names &= set(BUILTIN)
     return tuple(Choice(f"builtin:{name}", about) for name, about in ABOUT_BUILTIN.items() if name in names)
 
 
 @remember
 def recent_data(kind: str) -> tuple[Choice, ...]:
-    """Return what the newest runs read of a kind, as choices: local data that is still there, and names on the Hub."""
+    """Return the data of a kind that the newest runs read, as choices: existing local data, and names on the Hub."""
     found: dict[str, str] = {}
     for run in list_runs():
         facts = run.facts()
@@ -215,7 +215,7 @@ def recent_data(kind: str) -> tuple[Choice, ...]:
         for source in facts.get("data") or ():
             path = str(source.get("path") or "")
             there = Path(path).expanduser().exists() or is_hub_name(path)
-            there = there and not source.get("own")  # a run's validation data, with a description instead of a path
+            there = there and not source.get("own")  # a run's own validation data has a description instead of a path
             if path and there and not path.startswith("builtin:"):
                 found.setdefault(path, f"used by {run.path.name}")
     return tuple(Choice(path, about) for path, about in islice(found.items(), RECENT))

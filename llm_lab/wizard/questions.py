@@ -1,4 +1,4 @@
-"""What a flow of questions yields and what it is sent back. Nothing here needs a terminal.
+"""What a flow of questions yields and what it receives. Nothing here needs a terminal.
 
 A flow is a generator: it yields questions and receives their answers, yields effects and receives their results, and
 returns what runs next. A front end asks, executes, and goes back by running the flow again with one answer fewer
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llm_lab.recipe.resolve import Resolved
 
 T = TypeVar("T")
-UNSET = "derive it"  # takes an answer back, so that the key is derived, or its default, again
+UNSET = "derive it"  # removes an answer, so that the key is derived or its default again
 Flow = Generator[Any, Any, T]
 Kind = Literal["choice", "several", "text", "path", "paths", "form"]
 
@@ -28,7 +28,7 @@ def accept(answer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer to choose. An order begins with a capital (Yes, start); the name of a thing does not.
+    """One answer to choose. A command begins with a capital (Yes, start); a name does not.
 
     why_not: the reason it can't be chosen now. effect: what it means or leads to. why: its longer explanation, shown
     instead of the question's. cells: its columns under the question's heads, instead of the text. next_to: what a wide
@@ -48,7 +48,7 @@ class Choice:
 class Line:
     """A line on the screen.
 
-    style: good, warn, bad, dim, or "" for plain text. hang: the columns before its further lines.
+    style: good, warn, bad, dim, or "" for plain text. hang: the indent of its continuation lines.
     """
 
     text: str
@@ -126,9 +126,9 @@ class Screen:
 class Row:
     """One line of a page.
 
-    label, value: as shown. section: under which heading. origin: yours, default, derived, or ""; reason: why a derived
-    value is what it is. question: makes the question that changes the value in place, whose default is the value now;
-    None: Enter asks for it in a flow of its own.
+    label, value: as shown. section: the heading it belongs to. origin: yours, default, derived, or ""; reason: why a
+    derived value is what it is. question: makes the question that changes the value in place, whose default is the
+    current value; None: the value has a flow of its own, which Enter starts.
     """
 
     key: str
@@ -145,13 +145,14 @@ class Row:
 class Form:
     """A page: rows that are changed in place, and actions that end it.
 
-    Its answer is {"changes": {key: value}, "action": name of an action, or key of a row with a flow of its own}, and
-    perhaps "at", the key of a row.
-    essentials: the rows shown at first; rows: all of them, by section; sections: {section: what it is about}. actions:
-    the first is what finishing means. changes: since the page began. change: (key of a row, answer to its question)
-    gives the page after it; UNSET sets a value back. fill: gives the page with these changes instead. command: the
-    equal command line; recipe: makes the text of the recipe. at: what is pointed at first, an action or the key of a
-    row.
+    Its answer is {"changes": {key: value}, "action": the name of an action, or the key of a row with a flow of its
+    own}, and perhaps "at", the key of a row.
+
+    essentials: the rows shown at first; rows: all of them, by section; sections: {section: its description}. actions:
+    the first one is taken by finishing the page. changes: since the page began. change: (key of a row, answer to its
+    question) gives the page after it; UNSET restores a value. fill: gives the page with these changes instead. command:
+    the equivalent command line; recipe: makes the text of the recipe. at: where the pointer is at first, an action or
+    the key of a row.
     """
 
     essentials: tuple[Row, ...]
@@ -166,7 +167,7 @@ class Form:
     at: Any = None
 
     def answer(self, action: Any, at: Any = None) -> dict[str, Any]:
-        """Return the answer that ends the page. at: the key of the row to point at where the page comes again."""
+        """Return the answer that ends the page. at: the key of the row to point at when the page is shown again."""
         return {"changes": dict(self.changes), "action": action} | ({} if at is None else {"at": at})
 
     def row(self, key: str) -> Row | None:
@@ -187,13 +188,12 @@ class Question:
     """One question, with everything a front end needs to ask it.
 
     kind: one or several of the choices, a text, or one or several paths (or names: a path may be typed). key: what is
-    answered, a recipe key or a name within the flow. choices: for paths, what is offered next to the files. look_for:
-    for paths, which files are listed (a key of places.KINDS). help: one line above the question. why: the longer
-    explanation. allowed: what may be typed. check: returns why an answer is refused, or None. wait: what takes a
-    while when the answer is checked. screen, notice: what is shown above it; below_output: where an effect has just
-    printed something, that stays on the screen instead. form: the page, where kind is form. can_finish: whether the
-    defaults of this and all further questions, up to the end of the page, can be taken at once. heads: of the columns
-    of its choices.
+    answered, a recipe key or a name within the flow. choices: for paths, what is offered in addition to the files.
+    look_for: for paths, which files are listed (a key of places.KINDS). help: one line above the question. why: the
+    longer explanation. allowed: what may be typed. check: returns why an answer is refused, or None. wait: what takes
+    time while the answer is checked. screen, notice: what is shown above it; below_output: keep the output of the last
+    effect above it instead. form: the page, if kind is form. can_finish: whether the defaults of this and all further
+    questions, up to the end of the page, can be taken at once. heads: the column heads of its choices.
     """
 
     key: str
@@ -225,7 +225,7 @@ class Question:
         return next((value for value in possible if same(value, self.default)), possible[0] if possible else None)
 
     def problem(self, answer: Any) -> str | None:
-        """Return why an answer can't be taken, or None."""
+        """Return why an answer can't be accepted, or None."""
         if self.form is not None:
             if not isinstance(answer, Mapping) or {*answer} - {"at"} != {"changes", "action"}:
                 return f"{answer!r} is not the answer of a page"
@@ -263,7 +263,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Wait(Effect):
-    """The flow needs a moment for what comes next."""
+    """The flow needs a moment before its next item."""
 
     text: str
 
@@ -304,7 +304,7 @@ class StartDuel(Effect):
 
 @dataclass(frozen=True)
 class ResumeSweep(Effect):
-    """Run what is left of a sweep or a duel."""
+    """Run the remaining runs of a sweep or a duel."""
 
     folder: str
 
@@ -328,7 +328,7 @@ class Compare(Effect):
 
 @dataclass(frozen=True)
 class LookInside(Effect):
-    """Write the report of a look inside a model. text: None for the built-in one."""
+    """Write the report of a look inside a model. text: None for the built-in text."""
 
     checkpoint: str
     text: str | None = None
@@ -375,7 +375,7 @@ class WriteDesign(Effect):
 
 @dataclass(frozen=True)
 class RenameRun(Effect):
-    """Give a run another name; what was made from it follows."""
+    """Give a run another name, and update the runs that were made from it."""
 
     run: str
     name: str
@@ -390,7 +390,7 @@ class DeleteRun(Effect):
 
 @dataclass(frozen=True)
 class KeepCard(Effect):
-    """Keep what only a person knows of a model for its card and for later ones."""
+    """Keep what only a person knows about a model, for its card and later ones."""
 
     answers: Mapping[str, str]
     checkpoint: str
@@ -406,22 +406,22 @@ class WriteRecipe(Effect):
 
 @dataclass(frozen=True)
 class BackTo:
-    """Go back to the last question with this key; a flow does not continue after it."""
+    """Go back to the last question with this key; the flow does not continue after it."""
 
     key: str
 
 
 @dataclass(frozen=True)
 class Leave:
-    """Leave the flow and keep its answers as a draft; a flow does not continue after it."""
+    """Leave the flow and keep its answers as a draft; the flow does not continue after it."""
 
 
 @dataclass(frozen=True)
 class Answer:
     """An answer or an effect's result.
 
-    is_default: Enter was pressed: where the question is asked again, its default of then is offered. is_open: of a page
-    that was left without an action; it is shown again with its changes.
+    is_default: Enter was pressed; if the question is asked again, its default at that time is offered. is_open: the
+    answer of a page that was left without an action; it is shown again with its changes.
     """
 
     key: str
@@ -433,10 +433,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Next:
-    """The flow that comes next (a name that menu.flow_named knows), what it is called with, and answers that are known.
+    """The next flow (a name that menu.flow_named knows), its arguments, and answers that are already known.
 
-    can_return: whether going back from its first question, or its end, returns to the flow before it; else it takes the
-    place of that flow.
+    can_return: whether going back from its first question, or its end, returns to the previous flow; otherwise it
+    replaces that flow.
     """
 
     flow: str

@@ -1,4 +1,4 @@
-"""The quick start: text files, a size, the plan, and the training starts; everything else follows from the text."""
+"""The quick start: text files and a size, then the plan and the training; everything else follows from the text."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from .review import START, YES, settings_and_start
 from .run_questions import AFTER
 from .training_runs import run_page
 
-CPU_SECONDS = 150  # of training the smallest size on a CPU; larger ones do as many steps, and take longer
+CPU_SECONDS = 150  # to train the smallest size on a CPU; larger ones take as many steps, and longer
 CPU_ROWS, CPU_EVAL_TOKENS = 8, 16_384
 FEWEST_STEPS, USEFUL_STEPS, MOST_CPU_STEPS = 150, 1_000, 3_000
-MOST_EPOCHS = 10  # of a small text: with more, the validation loss rises
+MOST_EPOCHS = 10  # for a small text: with more, the validation loss rises
 BPE_FROM_BYTES = 100_000  # a vocabulary of whole words needs that much text
-NANO_BPE = 1024  # better text than from bytes in the same time
-BYTES_PER_ENTRY = 200  # of text for each entry of a vocabulary
+NANO_BPE = 1024  # in the same time, this gives better text than bytes
+BYTES_PER_ENTRY = 200  # bytes of text per vocabulary entry
 SMALL_TEXT_BYTES = 50_000
 LEAST_BYTES, LEAST_BYTES_IN_A_MIX = 1_500, 4_000  # a tenth of it must fill a sequence of tokens
 STREAMED_FROM_BYTES = 2**30
 LONGEST_DAYS = 2
-FEWEST_PER_PARAMETER = 0.05  # tokens; with fewer, a smaller size writes better text
-BUILT_IN_BYTES = 3_800_000  # of builtin:stories
+FEWEST_PER_PARAMETER = 0.05  # tokens per parameter; with fewer, a smaller size writes better text
+BUILT_IN_BYTES = 3_800_000  # size of builtin:stories
 LONGER = 2
 MOST_WORDS, LONGEST_PROMPT = 4, 40
 TEXT_WHY = (
@@ -93,7 +93,7 @@ def quick_start() -> Flow[Next | None]:
 
 
 def _automatic(raw: dict[str, Any], times: int) -> dict[str, tuple[Any, str]]:
-    """Return what of a recipe the user did not answer."""
+    """Return the part of a recipe that the user did not answer."""
     reason = "for this text, size and machine"
     chosen = ("stage", "model.size", *([] if times == 1 else ["train.max_steps"]))
     paths = {path: (value, reason) for path, value in flatten(raw) if path not in chosen}
@@ -101,7 +101,7 @@ def _automatic(raw: dict[str, Any], times: int) -> dict[str, tuple[Any, str]]:
 
 
 def text_question() -> Question:
-    """Return the question which texts: the files of the folder, the built-in stories, or a typed path."""
+    """Return the question for the texts: the files of the folder, the built-in stories, or a typed path."""
     best, lines = best_text(places_in("", "texts")), []
     if best is None:
         lines.append(Line(f"No text file in {os.getcwd()} yet.", "warn"))
@@ -121,7 +121,7 @@ def text_question() -> Question:
 
 
 def _why_not_texts(paths: Sequence[str]) -> str | None:
-    """Return why texts can't be read, or None; columns that aren't recognized are asked next."""
+    """Return why texts can't be read, or None. Unrecognized columns are not a reason: they are asked for next."""
     for path in paths:
         if not path.strip():
             return "A path is required."
@@ -137,7 +137,7 @@ def _why_not_texts(paths: Sequence[str]) -> str | None:
 
 
 def _without_key(error: LabError, path: str) -> str:
-    """Return what is wrong with a path; this page shows no keys of a recipe."""
+    """Return the problem of a path without naming recipe keys, because this page shows none."""
     problems = [
         replace(problem, key=path, value=Problem.value)
         if isinstance(problem, Problem) and problem.has_value and str(problem.value) == path
@@ -148,13 +148,13 @@ def _without_key(error: LabError, path: str) -> str:
 
 
 def name_of(paths: Sequence[str]) -> str:
-    """Return the name of a run on these texts: that of the first one, without its endings."""
+    """Return the name of a run on these texts: that of the first one, without its extensions."""
     first = paths[0].removeprefix("builtin:").rstrip("/")
     return slug(Path(first).name.split(".")[0] or Path(first).resolve().name, "my-text")
 
 
 def _with_sizes(sources: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int | None]]:
-    """Return each source with its bytes; None where they are not known."""
+    """Return each source with its bytes; None if unknown."""
     return [(source, _bytes_of(source["path"])) for source in sources]
 
 
@@ -190,7 +190,7 @@ def recipe_of(
         "data": data,
         "scheduler": {"name": "linear", "min_ratio": 0.0},
     }
-    if words := first_words(data[0]["path"]):  # alone, a text of one document never teaches how a text begins
+    if words := first_words(data[0]["path"]):  # without it, a text of one document never shows how a text begins
         raw["samples"] = {"prompts": [words]}
     if device == "cpu":
         raw["validation"] = {"max_tokens": CPU_EVAL_TOKENS}
@@ -199,7 +199,7 @@ def recipe_of(
 
 
 def first_words(path: str) -> str:
-    """Return the first words of a plain text file, from which samples continue; "" where there are none to see."""
+    """Return the first words of a plain text file, from which samples continue; "" if there are none."""
     local = Path(path).expanduser()
     if not path.endswith(PLAIN_TEXT) or not local.is_file():
         return ""
@@ -222,7 +222,7 @@ def _tokenizer(name: str, whole: int | None) -> Any:
 
 
 def _batch(raw: dict[str, Any], whole: int | None, machine: Machine) -> dict[str, int]:
-    """Return the batch: small on a CPU, and on a GPU where a large one would read a small text in too few steps."""
+    """Return the batch: small on a CPU, and on a GPU if a large one would read a small text in too few steps."""
     if raw["device"] == "cpu":
         return {"per_device_train_batch_size": CPU_ROWS}
     resolved = _resolved(raw, machine)
@@ -235,7 +235,7 @@ def _batch(raw: dict[str, Any], whole: int | None, machine: Machine) -> dict[str
 
 
 def _steps(raw: dict[str, Any], whole: int | None, machine: Machine) -> int:
-    """Return how many steps train a model well without more epochs than help, in minutes on a CPU."""
+    """Return how many steps train a model well in minutes on a CPU, without so many epochs that they do harm."""
     cost = _resolved(raw, machine).estimate
     most: float = TOKENS_PER_PARAMETER * (cost.parameters or 0) // cost.tokens_per_step
     if raw["device"] == "cpu":
@@ -256,17 +256,17 @@ def _resolved(raw: dict[str, Any], machine: Machine) -> Resolved:
 
 
 def tokens_in(tokenizer: Any, whole: int) -> float:
-    """Return about how many tokens of a text are trained on; the rest is held out."""
+    """Return roughly how many tokens of a text are trained on; the rest is held out."""
     return 0.9 * whole / bytes_per_token(tokenizer)
 
 
 def bytes_per_token(tokenizer: Any) -> float:
-    """Return about how many bytes a token has; measured on English text with vocabularies of 512 to 4,096 entries."""
+    """Return roughly how many bytes a token has, measured on English text with vocabularies of 512 to 4,096 entries."""
     return 1.0 if tokenizer == "bytes" else 0.43 * log2(tokenizer["bpe"]) - 1.9
 
 
 def size_question(texts: Sequence[tuple[dict[str, Any], int | None]], machine: Machine) -> Question:
-    """Return the question how large the model is, with what each size needs here."""
+    """Return the question for the size of the model, with what each size needs on this machine."""
     whole = sum(number or 0 for _, number in texts)
     paths = ", ".join(source["path"] for source, _ in texts)
     lines = [Line(f"{paths}: {size(whole)} of text" if whole else paths, "dim")]
@@ -300,7 +300,7 @@ def _size_choice(name: str, raw: dict[str, Any], whole: int, machine: Machine) -
 
 
 def describe_training(resolved: Resolved, whole: int) -> str:
-    """Return the steps of a recipe, and how often they read the text, in a sentence."""
+    """Return a sentence with the steps of a recipe, and how often they read the text."""
     cost, steps = resolved.estimate, resolved.values["train"]["max_steps"]
     text = f"{steps:,} steps of {cost.tokens_per_step:,} tokens"
     if not whole:
@@ -312,7 +312,7 @@ def describe_training(resolved: Resolved, whole: int) -> str:
 
 
 def _time(resolved: Resolved, seconds: float) -> str:
-    """Return an estimated time: about 3 min, or roughly 3 min where the speed was not measured here."""
+    """Return an estimated time: about 3 min, or roughly 3 min if the speed was not measured on this machine."""
     return about(seconds) if resolved.estimate.measurement else about(seconds).replace("about", "roughly", 1)
 
 
@@ -321,7 +321,7 @@ def _basis(resolved: Resolved) -> str:
 
 
 def plan_question(resolved: Resolved, name: str, times: int) -> Question:
-    """Return the plan of a size with the question whether to start; another size starts at the first line."""
+    """Return the plan of a size with the question of whether to start; the first line leads to another size."""
     seconds, steps = resolved.estimate.wall_seconds or 0.0, resolved.values["train"]["max_steps"]
     return Question(
         f"quick.start.{name}",

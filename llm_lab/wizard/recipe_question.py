@@ -1,4 +1,4 @@
-"""The question which recipe: those of the newest runs, and the others with what they do; or another file."""
+"""The question for a recipe: those of the newest runs, the others with what they do, or another file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ask_recipe(
 ) -> Flow[str]:
     """Ask for a recipe: returns the path of its file, or the folder of a run.
 
-    compares: only runs that train are offered, because others have no results to compare.
+    compares: offer only runs that train, because others have no results to compare.
     """
     from llm_lab.job import list_recipes
 
@@ -27,7 +27,7 @@ def ask_recipe(
     with_recipe = (run for run in list_runs() if (run.path / "recipe.yaml").is_file() and not run.facts().get("study"))
     runs = [run for run in with_recipe if not compares or _trains(run)]
     stems = [file.stem for file in files]
-    # A run that is called as a recipe is shown with its folder.
+    # A run with the same name as a recipe is shown with its folder.
     names = [str(run.path) if run.path.name in stems else short_name(run.path.name) for run in runs]
     width = max(map(len, [*stems, *names]), default=0) + 2
     choices = [_run_choice(run, name, width) for run, name in zip(runs, names, strict=True)]
@@ -64,14 +64,14 @@ def _run_choice(run: RunFolder, name: str, width: int) -> Choice:
 
 
 def recipe_name(path: str) -> str:
-    """Return what a recipe is called on a screen: a shipped one by its name, any other by its path."""
+    """Return the name of a recipe on a screen: a shipped one by its name, any other by its path."""
     from llm_lab.job import list_recipes
 
     return next((file.stem for file in list_recipes() if str(file) == path), path)
 
 
 def _recipe_choice(file: Path, width: int) -> Choice:
-    """Return a recipe with the comment at its top; its effect says where it is."""
+    """Return a recipe with the comment at its top; its effect is its path."""
     return Choice(
         str(file), f"{file.stem:<{width}}{recipe_summary(file)}", effect=str(file), next_to=FileHead(str(file))
     )

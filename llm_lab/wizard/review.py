@@ -1,4 +1,4 @@
-"""The end of a run's questions: the page of its settings, the data as tokens, saving, the plan, the start."""
+"""The end of a run's questions: the page of its settings, the data as tokens, saving, the plan, and the start."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from .questions import (
 EPOCHS = "train.num_train_epochs"
 START, YES, NO = "Start now?", "Yes, start", "No, go back"  # below every plan
 PLAN_WHY = (
-    "Ctrl-C stops the run at any time and saves it; resume it from the menu entry Runs."  # one line: the screen is full
+    "Ctrl-C stops the run at any time and saves it; resume it from the menu entry Runs."  # it must fit on one line
 )
 
 
 def require_no_problem(draft: Draft) -> str | None:
-    """Return why nothing can be made of the draft yet, or None."""
+    """Return why the draft can't be used yet, or None."""
     return "first fix the problem above" if draft.look()[1] else None
 
 
@@ -60,7 +60,7 @@ def run_actions(draft: Draft) -> tuple[Choice, ...]:
 
 
 def draft_recipe(draft: Draft) -> str:
-    """Return what the recipe of a draft says, or its problems."""
+    """Return the recipe of a draft, or its problems."""
     resolved, problems = draft.look()
     if resolved is None:
         return "\n".join(map(str, problems))
@@ -89,7 +89,7 @@ def settings_and_start(draft: Draft, page: Page) -> Flow[Next]:
 
 
 def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
-    """Show the plan and start after a yes; return whether it was started, and the draft with what the plan changed."""
+    """Show the plan and start after a yes; return whether it started, and the draft with the changes from the plan."""
     from llm_lab.job import look_at_data, problems_of_length, with_sizes
 
     yield Wait("Reading the data ...")
@@ -126,7 +126,7 @@ def why_not_start(draft: Draft) -> str | None:
 def start_question(plan: Plan | RecipePlan, epochs: int | None = None, notice: str = "") -> Question:
     """Return the question that shows a plan and asks for the start.
 
-    epochs: with how many there are enough steps. notice: what could not be checked.
+    epochs: how many of them give enough steps. notice: what could not be checked.
     """
     more = [Choice(EPOCHS, f"Use {epochs} epochs: more steps to learn from")] if epochs else []
     choices = (Choice(True, YES), *more, Choice(False, NO))
@@ -150,7 +150,7 @@ def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
 
 
 def recipe_text(raw: Mapping[str, Any], resolved: Resolved, path: Path) -> str:
-    """Return a draft as the text of a recipe file: the answers, with comments; derived values as remarks."""
+    """Return a draft as the text of a recipe file: the answers, with comments; derived values as comments."""
     header = (f"{raw['stage']}: {raw.get('name')}", "", f"llm-lab run {shlex.quote(str(path))}", "", "Derived values:")
     derived = tuple(f"  {key}: {origin.reason}" for key, origin in resolved.origins.items() if origin.kind == "derived")
     answers = answers_of(raw, resolved)
@@ -158,7 +158,7 @@ def recipe_text(raw: Mapping[str, Any], resolved: Resolved, path: Path) -> str:
 
 
 def answers_of(raw: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
-    """Return what a draft's recipe file says: its answers, without those that mean nothing."""
+    """Return the answers in a draft's recipe file, without those that have no effect."""
     fields = type(resolved.recipe).model_fields
     # Null switches off what would be on, also an adapter that memory would require. An empty group switches on what is
     # off by default.
@@ -175,5 +175,5 @@ def _why_no_file(text: str) -> str | None:
     path = Path(text.strip()).expanduser()
     if path.exists() or _with_suffix(path).exists():
         return f"{path} already exists. Choose another name."
-    # configs/ itself is created where it is missing; a longer path that is missing is more likely a typo.
+    # configs/ itself is created if it is missing; a longer path that is missing is more likely a typo.
     return None if path.parent.is_dir() or path.parent.parent.is_dir() else f"There is no folder {path.parent}."

@@ -1,4 +1,4 @@
-"""What an answer is scored by: built-in functions, reward models, the user's Python functions."""
+"""Questions about rewards: built-in functions, reward models, the user's Python functions."""
 
 from __future__ import annotations
 

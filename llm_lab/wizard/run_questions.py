@@ -1,4 +1,4 @@
-"""What to do with a run: resume it, chat with it, train the next stage, look at it; also right after it has ended."""
+"""What to do with a run, also right after it has ended: resume it, chat with it, train the next stage, look at it."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
 
 
 def checkpoints(last: str | None = None) -> Flow[Next | None]:
-    """Look at runs and models, and choose what to do with one. last: the run that is pointed at."""
+    """Look at runs and models, and choose what to do with one. last: the run that the pointer is at first."""
     question = Question("checkpoint", "Which run or model?", default=last, why=CHECKPOINT_WHY, screen=Screen(RUNS))
     path = yield from pick_run(question, list_runs(), NO_RUNS, more=sweep_choices())
     is_sweep = (Path(path) / "sweep.json").is_file()
     run = next((run for run in list_runs() if str(run.path) == path), RunFolder(Path(path)) if is_sweep else None)
-    here = f"next for {path}"  # keys have the name, so that no answer about one run is taken for another
+    here = f"next for {path}"  # the key contains the name, so that an answer about one run is not used for another
     picked = yield Question(
         here,
         "What next?",
@@ -123,7 +123,7 @@ def checkpoints(last: str | None = None) -> Flow[Next | None]:
 
 
 def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
-    """Return what can be done with a run, or with a model that is not one of the user's runs (None)."""
+    """Return what can be done with a run, or (None) with a model that is not one of the user's runs."""
     generates = run is None or (not trained_reward_model(run) and run in runs_with_a_model())
     choices = [Choice("list", "Back to the list")]
     if run is not None and (run.path / "sweep.json").is_file():
@@ -149,13 +149,13 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
 
 
 def _replay_question(path: str) -> Question:
-    """Return the question whether to retrain a run's lineage, below its plan."""
+    """Return the question of whether to retrain a run's lineage, below its plan."""
     return yes_no(f"replay {path}", START, default=True, yes=YES, no=NO, why=f"{LINEAGE_WHY} {PLAN_WHY}",
                   screen=Screen("Replay", path), below_output=True)  # fmt: skip
 
 
 def _delete_question(path: str) -> Question:
-    """Return the question whether to delete a run, below what that means. UserError where it is running."""
+    """Return the question of whether to delete a run, below what that means. UserError if it is running."""
     removal = plan_removal(path)
     notes = [f"{note[0].upper()}{note[1:]}." for note in removal.notes]
     lines = [f"{removal.path}/: {size(removal.bytes)}", *notes]
@@ -164,7 +164,7 @@ def _delete_question(path: str) -> Question:
 
 
 def _why_no_rename(path: str, name: str) -> str | None:
-    """Return why a run can't get a name, or None."""
+    """Return why a run can't have a name, or None."""
     if not name.strip():
         return "A name is required."
     try:
@@ -180,7 +180,7 @@ def _how_far(run: RunFolder) -> str:
 
 
 def resume(path: str) -> Flow[Next | None]:
-    """Show what is left of a run, and resume it after a yes."""
+    """Show what remains of a run, and resume it after a yes."""
     return (yield from start(str(RunFolder(Path(path)).recipe_path), resume=True))
 
 
@@ -190,7 +190,7 @@ def chat_with(path: str) -> Flow[None]:
 
 
 def start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False) -> Flow[Next | None]:
-    """Show the plan of a recipe file and start it after a yes; return what comes after it, None where it was not."""
+    """Show the plan of a recipe file and start it after a yes; return the next flow, or None if it was not started."""
     from llm_lab.job import read_job
 
     wanted = yield start_question(RecipePlan(recipe, overrides, resume))
@@ -203,7 +203,7 @@ def start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False)
 
 
 def after_a_run(name: str = "", path: str = "") -> Flow[Next | None]:
-    """Offer the usual steps after a run that has just ended: the newest of a name, or the one in a folder."""
+    """Offer the usual steps after a run that has just ended: the newest with a name, or the one in a folder."""
     named = [RunFolder(Path(path))] if path else runs_named(name)
     if not named or not _next_choices(named[-1]):
         yield Pause()
@@ -255,7 +255,7 @@ def _next_line(run: RunFolder, stage: str) -> str:
 
 
 def next_stages(run: RunFolder) -> Sequence[str]:
-    """Return the usual next steps with a run's result, the most usual first."""
+    """Return the stages that usually follow a run, the most usual first."""
     stage = stage_of(run.facts())
     if stage is None:
         return ["chat"]
@@ -268,7 +268,7 @@ def next_stages(run: RunFolder) -> Sequence[str]:
 
 
 def start_of(run: RunFolder) -> tuple[str | None, str | None]:
-    """Return (model, reward model) that the next stage begins with; a reward model's parent is the model."""
+    """Return (model, reward model) that the next stage starts from; after a reward model, the model is its parent."""
     if not trained_reward_model(run):
         return str(run.path), None
     parent = (run.facts().get("parent") or {}).get("path")

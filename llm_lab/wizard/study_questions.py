@@ -1,4 +1,4 @@
-"""Studies: choose one, change its options, start it. The questions are made from what its file declares."""
+"""Studies: choose one, change its options, start it. The questions are made from the options that its file declares."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def sweep() -> Flow[Next | None]:
 
 
 def _ask_values(recipe: str, preset: str, where: str) -> Flow[list[str]]:
-    """Ask which values of a preset are compared; return ["key=v1,v2"], [] for all of them."""
+    """Ask which values of a preset to compare; return ["key=v1,v2"], or [] for all of them."""
     from llm_lab.job import read_job
     from llm_lab.recipe.optimizers import OPTIMIZERS
     from llm_lab.studies.presets import preset_grid
@@ -157,7 +157,7 @@ def _ask_values(recipe: str, preset: str, where: str) -> Flow[list[str]]:
 
 
 def _why_these(job: Job | None, key: str) -> str:
-    """Return what a key is whose values are compared, as its own question says it."""
+    """Return the explanation of the key whose values are compared, from its own question."""
     known = job and find_key(stage_schema(job.stages[0].given), key, job.stages[0].values)
     about = f"{key}: {known.shown_help}. {known.why or ''}" if known else ""
     return f"{about} Every value that is selected becomes a run for each seed.".strip()
@@ -166,8 +166,8 @@ def _why_these(job: Job | None, key: str) -> str:
 def _ask_steps(recipe: str, where: str) -> Flow[tuple[list[str], str]]:
     """Ask for the steps of each run.
 
-    Return (["train.max_steps=N"], or [] where they are those of the recipe; a shorter warm-up where the recipe's own is
-    too long for them, or "").
+    Return (["train.max_steps=N"], or [] for the recipe's own steps; a shorter warm-up if the recipe's is too long for
+    them, or "").
     """
     from llm_lab.job import read_job
 
@@ -243,7 +243,7 @@ def duel() -> Flow[Next | None]:
 
 
 def _seed_choices(planned: Sweep, numbers: Iterable[int]) -> tuple[Choice, ...]:
-    """Return numbers of seeds to choose from, with the runs, the time and the disk space that each takes."""
+    """Return numbers of seeds to choose from, with the runs, the time and the disk space of each."""
     from llm_lab.studies.sweep_report import cost_of_a_seed
 
     seconds, disk_bytes = cost_of_a_seed(planned)
@@ -258,7 +258,7 @@ def _seed_choices(planned: Sweep, numbers: Iterable[int]) -> tuple[Choice, ...]:
 
 
 def _end(planned: Sweep) -> Flow[Next | None]:
-    """Lead on from a sweep or a duel that has run: to what is left of it, where it was stopped or a run failed."""
+    """Continue after a sweep or a duel has run: if it was stopped or a run failed, with the runs that remain."""
     from llm_lab.studies.cells import state_of
 
     if any(state_of(cell, planned.measure).status != "done" for cell in planned.cells_to_run()):
@@ -268,7 +268,7 @@ def _end(planned: Sweep) -> Flow[Next | None]:
 
 
 def resume_sweep(path: str, is_stopped: bool = False) -> Flow[Next | None]:
-    """Show what is left of a sweep or a duel, and run it after a yes. is_stopped: what was printed stays above."""
+    """Show what remains of a sweep or a duel, and run it after a yes. is_stopped: keep the printed output above."""
     from llm_lab.studies.sweep import open_to_resume
 
     yield Wait(CHECKING)
@@ -287,7 +287,7 @@ def _takes_too_long(planned: Sweep) -> bool:
 
 
 def words_in(text: str) -> tuple[str, ...]:
-    """Return the words of a typed text; a space after a comma is not the end of a word, unless a key follows."""
+    """Return the words of a typed text; a space after a comma does not end a word, unless a key follows."""
     return tuple(shlex.split(re.sub(r"""("[^"]*"|'[^']*')|(?<=,)\s+(?!\S*=)""", lambda found: found[1] or "", text)))
 
 
@@ -313,7 +313,7 @@ def _plan(planned: Sweep, **more: Any) -> tuple[Line, ...]:
 
 
 def _why_not_preset(recipe: str, preset: str) -> str | None:
-    """Return why a recipe has nothing for a preset, or None; other problems of the recipe are reported later."""
+    """Return why a preset does not apply to a recipe, or None; other problems of the recipe are reported later."""
     from llm_lab.job import read_job
     from llm_lab.studies.presets import preset_grid
 

@@ -42,7 +42,7 @@ LORA_WHY = (
     "learns more. QLoRA keeps the frozen weights in 4 bits (Dettmers et al. 2023)."
 )
 EPOCHS, STEPS, ROWS = "train.num_train_epochs", "train.max_steps", "train.per_device_train_batch_size"
-LENGTHS = {EPOCHS: STEPS, STEPS: EPOCHS}  # one of them is set
+LENGTHS = {EPOCHS: STEPS, STEPS: EPOCHS}  # only one of them is set
 BATCH_WHY = (
     "The outputs for a prompt are compared with each other, so a step contains all outputs of each prompt. More "
     "prompts in a step make training steadier and slower."
@@ -60,8 +60,8 @@ def new_draft(
 ) -> Draft:
     """Return the draft that a stage begins with.
 
-    model: what it continues from. reward: a reward model to score with. values: of a recipe, by top-level key, as
-    answers are.
+    model: the one that it continues from. reward: a reward model to score with. values: those of a recipe, by top-level
+    key, in the form of answers.
     """
     answers |= values or {}
     machine, facts = find_machine(), STAGES[stage]

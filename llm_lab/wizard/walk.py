@@ -20,9 +20,9 @@ _memories: list[dict[str, Any]] = []
 
 
 def remember(look: Callable[P, T]) -> Callable[P, T]:
-    """Remember what a function found until forget_looks is called; a flow that runs again is then instant.
+    """Cache what a function found until forget_looks is called, so that a flow that runs again is instant.
 
-    Errors are not remembered.
+    Errors are not cached.
     """
     found: dict[str, Any] = {}
     _memories.append(found)
@@ -30,7 +30,7 @@ def remember(look: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(look)
     def again(*args: P.args, **options: P.kwargs) -> T:
         key = repr((args, sorted(options.items())))
-        if (value := found.get(key, found)) is found:  # one step: another thread may forget at any time
+        if (value := found.get(key, found)) is found:  # one lookup: another thread may clear this
             found[key] = value = look(*args, **options)
         return value
 
@@ -38,13 +38,13 @@ def remember(look: Callable[P, T]) -> Callable[P, T]:
 
 
 def forget_looks() -> None:
-    """Forget all that was looked at: files may have changed."""
+    """Clear the cached results: files may have changed."""
     for found in _memories:
         found.clear()
 
 
 def write_drafts(drafts: Mapping[str, Next]) -> None:
-    """Write the flows that were left, with their answers; no file where there are none."""
+    """Write the flows that were left, with their answers; without any, the file is removed."""
     if not drafts:
         DRAFTS.unlink(missing_ok=True)
         return
@@ -52,7 +52,7 @@ def write_drafts(drafts: Mapping[str, Next]) -> None:
 
 
 def read_drafts() -> dict[str, Next]:
-    """Read the flows that were left; {} where there are none, or the file is not readable."""
+    """Read the flows that were left; {} if there are none or the file is not readable."""
     try:
         kept = json.loads(DRAFTS.read_text(encoding="utf-8"))
         return {
@@ -64,7 +64,7 @@ def read_drafts() -> dict[str, Next]:
 
 
 class Walk:
-    """A flow and the answers given so far. item: what the flow asks or wants executed now."""
+    """A flow and the answers given so far. item: the question to ask or the effect to execute now."""
 
     def __init__(self, make: Callable[[], Flow[Next | None]], answers: Iterable[Answer] = ()):
         self.make = make
@@ -89,20 +89,20 @@ class Walk:
 
     @property
     def kept(self) -> list[Answer]:
-        """The answers so far, with those of the page that is shown now."""
+        """The answers so far, including the changes to the page that is shown now."""
         page = self._undone.get(self.item.key) if isinstance(self.item, Question) and self.item.form else None
         return [*self.answers, *([replace(page, is_open=True)] if page else [])]
 
     def answer(self, value: Any) -> None:
         """Answer the question and go to the next item."""
         self._undone.pop(self.item.key, None)
-        # Without a default, Enter takes the first choice, and that may be another one the next time.
+        # Without a default, Enter takes the first choice, which may be a different one next time.
         is_default = self.item.form is None and self.item.default is not None and same(value, self.item.suggested)
         self._take(Answer(self.item.key, value, is_default=is_default))
         self._follow()
 
     def keep(self, page: Question) -> None:
-        """Keep the changes of the page that is shown now: for the way back to it, and for a draft."""
+        """Keep the changes of the page that is shown now: for when the user returns to it, and for a draft."""
         assert page.form is not None
         if page.form.changes or page.key in self._undone:
             self._undone[page.key] = Answer(page.key, page.form.answer(None, page.form.at))
@@ -129,7 +129,7 @@ class Walk:
         self._follow()
 
     def back(self) -> bool:
-        """Go back to the last question; False where this one is the first."""
+        """Go back to the last question; False if this is the first one."""
         asked = [number for number, answer in enumerate(self.answers) if not answer.is_effect]
         if not asked:
             return False
@@ -168,7 +168,7 @@ class Walk:
             self.item, self.result, self.ended = None, end.value, True
 
     def _follow(self) -> None:
-        """Go back where the flow says so; where a page comes again, forget what was asked from within it."""
+        """Go back if the flow says so; if a page is shown again, drop the answers that were given from within it."""
         if isinstance(self.item, Question) and self.item.form is not None:
             asked = [number for number, answer in enumerate(self.answers) if answer.key == self.item.key]
             if asked:
@@ -179,6 +179,6 @@ class Walk:
         if isinstance(self.item, BackTo):
             at = max(number for number, answer in enumerate(self.answers) if answer.key == self.item.key)
             known = [answer for answer in self.answers[at:] if not answer.is_effect]
-            # The last one led back here, and is asked again; those before it are offered.
+            # The last answer led back here, and is asked for again; those before it are offered as defaults.
             self._undone |= {answer.key: answer for answer in known[1:-1]} | {self.item.key: known[0]}
             self._run(self.answers[:at])
