@@ -340,7 +340,7 @@ def _read_text(question: Question) -> tuple[str, str | None]:
 
 
 def _run(prompt: Any, footer: Any, so_far: Callable[[], Any] | None = None) -> Any:
-    """Run a questionary prompt with our keys. so_far: returns the unfinished answer, in case a new size ends the prompt."""
+    """Run a questionary prompt with our keys. so_far: returns the unfinished answer if a new size ends the prompt."""
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
 

@@ -95,7 +95,7 @@ class NotebookDisplay:
             self._output.update(page)
 
     def _html(self) -> str:
-        """Return the heading, a progress bar, the newest numbers, the curves of the first panel, and the last sample."""
+        """Return the heading, a progress bar, the newest numbers, the curves of the first panel, and a sample."""
         track = self._track
         if not track.begun:
             return f"<p>{_safe(self._line)}</p>"

@@ -318,7 +318,7 @@ def lay_out_list(
 
 
 def _searched(choice: Any) -> str:
-    """Return the text of a choice that a filter searches: its line without ages."""
+    """Return the text of a choice that a filter searches: its line without its age."""
     return AGE.sub("", str(choice.title)).lower()
 
 
