@@ -1,1 +1,1 @@
-"""The web page: the same lab in a browser, on this machine only. It reads run folders and keeps no state of its own."""
+"""The web interface: the same lab in a browser, on this machine only. It reads run folders and stores no state."""

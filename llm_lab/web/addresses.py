@@ -1,4 +1,4 @@
-"""What an address of the page names: a run, a checkpoint, a file. Never anything outside the lab's own folders."""
+"""What an address of a page names: a run, a checkpoint, a file; never anything outside the lab's own folders."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from llm_lab.runs.folder import ROOT, RunFolder
 
 UPLOADS = Path("uploads")
 DESIGNS = Path("configs") / "models"
-# The files of a run that its pages read.
+# The files that the pages of a run read.
 SHOWN = ("run_json", "recipe_path", "metrics_path", "samples_path", "report_path")
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return folder/name. 404 where that is outside of the folder, by .., an absolute path or a link."""
+    """Return folder/name. 404 if that is outside the folder, through .., an absolute path or a link."""
     path = folder / name
     home = folder.resolve()
     if "\0" in name or not name or not path.resolve().is_relative_to(home) or path.resolve() == home:
@@ -25,7 +25,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def find_run(name: str) -> RunFolder:
-    """Return the run of an address, such as demo or demo/sft. 404 where there is none."""
+    """Return the run of an address, such as demo or demo/sft. 404 if there is none."""
     run = RunFolder(inside(ROOT, name))
     if not run.run_json.is_file():
         raise HTTPException(404, f"There is no run named {name} in {ROOT}/.")
@@ -39,10 +39,10 @@ def find_run(name: str) -> RunFolder:
 
 
 def name_in(run: RunFolder) -> str:
-    """Return the name of a run in addresses: demo, demo/sft."""
+    """Return the name of a run as addresses contain it: demo, demo/sft."""
     return run.path.relative_to(ROOT).as_posix()
 
 
 def address_of(name: str) -> str:
-    """Return the address of the page of a run."""
+    """Return the address of a run's page."""
     return f"/runs/{quote(name)}"

@@ -36,7 +36,7 @@ from .responses import on_fault, on_http_error, on_lab_error
 from .updates import updates_route
 
 STATIC = Path(__file__).with_name("static")
-# Each has ROUTES, and TOPICS where its pages are live.
+# Each module has ROUTES, and TOPICS if its pages have live updates.
 PAGES = (
     models_pages,
     new_pages,
@@ -53,7 +53,7 @@ PAGES = (
 
 
 def make_app(*, port: int, token: str, session: str) -> Starlette:
-    """Return the application. token and session: see guard.py."""
+    """Return the application. token, session: see guard.py."""
     topics = {name: look for pages in PAGES for name, look in getattr(pages, "TOPICS", {}).items()}
     routes = [route for pages in PAGES for route in pages.ROUTES]
     return Starlette(
@@ -67,7 +67,7 @@ def make_app(*, port: int, token: str, session: str) -> Starlette:
         exception_handlers={
             LabError: on_lab_error,
             OSError: on_lab_error,
-            RuntimeError: on_lab_error,  # a path that begins with ~ and no user's name
+            RuntimeError: on_lab_error,  # a path that begins with ~ and an unknown user
             HTTPException: on_http_error,
             Exception: on_fault,
         },
@@ -83,7 +83,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 class _Files(StaticFiles):
-    """Static files that a browser asks for again after an update: it sends what it has, and gets 304."""
+    """Static files. A browser asks whether each one is current, and gets a 304 if it is."""
 
     def file_response(self, *args: object, **options: object) -> Response:
         response = super().file_response(*args, **options)  # type: ignore[arg-type]
@@ -92,6 +92,6 @@ class _Files(StaticFiles):
 
 
 async def palette(request: Request) -> Response:
-    """Return the colors of all pictures as CSS variables, for a light and a dark background."""
+    """Return the colors of all pictures as CSS variables, for light and dark backgrounds."""
     colors = " ".join(f"--{name}: light-dark({light}, {dark});" for name, (light, dark) in COLORS.items())
     return Response(f":root {{ {colors} }}\n", media_type="text/css", headers={"cache-control": "no-cache"})

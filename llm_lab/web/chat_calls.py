@@ -1,6 +1,6 @@
-"""What the worker of a chat answers: it holds one model, and the conversation comes with each call.
+"""Calls that the worker of a chat answers. It holds one model; the conversation comes with each call.
 
-So nothing is lost with the worker: the next call loads the model again, and brings the messages.
+So nothing is lost if the worker ends: the next call loads the model again and includes the messages.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from llm_lab.runner import load as load_checkpoint
 from llm_lab.runs.folder import find_checkpoint
 from llm_lab.safe_text import StreamRedactor, redact
 
-TRUST = "trust_remote_code"  # the key of the problem that a user can answer with yes
-EVERY_SECONDS = 0.3  # between two reports on a model that loads
+TRUST = "trust_remote_code"  # the key of a problem that the user can resolve with yes
+EVERY_SECONDS = 0.3  # between two reports on the progress of loading
 Pieces = Generator[dict[str, Any], None, dict[str, Any]]
 
 
 @dataclass
 class _Loaded:
-    """The model of this process. stamp: what was loaded, so that a run that is trained again is loaded again."""
+    """The model of this process. stamp: identifies the loaded files, so that a retrained run is reloaded."""
 
     stamp: tuple[Any, ...]
     session: ChatSession
@@ -42,7 +42,7 @@ _loaded: list[_Loaded] = []  # at most one
 
 
 def load(model: str, trust: bool = False) -> Pieces:
-    """Load a model, unless it is loaded; yield {"loading": ...}, and return what it is."""
+    """Load a model, unless it is loaded; yield {"loading": ...}, and return a description of it."""
     loaded = yield from _open(model, trust)
     return _describe(loaded)
 
@@ -56,10 +56,10 @@ def reply(
     hits: Sequence[Mapping[str, Any]] = (),
     trust: bool = False,
 ) -> Pieces:
-    """Yield {"loading": ...} and {"about": ...} where the model is not loaded, and the pieces of a reply.
+    """Yield {"loading": ...} and {"about": ...} if the model is not loaded yet, then the pieces of a reply.
 
     messages: the conversation so far. hits: search results that the model gets with the text. Returns the whole reply,
-    why it stopped, its numbers, and the sources as they went in.
+    why it stopped, its numbers, and the sources as the model got them.
     """
     if not are_messages(messages):
         raise UserError(Problem("messages", "this is not a conversation"))
@@ -96,7 +96,7 @@ def _open(model: str, trust: bool) -> Generator[dict[str, Any], None, _Loaded]:
         _loaded.clear()
         release_memory()
         downloaded = _Download(folder)
-        # A thread of its own: meanwhile this one reports. A caller who leaves waits for it.
+        # The model loads in a thread, so that this one can report. If the caller leaves, this one still waits for it.
         with ThreadPoolExecutor(1) as thread:
             loading = thread.submit(_load, model, folder, trust, stamp)
             while not wait([loading], EVERY_SECONDS).done:
@@ -116,14 +116,14 @@ def _load(model: str, folder: str, trust: bool, stamp: tuple[Any, ...]) -> None:
 
 
 def _newest(folder: str) -> tuple[int, ...]:
-    """Return when the files of a model were changed last; () for a name on the Hub."""
+    """Return when the files of a model last changed; () for a name on the Hub."""
     path = Path(folder)
     files = [path] if path.is_file() else path.iterdir() if path.is_dir() else []
     return tuple(sorted(file.stat().st_mtime_ns for file in files if file.is_file())[-1:])
 
 
 class _Download:
-    """How much of a model has arrived in the Hub's cache; nothing for a model on this machine."""
+    """How much of a model has been downloaded into the Hub's cache; nothing for a model on this machine."""
 
     def __init__(self, folder: str) -> None:
         self._blobs: Path | None = None
@@ -135,7 +135,7 @@ class _Download:
         self._before = self._size()
 
     def bytes(self) -> int:
-        """Return the bytes that have arrived since."""
+        """Return the bytes that have been downloaded since the start."""
         return max(0, self._size() - self._before)
 
     def _size(self) -> int:
@@ -147,7 +147,7 @@ class _Download:
 def _size_of(file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError:  # it was renamed in the meantime
+    except OSError:  # the file was renamed in the meantime
         return 0
 
 
@@ -170,7 +170,7 @@ def _describe(loaded: _Loaded) -> dict[str, Any]:
 
 
 def _why_no_system(session: ChatSession) -> str | None:
-    """Return why the model supports no system prompt, or None."""
+    """Return why the model does not support a system prompt, or None."""
     try:
         session.set_system("You are a helpful assistant.")
     except UserError as error:

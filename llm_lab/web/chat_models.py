@@ -1,4 +1,4 @@
-"""The models that a chat offers, and what their files say about one of them, without loading it."""
+"""The models that a chat offers, and what the files of a model say about it, without loading it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def offered_models() -> list[dict[str, Any]]:
 
 
 def newest_model() -> str | None:
-    """Return the name of the newest finished run whose model can generate, else of the newest with one, or None."""
+    """Return the name of the newest finished run whose model can generate text, else of the newest one, or None."""
     rows = [row for run in list_runs() for row in _rows(run)]
     return next((row["name"] for row in [*(one for one in rows if one["done"]), *rows]), None)
 
 
 def _rows(run: RunFolder) -> Iterator[dict[str, Any]]:
-    """Yield the choices that a run offers: the stages of a pipeline, last first."""
+    """Yield the choices for a run; for a pipeline, its stages, the last first."""
     for one in reversed(run.stages() or [run]):
         try:
             folder = find_model(one.path)
@@ -50,11 +50,11 @@ def _rows(run: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 def describe_model(name: str) -> dict[str, Any]:
-    """Return what is known of a model before it is loaded. Raises UserError if there is none of that name.
+    """Return what is known about a model before it is loaded. Raises UserError if no model has this name.
 
     points: the saved checkpoints of its run, or of all stages of its pipeline, oldest first; model: what to load. step:
-    null for the final model of a run. at: which of them it is. base: what it was trained from. prompts: those of the
-    run's samples. chat: null if unknown.
+    null for the final model of a run. at: which of them this model is. base: the model it was trained from. prompts:
+    those of the run's samples. chat: null if unknown.
     """
     found = find_checkpoint(name)
     folder = Path(found) if Path(found).exists() else cached_folder(found)
@@ -78,7 +78,7 @@ def describe_model(name: str) -> dict[str, Any]:
 
 
 def _points(run: RunFolder) -> Iterator[dict[str, Any]]:
-    """Yield the saved models of a run; of a stage of a pipeline: those of all stages that can generate."""
+    """Yield the saved models of a run; for a stage of a pipeline, those of all stages that can generate text."""
     outer = RunFolder(run.path.parent)
     stages = outer.stages() if run.path.name in outer.facts().get("stages", ()) else []
     for one in stages or [run]:

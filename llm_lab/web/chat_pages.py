@@ -22,7 +22,7 @@ from .responses import answer, body_of, lines, page
 from .workers import WorkerEnded
 
 CALLS = "llm_lab.web.chat_calls"
-SLOTS = ("a", "b")  # each is a worker with one model
+SLOTS = ("a", "b")  # a worker with one model for each
 IDLE_SECONDS = 15 * 60.0
 
 
@@ -59,19 +59,19 @@ def models(request: Request) -> Response:
 
 
 async def model(request: Request) -> Response:
-    """Return what is known of a model before it is loaded."""
+    """Return what is known about a model before it is loaded."""
     return answer(await run_in_threadpool(describe_model, _text(await body_of(request), "model")))
 
 
 async def load(request: Request) -> Response:
-    """Load a model into a slot; lines with the progress, then {"result": what it is}."""
+    """Load a model into a slot; send lines with the progress, then {"result": its description}."""
     body = await body_of(request)
     arguments = {"model": _text(body, "model"), "trust": body.get("trust") is True}
     return lines(_call(lab_of(request), body, "load", arguments))
 
 
 async def reply(request: Request) -> Response:
-    """Answer a message; lines with the pieces, then {"result": the whole reply and its numbers}."""
+    """Answer a message; send lines with the pieces, then {"result": the whole reply and its numbers}."""
     body = await body_of(request)
     text, system = body.get("text"), body.get("system")
     arguments = {
@@ -87,7 +87,7 @@ async def reply(request: Request) -> Response:
 
 
 async def unload(request: Request) -> Response:
-    """End the process of a slot, which gives its memory back."""
+    """End the process of a slot, which frees its memory."""
     await lab_of(request).workers.end(f"chat-{_slot(await body_of(request))}")
     return answer({})
 

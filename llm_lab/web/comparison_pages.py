@@ -1,4 +1,4 @@
-"""The forms of a sweep and of a duel: a recipe, what is compared, seeds; checked as the user types, and started."""
+"""The forms of a sweep and of a duel: a recipe, what to compare, and seeds; checked as the user types, and started."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .launches import command_text
 from .responses import answer, body_of, page, part_of, problems_of
 
 SEEDS_OF_SWEEP = 3
-# Options of the two commands that the form has, with what they are by themselves.
+# The options of the two commands that the form contains, with their defaults.
 OPTIONS = {
     "sweep": {"preset": "", "seeds": "", "measure": "", "name": "", "jobs": "1"},
     "duel": {"seeds": "", "by": "both", "measure": "", "name": "", "jobs": "1"},
@@ -35,7 +35,7 @@ OPTIONS = {
 
 
 def recipe_names() -> list[dict[str, str]]:
-    """Return what a sweep or a duel can start from: recipes and runs."""
+    """Return the recipes and runs that a sweep or a duel can start from."""
 
     recipes = [{"name": str(file), "group": "Recipes", "about": recipe_summary(file)} for file in list_recipes()]
     runs = [
@@ -69,7 +69,7 @@ def comparison_page(request: Request) -> Response:
 
 
 async def recipe_keys(request: Request) -> Response:
-    """Return the keys that a recipe may have, with their meaning, for suggestions."""
+    """Return the keys that a recipe may have, with their meanings, for suggestions."""
     return answer(await run_in_threadpool(_keys_of, str((await body_of(request)).get("recipe", ""))))
 
 
@@ -86,7 +86,7 @@ def _keys_of(recipe: str) -> dict[str, Any]:
 
 
 async def check_comparison(request: Request) -> Response:
-    """Return the command of a sweep or duel as the form has it, its plan, and its problems."""
+    """Return the command of a sweep or duel with the form's values, its plan, and its problems."""
     body = await body_of(request)
     words = _comparison_words(body)
     found: dict[str, Any] = {"command": command_text(words), "problems": []}
@@ -98,12 +98,12 @@ async def check_comparison(request: Request) -> Response:
 
 
 async def start_comparison(request: Request) -> Response:
-    """Check a sweep or duel once more, and start it in a process of its own."""
+    """Check a sweep or duel again, and start it in a process of its own."""
     return answer(await start_again(request, await body_of(request)))
 
 
 async def start_again(request: Request, form: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a sweep or duel as the form has it, and start it; returns the launch and the name of the folder."""
+    """Check a sweep or duel with the form's values, and start it; return the launch and the name of the folder."""
     plan = await _plan(request, form)
     start = lab_of(request).launches.start
     launch = await run_in_threadpool(start, _comparison_words(form), run=plan["name"])
@@ -111,9 +111,9 @@ async def start_again(request: Request, form: Mapping[str, Any]) -> dict[str, An
 
 
 def form_of(sweep: Sweep) -> dict[str, Any] | None:
-    """Return what the form had when a sweep or duel was started; None for a command that the form can't start.
+    """Return the form's values of a sweep or duel that was started; None for a command that the form can't start.
 
-    Its folder may come from elsewhere: nothing of the recorded command is passed on that the form has no field for.
+    The folder may come from another machine: only parts of the recorded command that the form has fields for are used.
     """
     try:
         words = shlex.split(sweep.command)
@@ -168,7 +168,7 @@ def _number(name: str, value: str) -> int:
 
 
 def _key_words(body: Mapping[str, Any]) -> list[str]:
-    """Return key=values as on the command line. UserError for what would be read as an option there."""
+    """Return key=values as on the command line. UserError for a text that would be read as an option there."""
     words = []
     for row in part_of(body, "keys", list):
         if not isinstance(row, dict):
@@ -183,7 +183,7 @@ def _key_words(body: Mapping[str, Any]) -> list[str]:
 
 
 def _comparison_words(body: Mapping[str, Any]) -> list[str]:
-    """Return the words of the command, without what is its default."""
+    """Return the words of the command, leaving out defaults."""
     kind, words = _kind(body), [_text(body, "recipe") or "RECIPE"]
     words += [_text(body, "other")] if kind == "duel" and _text(body, "other") else []
     if any(word.startswith("-") for word in words):

@@ -1,4 +1,4 @@
-"""Saved conversations of the page: files in conversations/, as `/save` and `/load` of `llm-lab chat` know them."""
+"""Saved conversations of the page: files in conversations/, which `/save` and `/load` of `llm-lab chat` also use."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .responses import answer, body_of
 
 FOLDER = Path("conversations")
 SHOWN = 200
-LARGEST = 8 * 1024 * 1024  # bytes; a larger file is not one of the page's
+LARGEST = 8 * 1024 * 1024  # bytes; the page does not write larger files
 
 
 def list_conversations(request: Request) -> Response:
-    """Return name, first words, models and time of the saved conversations, newest first."""
+    """Return the names, first words, models and times of the saved conversations, newest first."""
     files = [file for file in FOLDER.glob("*.json") if file.is_file() and file.stat().st_size <= LARGEST]
     rows = []
     for file in sorted(files, key=lambda one: -one.stat().st_mtime)[:SHOWN]:
@@ -54,7 +54,7 @@ def list_conversations(request: Request) -> Response:
 async def save(request: Request) -> Response:
     """Write a conversation; name: the file that it replaces, or null for a new one. Returns the name.
 
-    A file with messages that this conversation lacks stays: the conversation gets a new file.
+    A file with messages that this conversation does not have is kept: the conversation gets a new file.
     """
     body = await body_of(request)
     sides = [body, *([body["against"]] if body.get("against") else [])]
@@ -91,7 +91,7 @@ async def save(request: Request) -> Response:
 
 
 def read(request: Request) -> Response:
-    """Return a conversation; one with a setting that is not allowed gets the defaults."""
+    """Return a conversation; if one of its settings is not allowed, it gets the defaults."""
     found = read_conversation(_existing(request))
     try:
         found["settings"] = vars(settings_of(found["settings"]))
@@ -101,7 +101,7 @@ def read(request: Request) -> Response:
 
 
 def download(request: Request) -> Response:
-    """Return the file."""
+    """Return the file of a conversation."""
     file = _existing(request)
     read_conversation(file)
     headers = {"content-disposition": f'attachment; filename="{slug(file.stem, "conversation")}.json"'}
@@ -109,7 +109,7 @@ def download(request: Request) -> Response:
 
 
 def delete(request: Request) -> Response:
-    """Delete a conversation; a file that is something else stays."""
+    """Delete a conversation, but not a file that contains anything else."""
     file = _existing(request)
     read_conversation(file, why="it is not a saved conversation, so it is not deleted")
     file.unlink()
@@ -136,7 +136,7 @@ def _existing(request: Request) -> Path:
 
 
 def _prompts(conversation: dict[str, Any]) -> list[str]:
-    """Return what the user wrote."""
+    """Return the messages of the user."""
     if conversation["turns"]:
         return [turn["text"] for turn in conversation["turns"]]
     return [message["content"] for message in conversation["messages"][::2]]

@@ -1,4 +1,4 @@
-"""What the worker of recipes and data answers: it may import what the server must not."""
+"""Calls that the worker of recipes and data answers; unlike the server, it may import heavy libraries."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from . import study_calls
 from .form_draft import check_draft, require_all
 
 SHOWN_ROWS = 5
-SHOWN_CHARACTERS = 400  # of one cell
-BARS = 24  # of a picture of lengths
+SHOWN_CHARACTERS = 400  # in one table cell
+BARS = 24  # in a histogram of lengths
 
 
 def check_recipe(recipe: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Check a recipe with its data and models before it starts. UserError with every problem."""
+    """Check a recipe with its data and models before it starts. Raises UserError with every problem."""
     job = require_all(recipe)
     return {"name": job.name, "remarks": list(job.remarks)}
 
 
 def look_at_data(source: Mapping[str, Any], kind: str, download: bool = False) -> dict[str, Any]:
-    """Return what is recognized in a dataset, with its first rows; a set that can't be read comes with the problem.
+    """Return what is recognized in a dataset, with its first rows; for one that can't be read, the problem.
 
-    kind: text, conversation, preference or prompt. download: also read a set on the Hub, instead of only its page.
+    kind: text, conversation, preference or prompt. download: also read a dataset on the Hub, instead of only its page.
     """
     from llm_lab.data.paths import is_on_hub
 
@@ -62,7 +62,7 @@ def look_at_data(source: Mapping[str, Any], kind: str, download: bool = False) -
 
 
 def _unpacks_too_far(path: str) -> str | None:
-    """Return why a Parquet file is not read: its tables are larger than half of the free disk, where they are kept."""
+    """Return why a Parquet file is not read: its tables, which are stored on disk, exceed half of the free space."""
     if not path.endswith(".parquet") or not Path(path).is_file():
         return None
     from pyarrow import ArrowException
@@ -71,7 +71,7 @@ def _unpacks_too_far(path: str) -> str | None:
     try:
         about = read_metadata(path)
     except (ArrowException, OSError):
-        return None  # reading it says what is wrong
+        return None  # the error appears when it is read
     size = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
     free = _free_bytes()
     if size <= free / 2:
@@ -85,7 +85,7 @@ def _free_bytes() -> int:
 
 
 def _first_rows(source: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return the first rows of a dataset, and its columns."""
+    """Return the first rows and the columns of a dataset."""
     if kind == "text":
         from llm_lab.data.sources import open_source
         from llm_lab.data.streams import open_stream
@@ -108,7 +108,7 @@ def _cell(value: Any) -> str:
 
 
 def xray(recipe: Mapping[str, Any]) -> Generator[dict[str, Any], None, list[dict[str, Any]]]:
-    """Yield what is done at the moment, then return the data of a recipe as tokens, trained or masked."""
+    """Yield the current task, then return the data of a recipe as tokens, trained or masked."""
     yield {"step": "Checking the recipe and its data"}
     job = check(recipe)
     yield {"step": "Loading the libraries"}
@@ -147,7 +147,7 @@ def xray(recipe: Mapping[str, Any]) -> Generator[dict[str, Any], None, list[dict
 
 
 def _lengths(values: tuple[int, ...]) -> dict[str, Any]:
-    """Return the spread of lengths in tokens: smallest, median, 90th percentile, largest, and a histogram."""
+    """Return the distribution of lengths in tokens: smallest, median, 90th percentile, largest, and a histogram."""
     ordered = sorted(values)
     if not ordered:
         return {"count": 0}

@@ -1,4 +1,4 @@
-"""The pages of experiments: those found in the folders, a form for each from its options, and what was found before."""
+"""The pages of experiments: those found in the folders, a form for the options of each, and earlier results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .lab import lab_of
 from .responses import answer, body_of, page, part_of, problems_of
 from .study_pages import list_results
 
-EARLIER = 20  # studies of one experiment on its page
+EARLIER = 20  # studies listed on the page of an experiment
 
 
 def experiments_page(request: Request) -> Response:
@@ -57,7 +57,7 @@ def experiment_page(request: Request) -> Response:
 
 
 def _known(name: str) -> Experiment:
-    """Return the experiment of an address, a broken one too."""
+    """Return the experiment of an address, also a broken one."""
     found = next((one for one in list_experiments() if one.name == name), None)
     if found is None:
         raise HTTPException(404, f"There is no study named {name}. The page Experiments lists them.")
@@ -77,7 +77,7 @@ def _card(experiment: Experiment) -> dict[str, Any]:
 
 
 def _option(key: Key) -> dict[str, Any]:
-    """Return what a control for an option needs; its default as it is typed."""
+    """Return what a control for an option needs; its default is in the form in which it is typed."""
     low, high, exclusive = key.bounds
     return {
         "name": key.path,
@@ -96,7 +96,7 @@ def _option(key: Key) -> dict[str, Any]:
 
 
 async def check_options(request: Request) -> Response:
-    """Return the command of an experiment with the options as typed, and their problems."""
+    """Return the command of an experiment with the options as typed, and the problems of these."""
     body = await body_of(request)
     return answer(await run_in_threadpool(_checked, str(body.get("name")), part_of(body, "options", dict)))
 
@@ -113,7 +113,7 @@ def _checked(name: str, typed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _words(experiment: Experiment, typed: Mapping[str, Any]) -> list[str]:
-    """Return the options that differ from their defaults, as on the command line; an empty one is the default."""
+    """Return the options that differ from their defaults, as on the command line; an empty one means its default."""
     words = []
     for key in experiment.option_keys():
         text = str(typed.get(key.path, "")).strip()
@@ -140,7 +140,7 @@ async def start_experiment(request: Request) -> Response:
 
 
 def _checked_words(name: str, typed: Mapping[str, Any]) -> list[str]:
-    """Return the name of an experiment and its options. UserError where one is not allowed."""
+    """Return the name of an experiment and its options. UserError if one is not allowed."""
     experiment = find_experiment(name)
     words = _words(experiment, typed)
     read_values(experiment, words)
@@ -148,13 +148,13 @@ def _checked_words(name: str, typed: Mapping[str, Any]) -> list[str]:
 
 
 async def launch_state(request: Request) -> Response:
-    """Return what a started command has done so far: its run, its exit code, what it printed."""
+    """Return the state of a started command: its run, its exit code, its output."""
     launch = lab_of(request).launches.get(request.path_params["number"])
     return answer(await run_in_threadpool(launch.as_json))
 
 
 def earlier_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
-    """Return the list of studies, sweeps and duels; argument: of one experiment only, or empty."""
+    """Return the list of studies, sweeps and duels. argument: the experiment to list, or empty for all."""
     found = [one for one in list_results() if not argument or one["experiment"] == argument]
     seen = [[one["name"], one["status"]] for one in found]
     return None if seen == cursor else (seen, found)

@@ -1,6 +1,6 @@
-"""A run that is set up in the form: the page sends its answers, and gets what follows from them.
+"""A run that is set up in the form: the page sends the answers, and receives what follows from them.
 
-The draft itself is in the browser. What a key becomes, why, and what is wrong is worked out as for the wizard.
+The draft itself is in the browser. Derived values, their reasons and the problems are computed as in the wizard.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from .form_fields import as_text, fields_of
 from .launches import CONFIGS, command_text
 from .responses import problems_of
 
-# Used until the user has chosen a model and data, so that values and a first plan can be shown.
+# Used until the user has chosen a model and data, so that the page can show values and a first plan.
 NO_MODEL = "model"
 NO_DATA = {"text": "builtin:stories"}
 NO_EXAMPLES = "builtin:instruct"
-SHOWN_EFFECT = "model."  # the parts of a model: what a choice does to its size
+SHOWN_EFFECT = "model."  # for parts of the model, show how a choice changes its size
 
 
 def begin(stage: str, model: str | None = None) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def begin(stage: str, model: str | None = None) -> dict[str, Any]:
 
 
 def take_up(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a run without the values that are derived the same again, so that they follow changes."""
+    """Return the recipe of a run without values that would be derived again unchanged, so that they follow changes."""
     raw = expand_forgetting(expand_model(raw))
     machine, schema = find_machine(), stage_schema(raw)
     whole, problems = diagnose(raw, machine=machine)
@@ -90,7 +90,7 @@ def _without(raw: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
 def change(raw: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> Draft:
     """Return the draft after changes: {path, text} as typed, {path, value} as JSON, {path, off: true} for a group.
 
-    An empty text, or no value, removes an answer. UserError where there is no such stage.
+    An empty text, or no value, removes an answer. UserError if there is no such stage.
     """
     raw = expand_forgetting(expand_model(raw))
     stage_schema(raw)
@@ -105,7 +105,7 @@ def change(raw: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> Draft:
 
 
 def _leads_somewhere(node: Any, path: str) -> bool:
-    """Return whether something can be put at a path: false for an entry that a list does not have, or a whole entry."""
+    """Return whether a value can be set at a path: false for an entry that a list lacks, and for a whole entry."""
     steps = path.split(".")
     for step in steps:
         if isinstance(node, list) and step.isdecimal():
@@ -127,13 +127,13 @@ def _change(draft: Draft, path: str, one: Mapping[str, Any]) -> Draft:
         return draft.with_answer("model", None)
     if path == "model.checkpoint" and not STAGES[draft.raw["stage"]].from_scratch:
         return with_model(draft, str(value))
-    if path == "model.checkpoint":  # it brings its own tokenizer
+    if path == "model.checkpoint":  # a checkpoint brings its own tokenizer
         return draft.with_answer("tokenizer", None).with_answer("model", {"checkpoint": value})
     return draft.with_answer(path, value)
 
 
 def _parsed(draft: Draft, path: str, text: str) -> Any:
-    """Return a typed text as the recipe holds it; one that can't be read stays a text, and is a problem then."""
+    """Return a typed text as the recipe holds it; one that can't be parsed stays a text, and is then a problem."""
     text = text.strip()
     if not text:
         return None
@@ -149,7 +149,7 @@ def _parsed(draft: Draft, path: str, text: str) -> Any:
 
 
 def look(draft: Draft) -> dict[str, Any]:
-    """Return all that the page shows of a draft: values with origins, problems, choices, the plan, the recipe."""
+    """Return what the page shows of a draft: values with origins, problems, choices, the plan, the recipe."""
     forget_looks()  # files may have changed since the last look
     stage = STAGES[draft.raw["stage"]]
     has_model = stage.from_scratch or draft.raw.get("model") is not None
@@ -191,7 +191,7 @@ def _sample_data(stage: Stage) -> dict[str, str]:
 
 
 def _taken(raw: Mapping[str, Any]) -> str | None:
-    """Return what the run will be called where there is one of its name already, or None."""
+    """Return the new name of the run if its name is already taken, or None."""
     name = raw.get("name")
     if not isinstance(name, str) or slug(name, "") != name:
         return None
@@ -200,14 +200,14 @@ def _taken(raw: Mapping[str, Any]) -> str | None:
 
 
 def check_draft(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return what changes in a look once a recipe is checked with its data and models, or what is wrong with them.
+    """Return what changes in a look after a recipe is checked with its data and models, or the problems of these.
 
     It reads the data, and asks the Hub.
     """
     raw = change(raw, ()).raw
     stage = STAGES[raw["stage"]]
     has_data = not stage.trains or bool(raw.get("data"))
-    if not has_data:  # what is wrong with the model is known before there is a dataset
+    if not has_data:  # problems of the model can be found before there is a dataset
         raw = {**raw, "data": [_sample_data(stage)]}
     try:
         resolved = require_all(raw).stages[0]
@@ -221,7 +221,7 @@ def check_draft(raw: dict[str, Any]) -> dict[str, Any]:
 def require_all(recipe: str | Mapping[str, Any]) -> Job:
     """Return the job of a recipe or its file, checked as `llm-lab check` does.
 
-    UserError also where a model can't be loaded now, such as one on the Hub that can't be reached.
+    UserError also if a model can't be loaded now, such as one on the Hub that can't be reached.
     """
     from llm_lab.hf.hub import require_models
 
@@ -240,7 +240,7 @@ def require_all(recipe: str | Mapping[str, Any]) -> Job:
 
 
 def what_follows(resolved: Resolved) -> dict[str, Any]:
-    """Return every value as text, why derived ones are what they are, and which groups are off."""
+    """Return every value as text, the reasons of derived ones, and which groups are off."""
     values, reasons = resolved.values, dict[str, str]()
     if resolved.examples:
         examples, processes = resolved.examples.training, resolved.machine.processes
@@ -258,7 +258,7 @@ def _single_paths(draft: Draft) -> Iterator[str]:
 
 
 def _choices(draft: Draft) -> Iterator[tuple[str, dict[str, dict[str, str]]]]:
-    """Yield (path, {choice: {why_not} or {effect}}) of the keys with choices that have an effect now."""
+    """Yield (path, {choice: {why_not} or {effect}}) for the keys with choices that have an effect now."""
     for path in dict.fromkeys(_single_paths(draft)):
         key = draft.key(path)
         if key is not None and key.choices and path != "stage" and draft.applies(path):
@@ -274,7 +274,7 @@ def _of_choice(draft: Draft, path: str, key: Key, choice: Any) -> dict[str, str]
 
 
 def plan_of(resolved: Resolved, home: Path = ROOT, *, has_data: bool = True) -> dict[str, Any]:
-    """Return a plan: its numbers (bytes, seconds, tokens), and its lines in words. home: as for plan_lines."""
+    """Return a plan: its numbers (bytes, seconds, tokens), and its lines as text. home: as for plan_lines."""
     cost = resolved.estimate
     return {
         "parameters": cost.parameters,
@@ -308,7 +308,7 @@ def cannot_start(resolved: Resolved) -> str | None:
 
 
 def recipe_file(raw: Mapping[str, Any], resolved: Resolved | None) -> Path:
-    """Return the file that a start writes: configs/NAME.yaml, or NAME-2 where that is another recipe already."""
+    """Return the file that a start writes: configs/NAME.yaml, or NAME-2 if that is already another recipe."""
     if resolved is None or "name" not in resolved.values:
         return CONFIGS / "my-run.yaml"
     name = resolved.values["name"]

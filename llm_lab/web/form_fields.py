@@ -1,4 +1,4 @@
-"""The fields of a run's form, described from the recipe schema: one for each key, in the tab where it belongs."""
+"""The fields of a run's form, described from the recipe schema: one for each key, in its tab."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_lab.recipe.validate import find_key, optional_groups
 from llm_lab.wizard.key_questions import allowed
 
 TABS = ("model", "data", "training", "testing")
-# Where a key belongs, by how its path begins; the longest beginning counts, and training has the rest.
+# The tab of a key, by the prefix of its path; the longest prefix counts, and all other keys are in training.
 TAB_OF = {
     "model": "model",
     "tokenizer": "model",
@@ -30,7 +30,7 @@ TAB_OF = {
     "eval": "testing",
     "tasks": "testing",
 }
-# Keys outside of groups, by tab.
+# The tabs of keys that are not in a group.
 LOOSE = {"model": "Chat template", "data": "Reading", "training": "Device and seed", "testing": "Testing"}
 SECTIONS = {
     "model": "Model",
@@ -46,7 +46,7 @@ SECTIONS = {
     "rewards": "Rewards",
     "tasks": "Evaluation tasks",
 }
-# Sections in this order; those of a stage itself come first, and any others last.
+# The order of sections; those of a stage itself come first, and any others last.
 ORDER = (
     "model",
     "lora",
@@ -60,12 +60,12 @@ ORDER = (
     "samples",
     "forgetting",
 )
-# Sections that one key is enough to name.
+# Sections for which the name of one key is sufficient.
 TITLE_OF = {"tokenizer": "Tokenizer", "train.eval_steps": "How often it is evaluated"}
-# Labels of keys that have no question of their own.
+# Labels of keys that do not have a question.
 LABELS = {"model.checkpoint": "Model"}
-PLACED = ("name", "stage")  # next to the start button; in the page's address
-TOKENIZER = "tokenizer"  # one value that can be named in three ways
+PLACED = ("name", "stage")  # placed elsewhere: next to the start button; in the page's address
+TOKENIZER = "tokenizer"  # one value that can be given in three ways
 
 
 def describe_form(stage: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _sections(stage: str, fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "name": name,
                 "title": title,
                 "help": key.help.split("; null: ")[0] if key is not None and name in optional else "",
-                "can_be_off": name in optional,  # switched on and off as a whole
+                "can_be_off": name in optional,  # it is switched on and off as a whole
                 "lists": {path: _about_list(stage, path) for path in _lists_in(own)},
                 "fields": own,
             }
@@ -132,7 +132,7 @@ def _rank(section: str) -> int:
 def fields_of(stage: str) -> tuple[dict[str, Any], ...]:
     """Return every field of a stage's form. A path with N is a field of each entry of a list.
 
-    of: of a key that only one kind of its group has (an optimizer, a way to name a model), which one.
+    of: for a key that only one kind of its group has (an optimizer, a way to name a model), that kind.
     """
     fields = list(_fields(STAGES[stage].recipe, "", None))
     owners: dict[str, str] = {}
@@ -142,7 +142,7 @@ def fields_of(stage: str) -> tuple[dict[str, Any], ...]:
 
 
 def _with_own_label(field: dict[str, Any], owners: Mapping[str, str]) -> dict[str, Any]:
-    """Return a field with its section in the label, where a key of another section has the same question."""
+    """Return a field with its section in the label if a key of another section has the same question."""
     label = field["label"]
     if ".N." in field["path"] or owners[label] == field["path"]:
         return field
@@ -157,7 +157,7 @@ def _fields(group: type[Group], prefix: str, of: str | None) -> Iterator[dict[st
             yield _field(key, of)
             continue
         start = f"{key.path}.N." if key.kind == "list" else f"{key.path}."
-        names_the_kind = f"{start}name" if len(inner) > 1 else None  # one field for all kinds
+        names_the_kind = f"{start}name" if len(inner) > 1 else None  # shared by all kinds
         for number, member in enumerate(inner):
             for field in _fields(member, start, kind_of(member) if len(inner) > 1 else of):
                 if field["path"] != names_the_kind:
@@ -167,7 +167,7 @@ def _fields(group: type[Group], prefix: str, of: str | None) -> Iterator[dict[st
 
 
 def kind_of(member: type[Group]) -> str:
-    """Return what a kind of a group is called: an optimizer's name; parts, config or checkpoint of a model."""
+    """Return the name of a kind of a group: an optimizer's name; parts, config or checkpoint of a model."""
     if "name" in member.model_fields:
         return str(member.model_fields["name"].default)
     required = [name for name, info in member.model_fields.items() if info.is_required()]
@@ -210,7 +210,7 @@ def _label(key: Key, section: str) -> str:
     words = " ".join(inner).replace("_", " ")
     if inner[:-1] == ["columns"] or key.path.startswith("score.columns."):
         words = f"{inner[-1]} column"
-    # The entry of a list says what it is of.
+    # The entry of a list says what it belongs to.
     return (
         words.capitalize()
         if not section or ".N." in key.path
@@ -219,7 +219,7 @@ def _label(key: Key, section: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return a value as its control shows it; a list of texts with one on each line."""
+    """Return a value as its control shows it; a list of texts has one on each line."""
     if value is None:
         return ""
     if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):

@@ -1,4 +1,4 @@
-"""How busy, full and hot the NVIDIA GPUs of this machine are."""
+"""Utilization, memory use and temperature of the NVIDIA GPUs of this machine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from llm_lab.safe_text import printable
 
-AT_MOST_EVERY = 0.9  # seconds between two readings, however many pages ask
+AT_MOST_EVERY = 0.9  # seconds between two readings, regardless of the number of pages
 _lock = threading.Lock()
 _last: tuple[float, list[dict[str, Any]]] = (0.0, [])
-_there: bool | None = None  # whether there is a driver; not asked again where there is none
+_there: bool | None = None  # whether there is a driver; not checked again if there is none
 
 
 def read_gpus() -> list[dict[str, Any]]:
     """Return a row for each GPU: name, use (a share), memory used and in total (bytes), temperature (°C), power (W).
 
-    What a GPU does not report is None. An empty list where there is no NVIDIA driver.
+    What a GPU does not report is None. Without an NVIDIA driver, the list is empty.
     """
     global _last, _there
     with _lock:

@@ -1,8 +1,8 @@
-"""Who may talk to the server: this machine's browser, after it has opened the printed link, and nobody else.
+"""Who may use the server: only this machine's browser, after it has opened the printed link.
 
 A page of another site can send requests to 127.0.0.1 (CSRF), and can point its own name at 127.0.0.1 to read the
-answers (DNS rebinding). Against that: the exact Host with its port, the Origin, Sec-Fetch-Site, no request that a
-foreign form could send, and a cookie that only the printed link gives.
+answers (DNS rebinding). The guard therefore checks the exact Host with its port, the Origin and Sec-Fetch-Site, refuses
+requests that a form of another site could send, and requires a cookie that only the printed link gives.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TOKEN = "start"  # the name of the start token in the printed link
 READ = ("GET", "HEAD")
-LONGEST_PATH = 2000  # characters; no name in an address is nearly as long
-# What a form of a foreign page can send without asking first.
+LONGEST_PATH = 2000  # characters; names in addresses are much shorter
+# Content types that a form of another site can send without a CORS preflight.
 FORM_TYPES = ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
@@ -37,14 +37,14 @@ OPEN_THE_LINK = "Open the link that `llm-lab web` printed in the terminal: it ha
 
 
 def hosts_of(port: int) -> tuple[str, ...]:
-    """Return the Host headers that mean this server."""
+    """Return the values of the Host header that mean this server."""
     return tuple(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
 
 
 class Guard:
-    """ASGI middleware that refuses what does not come from the user's own browser, with 403 and the reason.
+    """ASGI middleware that refuses requests from anywhere but the user's own browser, with 403 and the reason.
 
-    token: in the printed link. session: the value of the cookie that the link is exchanged for.
+    token: the one in the printed link. session: the value of the cookie that the token is exchanged for.
     """
 
     def __init__(self, app: ASGIApp, *, port: int, token: str, session: str) -> None:
@@ -52,15 +52,15 @@ class Guard:
         self._hosts = hosts_of(port)
         self._origins = tuple(f"http://{host}" for host in self._hosts)
         self._token, self._session = token, session
-        self._cookie = f"llm-lab-{port}"  # browsers send cookies to every port of a host
+        self._cookie = f"llm-lab-{port}"  # with the port, as browsers send cookies to every port of a host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, refuse, or hand on a request."""
+        """Answer, refuse, or pass on a request."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # there are no websockets here
+            return  # the server does not use websockets
         request = Request(scope)
         reason = self._foreign(request.headers, request.method)
         given = request.query_params.get(TOKEN)
@@ -94,7 +94,7 @@ class Guard:
         return None
 
     def _enter(self, request: Request) -> RedirectResponse:
-        """Exchange the token of the link for the cookie, and take it out of the address."""
+        """Exchange the token of the link for the cookie, and remove it from the address."""
         rest = [(name, value) for name, value in parse_qsl(request.url.query) if name != TOKEN]
         path = "/" + request.url.path.lstrip("/")
         response = RedirectResponse(f"{path}?{urlencode(rest)}" if rest else path, 303)
@@ -107,7 +107,7 @@ def _with_headers(send: Send) -> Send:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message["headers"])
             for name, value in HEADERS.items():
-                headers.setdefault(name, value)  # a picture has a stricter policy of its own
+                headers.setdefault(name, value)  # pictures have a stricter policy of their own
             if "cache-control" not in headers:
                 headers["cache-control"] = "no-store"
             message["headers"] = headers.raw

@@ -1,6 +1,6 @@
-"""The rule of the page for Python code that recipes name: it starts only what the user has run on this machine before.
+"""The page's rule for Python code that recipes name: it runs only code that the user has already run on this machine.
 
-In a terminal a user types the name of a recipe, and that is a yes. Here it is one click on a list.
+In a terminal, typing the name of a recipe counts as consent. Here, a recipe is one click in a list.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from llm_lab.recipe.trust import Code, UntrustedCode, require_allowed
 
 
 def require_known(codes: Iterable[Code], command: str) -> None:
-    """Raise UserError for code that has not run on this machine. command: what runs it in a terminal."""
+    """Raise UserError for code that has not run on this machine. command: the command that runs it in a terminal."""
     try:
         require_allowed(dict.fromkeys(codes))
     except UntrustedCode as error:

@@ -1,4 +1,4 @@
-"""What the pages of one server share: its workers and the commands it started. Everything else is in the folders."""
+"""State shared by the pages of a server: its workers and the commands it started. All else is in the folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DATA_CALLS = "llm_lab.web.data_calls"
 
 @dataclass
 class Lab:
-    """The state of a server. It is lost when the server ends, and nothing else is."""
+    """The state of a server, the only thing that is lost when the server ends."""
 
     workers: Workers = field(default_factory=Workers)
     launches: Launches = field(default_factory=Launches)
@@ -27,7 +27,7 @@ class Lab:
 
 
 def lab_of(request: Request) -> Lab:
-    """Return the state of the server that got a request."""
+    """Return the state of the server that received a request."""
     lab: Any = request.app.state.lab
     assert isinstance(lab, Lab)
     return lab

@@ -1,6 +1,6 @@
-"""Start and stop `llm-lab` commands as processes of their own: they continue when the page or the server closes.
+"""Start and stop `llm-lab` commands in processes of their own, which continue when the page or the server closes.
 
-What a command prints goes to a log file in the user's state folder. Everything else about it is in its run folder.
+The output of a command goes to a log file in the user's state folder. Everything else about it is in its run folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llm_lab.runs.lock import is_holder
 from llm_lab.safe_text import printable
 
 COMMANDS = ("run", "study", "sweep", "duel", "look")
-# Every option that a page passes. A name that begins with - never becomes another one, such as --trust-recipe.
+# Every option that a page may pass. Names that begin with - can't become other options, such as --trust-recipe.
 PASSED = frozenset(
     "--resume --overwrite --steps --against --prompt --preset --seeds --measure --name --jobs --by".split()
 )
@@ -33,7 +33,7 @@ CONFIGS = Path("configs")
 LOG_LINES = 200
 KEPT_LOGS = 50
 MAKE_RUNS = ("run", "study", "sweep", "duel")
-SAME_START_SECONDS = 15.0  # between the start of a process and that of its log
+SAME_START_SECONDS = 15.0  # largest difference between the start of a process and that of its log
 
 
 def state_folder() -> Path:
@@ -46,7 +46,7 @@ def state_folder() -> Path:
 
 @dataclass
 class Launch:
-    """A command that this server started. run: the name of its folder, where that is known before."""
+    """A command that this server started. run: the name of its folder, if that is known in advance."""
 
     number: int
     words: tuple[str, ...]
@@ -54,16 +54,16 @@ class Launch:
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.time)
     run: str | None = None
-    dismissed: bool = False  # someone has read why it ended
-    is_over: bool = False  # it ended, and what it wrote was looked at after that
+    dismissed: bool = False  # whether the user has read why it ended
+    is_over: bool = False  # whether it has ended, and its output was read after that
 
     def run_name(self) -> str | None:
-        """Return the name of the run folder that its process works in; None as long as there is none."""
+        """Return the name of the run folder that its process works in; None until there is one."""
         if self.run is None and not self.is_over:
             self.is_over = self.process.poll() is not None
             for file in filter(self._may_have_written, ROOT.glob("*/run.json")):
                 process = RunFolder(file.parent).facts().get("process", {})
-                # A study works in a process of its own, whose parent is the command. Numbers of processes come again.
+                # A study works in a process of its own, whose parent is the command. Process ids are reused.
                 is_own = self.process.pid in (process.get("pid"), process.get("parent"))
                 if is_own and (process.get("started") or 0) > self.started - SAME_START_SECONDS:
                     self.run = file.parent.name
@@ -72,15 +72,15 @@ class Launch:
     def _may_have_written(self, file: Path) -> bool:
         try:
             return file.stat().st_mtime > self.started - SAME_START_SECONDS
-        except OSError:  # deleted meanwhile
+        except OSError:  # it was deleted in the meantime
             return False
 
     def title(self) -> str:
-        """Return a name for its run until that has a folder: that of the recipe, or of the experiment."""
+        """Return a name for its run until it has a folder: that of the recipe, or of the experiment."""
         return self.run or (Path(self.words[1]).stem if len(self.words) > 1 else self.words[0])
 
     def makes_run(self) -> bool:
-        """Return whether it makes a run of its own: not a report, and not a run that is there already."""
+        """Return whether it creates a run of its own, unlike a report or a command on an existing run."""
         return self.words[0] in MAKE_RUNS and "--resume" not in self.words
 
     def has_folder(self) -> bool:
@@ -88,14 +88,14 @@ class Launch:
         return name is not None and (ROOT / name).is_dir()
 
     def error(self) -> str | None:
-        """Return in words why it ended; None while it works, and where it ended as planned or was stopped."""
+        """Return why it ended, as text; None while it works, and if it ended as planned or was stopped."""
         code = self.process.poll()
         if code in (None, DONE, STOPPED):
             return None
         return last_error(self.log) or f"The command ended with exit code {code}, and printed nothing."
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a page shows: the command, its exit code (None while it works), its run, what it printed."""
+        """Return what a page shows: the command, its exit code (None while it works), its run, its output."""
         return {
             "number": self.number,
             "command": command_text(self.words),
@@ -108,7 +108,7 @@ class Launch:
 
 
 class Launches:
-    """The commands that this server started, for what they print and how they end."""
+    """The commands that this server started, with their output and how they ended."""
 
     def __init__(self) -> None:
         self._launched: dict[int, Launch] = {}
@@ -117,25 +117,26 @@ class Launches:
     def start(
         self, words: Sequence[str], *, run: str | None = None, environment: Mapping[str, str] | None = None
     ) -> Launch:
-        """Start `llm-lab WORDS` in a session of its own. run: the name of its folder, where that is known.
+        """Start `llm-lab WORDS` in a session of its own. run: the name of its folder, if that is known.
 
-        UserError for an option that no page has, and where the system refuses the command, such as a very long text.
+        UserError for an option that no page uses, and if the system refuses the command, such as one with a very long
+        text.
         """
         with self._lock:
             return self._start(words, run, environment)
 
     def start_once(self, words: Sequence[str]) -> Launch:
-        """Start a command, or return the one that works on the same now: a second click starts nothing."""
+        """Start a command, or return one with the same words that is running: a second click does not start another."""
         with self._lock:
             return self.working_on(words) or self._start(words, None, None)
 
     def working_on(self, words: Sequence[str]) -> Launch | None:
-        """Return the command with these words that works now, or None."""
+        """Return the running command with these words, or None."""
         same = (one for one in list(self._launched.values()) if one.words == tuple(words))
         return next((one for one in same if one.process.poll() is None), None)
 
     def at_work(self, command: str) -> int:
-        """Return how many commands of a kind work now."""
+        """Return how many commands of a kind are running."""
         return sum(one.words[0] == command and one.process.poll() is None for one in list(self._launched.values()))
 
     def _start(self, words: Sequence[str], run: str | None, environment: Mapping[str, str] | None) -> Launch:
@@ -154,7 +155,7 @@ class Launches:
                     start_new_session=True,
                     env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
                 )
-        except (OSError, ValueError) as error:  # ValueError: a NUL character
+        except (OSError, ValueError) as error:  # ValueError: the words contain a NUL character
             log.unlink(missing_ok=True)
             why = f"it can't be started: {getattr(error, 'strerror', None) or error}"
             raise UserError(Problem(f"llm-lab {words[0]}", why)) from None
@@ -163,7 +164,7 @@ class Launches:
         return launch
 
     def get(self, number: int) -> Launch:
-        """Return a launch. UserError where this server started none of that number."""
+        """Return a launch. UserError if this server has none with that number."""
         if number not in self._launched:
             raise UserError(Problem("launch", "this server has not started that command", value=number))
         return self._launched[number]
@@ -173,7 +174,7 @@ class Launches:
         return next((one for one in reversed(list(self._launched.values())) if one.run_name() == run), None)
 
     def without_run(self, argument: str, cursor: Any) -> tuple[Any, Any] | None:
-        """Return the commands whose run is not there yet, and those that ended before it was: a topic (updates.py)."""
+        """Return the commands whose run does not exist yet, and those that ended before: a topic (updates.py)."""
         rows = [
             {
                 "number": one.number,
@@ -192,12 +193,12 @@ class Launches:
         return None if rows == cursor else (rows, rows)
 
     def reap(self) -> list[Launch]:
-        """Return the commands that still work; let the system forget those that have ended."""
+        """Return the commands that still run; collect the exit codes of those that have ended."""
         return [launch for launch in list(self._launched.values()) if launch.process.poll() is None]
 
 
 def stop_run(run: RunFolder) -> None:
-    """Ask the process of a run to save and stop, as Ctrl-C does. UserError where none works on this machine."""
+    """Ask the process of a run to save and stop, as Ctrl-C does. UserError if none works on this machine."""
     process = run.facts().get("process", {})
     if run.status() != "running":
         raise UserError(Problem(str(run.path), f"this run is not running; its status is {run.status()}"))
@@ -216,7 +217,7 @@ def command_text(words: Sequence[str]) -> str:
 
 
 def form_address(words: Sequence[str]) -> str | None:
-    """Return the address of the form of a command, with its answers filled in; None where it has none."""
+    """Return the address of the form of a command, with its answers filled in; None if it has none."""
     if len(words) < 2:
         return None
     command, *rest = words
@@ -238,7 +239,7 @@ def form_address(words: Sequence[str]) -> str | None:
 
 
 def recorded_command(text: Any) -> str | None:
-    """Return the command that a record names, written so that a shell reads it as one command; None for another one."""
+    """Return the command in a record, quoted so that a shell reads it as one command; None if it is not ours."""
     try:
         words = shlex.split(str(text))
     except ValueError:
@@ -247,12 +248,12 @@ def recorded_command(text: Any) -> str | None:
 
 
 def log_of(process: Mapping[str, Any]) -> Path | None:
-    """Return what the process of a run printed, if a server started it. process: as run.json records it."""
+    """Return the output of a run's process, if a server started it. process: as run.json records it."""
     started = process.get("started")
     if process.get("host") != socket.gethostname() or not isinstance(started, int | float):
         return None
     logs = (state_folder() / "logs").glob(f"*-{process.get('pid')}.log")
-    # The number of a process comes back after a while.
+    # Process ids are reused after a while.
     return next((log for log in logs if abs(_started_at(log) - started) < SAME_START_SECONDS), None)
 
 
@@ -273,7 +274,7 @@ def last_lines(log: Path, most: int = LOG_LINES) -> str:
 
 
 def last_error(log: Path) -> str:
-    """Return the last paragraph that a command printed: what is wrong, where it ended with an error."""
+    """Return the last paragraph of a command's output, which is the error if it ended with one."""
     lines = [line.strip() for line in last_lines(log).splitlines() if line.strip()]
     return next((line for line in reversed(lines) if not line.startswith("Add --debug")), "")
 

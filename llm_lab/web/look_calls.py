@@ -1,6 +1,6 @@
-"""What the worker of the page Look inside answers. It keeps the model in memory, and what was measured with it.
+"""Calls that the worker of the page Look inside answers. It keeps the model and its measurements in memory.
 
-The server ends the process when another model is asked for, and after some time without a call.
+The server ends the process when another model is requested, and after some time without a call.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from llm_lab.looking.look import compare_with, open_precisely, release
 from llm_lab.looking.look_tables import check_facts, head_rows, layer_rows, model_facts, plain, summary_of
 from llm_lab.runner import load
 
-LOADED = 2  # models in memory: one, and another to compare with
-KEPT_BYTES = 256 * 1024**2  # of measurements that were made before, such as those of a run's checkpoints
-RECORDINGS = 2  # of which single heads and positions can be asked for
+LOADED = 2  # models in memory: one, and one to compare it with
+KEPT_BYTES = 256 * 1024**2  # of earlier measurements, such as those of a run's checkpoints
+RECORDINGS = 2  # recordings from which single heads and positions can be requested
 
 
 @dataclass
@@ -46,10 +46,10 @@ _repeats: dict[str, Repeats] = {}
 def measure(
     model: str, prompt: str = "", against: str | None = None, checkpoint: str | None = None, chat: bool = False
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:
-    """Measure a model, or one checkpoint of its run, over a text; what it does is yielded as {"doing": words}.
+    """Measure a model, or one checkpoint of its run, over a text; yield progress as {"doing": words}.
 
-    Returns what the page draws. prompt: empty for the built-in text. chat: it is what a user says, and is put into the
-    model's chat template. UserError as `llm-lab look` raises it.
+    Returns what the page draws. prompt: empty for the built-in text. chat: whether it is a user's message, to be put
+    into the model's chat template. UserError as `llm-lab look` raises it.
     """
     name = checkpoint or model
     key = (name, f"{chat} {prompt}", against or "")
@@ -77,7 +77,7 @@ def measure(
 
 
 def _text_of(candidate: Candidate, prompt: str, chat: bool) -> str:
-    """Return the text that a model reads: the prompt as it is, or as a user's message in its chat template."""
+    """Return the text that a model reads: the prompt itself, or the prompt as a user's message in its chat template."""
     if not prompt.strip():
         return DEFAULT_TEXT
     tokenizer = _open(candidate)[1]
@@ -99,7 +99,7 @@ def _take(looked: _Looked) -> Any:
 
 
 def _open(candidate: Candidate) -> tuple[Any, Any]:
-    """Return a model and its tokenizer; the one that was used least recently is given up for it."""
+    """Return a model and its tokenizer; to make room, the least recently used one is removed."""
     quiet_libraries()
     folder = candidate.folder
     if folder not in _models:
@@ -112,7 +112,7 @@ def _open(candidate: Candidate) -> tuple[Any, Any]:
 
 
 def _look(candidate: Candidate, text: str, model: str) -> _Looked:
-    """Return the recording of a model over a text. model: the one whose random tokens its checkpoints are scored on."""
+    """Return the recording of a model over a text. model: the one whose random tokens its checkpoints also use."""
     key = (candidate.folder, text)
     if key not in _looked:
         while len(_looked) >= RECORDINGS:
@@ -138,7 +138,7 @@ def _look(candidate: Candidate, text: str, model: str) -> _Looked:
 
 
 def _repeats_of(network: Any, model: str) -> Repeats | None:
-    """Return the random tokens of a run's other checkpoints; None where there are none, or this one lacks some."""
+    """Return the random tokens used for a run's other checkpoints; None if there are none, or this one lacks some."""
     known = _repeats.get(model)
     rows = network.get_input_embeddings().weight.shape[0]
     return known if known is not None and int(known.ids.max()) < rows else None
@@ -208,7 +208,7 @@ def _difference_of(found: Difference, inside: Inside) -> dict[str, Any]:
 def attribution(
     model: str, prompt: str, position: int, checkpoint: str | None = None, chat: bool = False
 ) -> dict[str, Any]:
-    """Return which parts of a model write its top prediction after one token of the text."""
+    """Return which parts of a model contribute to its top prediction after one token of the text."""
     candidate, looked = _again(model, prompt, checkpoint, chat)
     network, tokenizer = _open(candidate)
     inside = looked.inside
@@ -225,7 +225,7 @@ def attribution(
 def ablation(
     model: str, prompt: str, layer: int, head: int, checkpoint: str | None = None, chat: bool = False
 ) -> dict[str, Any]:
-    """Return what the losses of a model rise by without one head, on repeated random tokens and on the text."""
+    """Return how much a model's losses rise without one head, on repeated random tokens and on the text."""
     candidate, looked = _again(model, prompt, checkpoint, chat)
     network, tokenizer = _open(candidate)
     inside = looked.inside

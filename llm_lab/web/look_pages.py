@@ -1,4 +1,4 @@
-"""The page Look inside: a model, a text, and what happens between them; measured in a worker that holds the model."""
+"""The page Look inside: a model, a text, and what the model computes; measured in a worker that holds the model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .workers import Worker, WorkerEnded
 
 CALLS = "llm_lab.web.look_calls"
 IDLE_SECONDS = 10 * 60.0
-WORKER = "look:"  # and the model: each has a process of its own, one at a time
-MOST_REPORTS = 2  # written at a time: each loads a model
-LONGEST_PROMPT = 200_000  # characters; a model reads far less
-SHARED = ("maps.js", "maps.css")  # drawn with in the report too
+WORKER = "look:"  # prefix of the worker's name; one process per model, one at a time
+MOST_REPORTS = 2  # reports written at a time, because each loads a model
+LONGEST_PROMPT = 200_000  # characters; models read far fewer
+SHARED = ("maps.js", "maps.css")  # drawing code that the report also uses
 LOOKING = Path(looking.__file__).parent
 
 
@@ -38,7 +38,7 @@ def look_page(request: Request) -> Response:
     body = {"model": asked["model"] or newest or "", "against": asked["against"], "prompt": asked["prompt"]}
     try:
         described = _described(_asked(body))
-    except UserError:  # the page asks again, and shows what is wrong
+    except UserError:  # the page requests this again, and shows the error
         described = None
     data = {**asked, "newest": newest, "described": described, "ramps": ramps()}
     return page(request, "look.html", title="Look inside", data=data)
@@ -52,7 +52,7 @@ def shared_file(request: Request) -> FileResponse:
 
 
 async def describe(request: Request) -> Response:
-    """Return the checkpoints of a model's run, its base, and the command that looks into it."""
+    """Return the checkpoints of a model's run, its base, and the command that looks inside it."""
     return answer(await run_in_threadpool(_described, _asked(await body_of(request))))
 
 
@@ -61,7 +61,7 @@ def _described(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 async def measure(request: Request) -> Response:
-    """Measure; lines with what it does, then {"result": what is drawn}."""
+    """Measure; send lines with the progress, then {"result": what to draw}."""
     body = _asked(await body_of(request))
     return lines(_measured(lab_of(request), body))
 
@@ -83,11 +83,11 @@ def _ended(model: str) -> MachineError:
 
 
 async def _worker(lab: Lab, model: str) -> Worker:
-    """Return the process of a model; that of any other model ends and gives its memory back.
+    """Return the process of a model; end that of any other model, which frees its memory.
 
-    UserError where there is no such model.
+    UserError if there is no such model.
     """
-    await run_in_threadpool(find_checkpoint, model)  # a name that is wrong ends nothing
+    await run_in_threadpool(find_checkpoint, model)  # a wrong name must not end another process
     name = f"{WORKER}{model}"
     for other in lab.workers.names():
         if other.startswith(WORKER) and other != name:
@@ -101,7 +101,7 @@ async def attribution(request: Request) -> Response:
 
 
 async def ablation(request: Request) -> Response:
-    """Return what the model loses without one head."""
+    """Return how much the model loses without one head."""
     return await _one(request, "ablation", ("layer", "head"))
 
 
@@ -127,7 +127,7 @@ async def write_report(request: Request) -> Response:
 
 
 def _start_report(launches: Launches, words: list[str]) -> Launch:
-    """Start a report. UserError where as many are being written as a machine can take."""
+    """Start a report. UserError if this machine is already writing as many as it can."""
     launch = launches.start_once(words) if launches.at_work("look") < MOST_REPORTS else launches.working_on(words)
     if launch is None:
         why = f"{MOST_REPORTS} reports are being written"
@@ -136,7 +136,7 @@ def _start_report(launches: Launches, words: list[str]) -> Launch:
 
 
 def _asked(body: dict[str, Any]) -> dict[str, Any]:
-    """Return what a request asks for. UserError without a model, and for a text that is far too long."""
+    """Return the contents of a request. UserError without a model, and for a text that is far too long."""
     found: dict[str, Any] = {"model": _text(body, "model").strip(), "prompt": _text(body, "prompt")}
     found |= {name: _text(body, name).strip() or None for name in ("against", "checkpoint")}
     found["chat"] = body.get("chat") is True

@@ -1,7 +1,7 @@
-"""metrics.jsonl as columns, for curves: read once, then only what was appended, and thinned without losing an outlier.
+"""metrics.jsonl as columns, for curves: only what was appended is read, and thinning keeps outliers.
 
-A file of 100,000 lines is read in parts, so that a page has its first curve at once. On resume a run replaces the file
-by one without the steps that it repeats: a reader notices that it holds another file, and starts again.
+A file of 100,000 lines is read in parts, so that a page has its first curve at once. When a run resumes, it replaces
+the file by one without the steps that it repeats; the reader detects that and starts again.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pydantic_core import from_json
 
 from llm_lab.runs.record import row_of
 
-# What curves are drawn over.
+# The axes of the curves.
 AXES = ("step", "train_tokens", "wall_seconds")
-PART_BYTES = 1 << 18  # read and parsed at once; other requests wait for as long as that takes
-MOST_SECONDS = 0.2  # of parsing in one request; the next request continues
+PART_BYTES = 1 << 18  # read and parsed at once; other requests wait that long
+MOST_SECONDS = 0.2  # of parsing per request; the next request continues
 MOST_COLUMNS = 400
-MARK_BYTES = 64  # the end of what has been read, to recognize another file with the same inode
+MARK_BYTES = 64  # from the end of what was read, to detect another file with the same inode
 _NAN = math.nan
 
 
 @dataclass
 class Axis:
-    """The place of every row on an axis, NaN where it has none.
+    """The value of an axis for every row, NaN if it has none.
 
-    rises: whether no place is before the one above it. whole: whether every row has a place.
+    rises: whether the values never decrease. whole: whether every row has a value.
     """
 
     places: array[float] = field(default_factory=lambda: array("d"))
@@ -51,7 +51,7 @@ class Axis:
 
 @dataclass
 class Column:
-    """The values of a metric, and the numbers of the rows that have one."""
+    """The values of a metric, and the row numbers of these values."""
 
     rows: array[int] = field(default_factory=lambda: array("L"))
     values: array[float] = field(default_factory=lambda: array("d"))
@@ -59,9 +59,9 @@ class Column:
 
 
 class Columns:
-    """The columns of one metrics.jsonl. `read` reads on; everything else is about what has been read.
+    """The columns of one metrics.jsonl. `read` continues reading; everything else is about what has been read.
 
-    generation: changes when the file is replaced. broken: the numbers of lines that can't be read.
+    generation: changes when the file is replaced. broken: the numbers of lines that can't be parsed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,14 +76,14 @@ class Columns:
         self.axes = {axis: Axis() for axis in AXES}
         self.columns: dict[str, Column] = {}
         self.broken: list[int] = []
-        self.complete = True  # whether nothing is left to read
+        self.complete = True  # whether everything has been read
         self._lines = 0
         self._offset = 0
         self._inode: int | None = None
         self._mark = b""
 
     def read(self, seconds: float = MOST_SECONDS) -> None:
-        """Read what was appended, for at most this long."""
+        """Read what was appended, for at most this many seconds."""
         with self._lock:
             until = time.monotonic() + seconds
             try:
@@ -108,7 +108,7 @@ class Columns:
         return bool(file.read(len(self._mark)) == self._mark)
 
     def _read_part(self, file: Any) -> bool:
-        """Read the next whole lines; False where there are none."""
+        """Read the next whole lines; False if there are none."""
         file.seek(self._offset)
         content = file.read(PART_BYTES)
         end = content.rfind(b"\n") + 1
@@ -139,7 +139,7 @@ class Columns:
         self._lines += len(lines)
 
     def _add_rows(self, keys: Sequence[str], rows: Sequence[Any]) -> None:
-        """Add rows that all have the same keys."""
+        """Add rows that have the same keys."""
         if not rows:
             return
         first, self.count = self.count, self.count + len(rows)
@@ -156,7 +156,7 @@ class Columns:
             column = self.columns.setdefault(key, Column())
             numbers = _numbers(values)
             numbered = range(first, self.count)
-            if not kinds <= {int, float}:  # texts and nulls are not points
+            if not kinds <= {int, float}:  # strings and nulls are not points
                 kept = [at for at, value in enumerate(values) if type(value) in (int, float)]
                 numbers, column_rows = array("d", [numbers[at] for at in kept]), [first + at for at in kept]
             else:
@@ -185,10 +185,10 @@ class Columns:
             ]
 
     def points(self, axis: str, *, most: int, after: int = 0, low: float = -math.inf, high: float = math.inf) -> Any:
-        """Return {key: points} over an axis: x and y, and where they were thinned, means of what each pixel holds.
+        """Return {key: points} over an axis: x and y, and if they were thinned, the mean of each pixel.
 
-        most: points of a curve; more are thinned to the smallest and the largest of each pixel. after: only rows from
-        this number on. low, high: only this part of the axis.
+        most: points of a curve; a longer one is thinned to the smallest and the largest value of each pixel. after:
+        start at this row number. low, high: only this part of the axis.
         """
         with self._lock:
             known: list[tuple[array[int], list[float]]] = []  # most columns have a value in the same rows
@@ -207,7 +207,7 @@ class Columns:
 
 
 def _parse(lines: Sequence[bytes]) -> list[dict[str, Any] | None]:
-    """Return the rows of lines. At once, which is faster, where all of them are rows as they are written."""
+    """Return the rows of lines; all at once, which is faster, if every line is a valid row."""
     try:
         rows = from_json(b"[" + b",".join(lines) + b"]", cache_strings="keys")  # several times as fast as json
     except (ValueError, RecursionError):
@@ -219,7 +219,7 @@ def _parse(lines: Sequence[bytes]) -> list[dict[str, Any] | None]:
 
 def _numbers(values: Sequence[Any]) -> array[float]:
     try:
-        return array("d", values)  # fast; takes booleans, which no caller has among numbers
+        return array("d", values)  # fast; it accepts booleans, but callers do not mix them with numbers
     except (TypeError, OverflowError):
         return array("d", map(_number, values))
 
@@ -241,7 +241,7 @@ def _points(
         order = sorted(range(len(x)), key=x.__getitem__)
         x, y = [x[at] for at in order], [y[at] for at in order]
     if low > -math.inf or high < math.inf:
-        # One point more on each side: the line leads out of the picture.
+        # One more point on each side, so that the line continues to the edges.
         left, right = max(0, bisect_left(x, low) - 1), bisect_right(x, high) + 1
         x, y = x[left:right], y[left:right]
     if len(x) <= most:
@@ -250,9 +250,9 @@ def _points(
 
 
 def _thin(x: list[float], y: list[float], pixels: int, finite: bool) -> dict[str, Any]:
-    """Return the first and last point, and of each pixel of the axis the smallest and the largest one.
+    """Return the first and last point, and for each pixel of the axis the smallest and the largest one.
 
-    Where a pixel holds values that are not finite, the first of them is kept too: a gap. means: the mean of each pixel.
+    If a pixel has values that are not finite, the first of them is also kept, as a gap. means: the mean of each pixel.
     """
     width = (x[-1] - x[0]) / pixels or 1.0
     kept = {0, len(x) - 1}
@@ -286,7 +286,7 @@ _lock = threading.Lock()
 
 
 def columns_of(metrics: Path, seconds: float = MOST_SECONDS) -> Columns:
-    """Return the columns of a metrics.jsonl, read as far as one request has time for."""
+    """Return the columns of a metrics.jsonl, read as far as the time of one request allows."""
     path = metrics.absolute()
     with _lock:
         found = _open.setdefault(path, Columns(path))

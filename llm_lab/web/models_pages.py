@@ -1,4 +1,4 @@
-"""The page of models: the library with what fits on this machine, the user's own designs and runs."""
+"""The page of models: the library with what fits on this machine, and the user's own designs and runs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ GATED = {True: "gated", False: "", None: "perhaps gated"}
 
 
 def models_page(request: Request) -> Response:
-    """Show the models that can be fine-tuned or talked to."""
-    forget_looks()  # there may be new runs
+    """Show the models that can be fine-tuned or used for chat."""
+    forget_looks()  # new runs may exist
     runs = [{"name": str(run.path.relative_to(ROOT)), **_of_run(run)} for run in generating_runs()]
     folders = sorted(file.parent for file in MODELS.glob("*/config.json"))
     designs = [{"name": folder.name, **_shape_of(folder)} for folder in folders]
@@ -37,7 +37,7 @@ def library_rows() -> list[dict[str, Any]]:
     """Return the models of the library, with what fits on this machine and why."""
     machine, rows = find_machine(), []
     entries = library(machine)
-    if machine.best_device == "cpu":  # what is small and leaves much memory free is what a CPU can train
+    if machine.best_device == "cpu":  # first the small ones that leave much memory free: a CPU can train these
         entries = sorted(entries, key=lambda entry: (not entry.is_comfortable, entry.model.parameters))
     for entry in entries:
         model, best = entry.model, entry.best

@@ -1,4 +1,4 @@
-"""New run: choose what to do, fill in the form, look at the data, start."""
+"""The page New run: choose what to do, fill in the form, look at the data, start."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from .models_pages import library_rows
 from .responses import answer, body_of, lines, page, part_of
 from .uploads import LARGEST_UPLOAD, SUFFIXES, list_uploads, save_upload
 
-KINDS = ("text", "conversation", "preference", "prompt")  # of data
-XRAY = "xray"  # a worker of its own: leaving the X-ray ends it, and nothing waits for it
+KINDS = ("text", "conversation", "preference", "prompt")  # kinds of data
+XRAY = "xray"  # a worker of its own: leaving the X-ray ends it, and nothing else waits for it
 RECENT_RUNS = 30
 NO_CHECKPOINT = "it has not saved a checkpoint yet"
 
 
 def new_page(request: Request) -> Response:
-    """Show what can be started, or the form of a stage, a recipe or a run."""
+    """Show what can be started, or the form for a stage, a recipe or a run."""
     asked = request.query_params
     if "recipe" in asked or "from" in asked:
         file = _recipe_of_run(asked["from"]) if "from" in asked else _shipped(asked["recipe"])
@@ -99,7 +99,7 @@ def _form_page(request: Request, raw: dict[str, Any], source: str) -> Response:
 
 
 def _offered(form: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page offers to choose from: models, datasets, tokenizers."""
+    """Return the models, datasets and tokenizers that the page offers."""
     runs = [{"path": str(run.path), "about": describe_run(run)} for run in generating_runs()]
     runs += [{"path": str(path), "about": about, "why_not": NO_CHECKPOINT} for path, about in _without_model()]
     judges = [{"path": str(run.path), "about": describe_run(run)} for run in reward_models()]
@@ -116,7 +116,7 @@ def _offered(form: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_model() -> list[tuple[Path, str]]:
-    """Return (path, description) of the runs that are training a first checkpoint of a model that generates text."""
+    """Return (path, description) for runs that are training a model that generates text but have no checkpoint yet."""
     whole = [run for run in list_runs() if not run.stages() and run.status() == "running"]
     return [
         (run.path, describe_run(run))
@@ -141,7 +141,7 @@ def _pipeline_page(request: Request, file: Path) -> Response:
 
 
 def _stages_of(job: Job | None, problems: Sequence[Problem | str]) -> dict[str, Any]:
-    """Return what each stage of a pipeline does, and what is wrong with it."""
+    """Return what each stage of a pipeline does, and its problems."""
     home = ROOT / free_name(job.name) if job else ROOT
     stages = [
         {
@@ -156,7 +156,7 @@ def _stages_of(job: Job | None, problems: Sequence[Problem | str]) -> dict[str, 
 
 
 async def check_pipeline(request: Request) -> Response:
-    """Answer with the stages of a pipeline as its text is now, or with what is wrong with it."""
+    """Answer with the stages of a pipeline from its current text, or with its problems."""
     return answer(await run_in_threadpool(_checked_pipeline, str((await body_of(request)).get("text", ""))))
 
 
@@ -168,7 +168,7 @@ def _checked_pipeline(text: str) -> dict[str, Any]:
 
 
 async def save_pipeline(request: Request) -> Response:
-    """Write a pipeline as configs/NAME.yaml, as its text is; an existing file only with a yes."""
+    """Write the text of a pipeline to configs/NAME.yaml; replace an existing file only after a yes."""
     body = await body_of(request)
     text = str(body.get("text", ""))
     if problems := (await run_in_threadpool(_checked_pipeline, text))["problems"]:
@@ -180,17 +180,17 @@ async def save_pipeline(request: Request) -> Response:
     return answer({"file": str(file), "address": f"/new?recipe={quote(file.stem)}"})
 
 
-# --- what the form asks for
+# --- requests of the form
 
 
 async def look_at_draft(request: Request) -> Response:
-    """Answer changes of a draft with all that follows from them."""
+    """Answer changes of a draft with everything that follows from them."""
     body = await body_of(request)
     return answer(await run_in_threadpool(lambda: look(change(_recipe_in(body), part_of(body, "changes", list)))))
 
 
 async def look_at_plan(request: Request) -> Response:
-    """Answer with the plan after a look at the data and the models, or with what is wrong with them."""
+    """Answer with the plan after a look at the data and the models, or with their problems."""
     body = await body_of(request)
     return answer({"found": await lab_of(request).data.call("check_draft", raw=_recipe_in(body))})
 
@@ -208,7 +208,7 @@ async def look_at_data(request: Request) -> Response:
 
 
 async def xray(request: Request) -> Response:
-    """Answer with the data as tokens, step by step."""
+    """Send progress, then the data as tokens."""
     body = await body_of(request)
     workers = lab_of(request).workers
     worker = workers.get(XRAY, DATA_CALLS)
@@ -227,7 +227,7 @@ async def xray(request: Request) -> Response:
 
 
 async def upload(request: Request) -> Response:
-    """Keep an uploaded file in uploads/."""
+    """Store an uploaded file in uploads/."""
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > LARGEST_UPLOAD:
         fix = "Put the file into a folder on this machine and name its path instead."
@@ -240,7 +240,7 @@ async def upload(request: Request) -> Response:
 
 
 async def save(request: Request) -> Response:
-    """Write a draft as configs/NAME.yaml; an existing file only with a yes."""
+    """Write a draft to configs/NAME.yaml; replace an existing file only after a yes."""
     body = await body_of(request)
     resolved, raw = await run_in_threadpool(_resolved, body)
     name = str(body.get("name") or raw.get("name") or "")
@@ -252,7 +252,7 @@ async def save(request: Request) -> Response:
 
 
 def _config_file(name: str) -> Path:
-    """Return configs/NAME.yaml. UserError for a name that leads elsewhere."""
+    """Return configs/NAME.yaml. UserError for a name that leads out of this folder."""
     file = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
     if not name or file.parent != CONFIGS or name.startswith(".") or not name.isprintable():
         raise UserError(Problem("file", "this is not a file name", value=name, allowed="a name without folders"))
@@ -260,12 +260,12 @@ def _config_file(name: str) -> Path:
 
 
 def _exists(path: Path) -> Response:
-    """Answer that something is there already, which the page may replace after a yes."""
+    """Answer that a file already exists, which the page may replace after a yes."""
     return answer({"problems": [{"key": None, "text": f"{path} exists. Choose another name, or replace it."}]}, 409)
 
 
 async def start(request: Request) -> Response:
-    """Check a draft with its data, write its recipe, and start the command that the page shows."""
+    """Check a draft with its data, write its recipe, and start the displayed command."""
     body = await body_of(request)
     resolved, raw = await run_in_threadpool(_resolved, body)
     file = recipe_file(raw, resolved)
@@ -276,7 +276,7 @@ async def start(request: Request) -> Response:
 
 
 async def start_recipe(request: Request) -> Response:
-    """Start a recipe file in configs/ as it is, such as a pipeline."""
+    """Start an existing recipe file in configs/, such as a pipeline."""
     file = _shipped(str((await body_of(request)).get("recipe")))
     job, problems = await run_in_threadpool(read_job, file)
     if problems or job is None:
@@ -295,18 +295,18 @@ def _write_and_start(launches: Launches, file: Path, recipe: str) -> Launch:
 
 
 def _words(file: Path) -> list[str]:
-    """Return the command that runs a recipe file; a shipped one by its name."""
+    """Return the command that runs a recipe file; shipped ones are given by name."""
     return ["run", file.stem if file.is_absolute() else str(file)]
 
 
 async def launched(request: Request) -> Response:
-    """Answer how a started command does: its exit code, its run, what it printed."""
+    """Answer with the state of a started command: its exit code, its run, its output."""
     launch = lab_of(request).launches.get(request.path_params["number"])
     return answer(await run_in_threadpool(launch.as_json))
 
 
 def _require_startable(resolved: Resolved, file: Path, raw: Mapping[str, Any] | None) -> None:
-    """Raise MachineError where this machine can't run it; UserError where it runs code that was not allowed."""
+    """Raise MachineError if this machine can't run it, and UserError if it runs code that was not allowed."""
     if why := cannot_start(resolved):
         raise MachineError(why)
     try:
@@ -325,7 +325,7 @@ def _recipe_in(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resolved(body: Mapping[str, Any]) -> tuple[Resolved, dict[str, Any]]:
-    """Return a draft resolved. UserError with every problem."""
+    """Return a resolved draft. Raises UserError with every problem."""
     draft = change(_recipe_in(body), ())
     resolved, problems = draft.look()
     if problems or resolved is None:
@@ -334,7 +334,7 @@ def _resolved(body: Mapping[str, Any]) -> tuple[Resolved, dict[str, Any]]:
 
 
 async def design(request: Request) -> Response:
-    """Write the parts of a draft's model as a design, configs/models/NAME/."""
+    """Write the parts of a draft's model as a design in configs/models/NAME/."""
     body = await body_of(request)
     resolved, raw = await run_in_threadpool(_resolved, body)
     name = str(body.get("name") or "")

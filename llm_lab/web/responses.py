@@ -1,4 +1,4 @@
-"""How a page answers: HTML from a template, JSON, lines of JSON as they come, and errors in both forms."""
+"""The kinds of answers: HTML from a template, JSON, lines of JSON as they arrive, and errors as HTML or JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llm_lab.safe_text import printable, redact, shorten, valid_text
 T = TypeVar("T", list[Any], dict[str, Any])
 TEMPLATES = Path(__file__).with_name("templates")
 LONGEST_BODY = 4 * 1024 * 1024  # bytes of a JSON request
-# (title, address, icon): the icon is a symbol in base.html.
+# (title, address, icon). The icon is a symbol in base.html.
 NAVIGATION = (
     ("Runs", "/", "runs"),
     ("New run", "/new", "new"),
@@ -36,7 +36,7 @@ NAVIGATION = (
 
 @cache
 def templates() -> Environment:
-    """Return the templates. All values are escaped; an unknown name is an error."""
+    """Return the templates. All values are escaped; an undefined name is an error."""
     found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -50,14 +50,14 @@ def templates() -> Environment:
 
 
 def page(request: Request, template: str, *, title: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """Return a page. Its template extends base.html; `data` is handed to the page's scripts as JSON (see lab.js)."""
+    """Return a page. Its template extends base.html; `data` is passed to the page's scripts as JSON (see lab.js)."""
     values["data"] = _finite(values.get("data", {}))
     html = templates().get_template(template).render(title=title, path=request.url.path, **values)
     return HTMLResponse(html, status)
 
 
 def answer(value: Any, status: int = 200) -> JSONResponse:
-    """Return JSON, without secrets; numbers that JSON lacks (NaN, infinity) become null."""
+    """Return JSON, without secrets; numbers that JSON does not have (NaN, infinity) become null."""
     return JSONResponse(_finite(value, lambda text: _valid(redact(text))), status)
 
 
@@ -74,13 +74,13 @@ def _finite(value: Any, write_text: Callable[[str], str] = _valid) -> Any:
         return {str(key): _finite(one, write_text) for key, one in value.items()}
     if isinstance(value, list | tuple):
         if set(map(type, value)) == {float} and math.isfinite(sum(value)):
-            return value  # thousands of points of a curve
+            return value  # unchanged for speed: thousands of points of a curve
         return [_finite(one, write_text) for one in value]
     return value
 
 
 async def body_of(request: Request) -> dict[str, Any]:
-    """Return the JSON object of a request. UserError where it is none or too large."""
+    """Return the JSON object of a request. UserError if it is not an object or is too large."""
     content = bytearray()
     async for part in request.stream():
         content += part
@@ -88,7 +88,7 @@ async def body_of(request: Request) -> dict[str, Any]:
             raise UserError(Problem("request", f"it is larger than {LONGEST_BODY // 1024**2} MiB"))
     try:
         value = parse_json(bytes(content))
-        # Half of a character that takes two ("\ud800") is no text that a file could be named by or hold.
+        # A lone surrogate ("\ud800") can't be encoded, so it can be neither a file name nor its content.
         value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), parse_constant=_refuse)
     except ValueError:
         value = None
@@ -98,7 +98,7 @@ async def body_of(request: Request) -> dict[str, Any]:
 
 
 def part_of(body: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    """Return a list or an object of a request's body, an empty one where it is missing. UserError for another type."""
+    """Return a list or an object in a request's body, an empty one if it is missing. UserError for another type."""
     value = body.get(name)
     if value is not None and not isinstance(value, kind):
         raise UserError(Problem(name, f"it is not {'an object' if kind is dict else 'a list'}"))
@@ -110,7 +110,7 @@ def _refuse(constant: str) -> None:
 
 
 def lines(pieces: AsyncIterator[Any]) -> StreamingResponse:
-    """Return lines of JSON as they come; an error for the user comes as the last line, {"problems": [...]}."""
+    """Return lines of JSON as they are produced; an error for the user is the last line, {"problems": [...]}."""
 
     async def encoded() -> AsyncIterator[bytes]:
         try:
@@ -123,7 +123,7 @@ def lines(pieces: AsyncIterator[Any]) -> StreamingResponse:
 
 
 def problems_of(error: LabError) -> dict[str, Any]:
-    """Return an error as JSON: every problem as one paragraph, with the key that it is about."""
+    """Return an error as JSON: each problem as one paragraph, with its key."""
     problems = [
         {"key": problem.key if isinstance(problem, Problem) else None, "text": printable(str(problem))}
         for problem in error.problems
@@ -142,7 +142,7 @@ async def on_lab_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Answer 404 and the like."""
+    """Answer 404 and other HTTP errors."""
     assert isinstance(error, HTTPException)
     if request.url.path.startswith("/api/"):
         return answer({"problems": [{"key": None, "text": error.detail}]}, error.status_code)
@@ -151,6 +151,6 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_fault(request: Request, error: Exception) -> Response:
-    """Answer an internal error: 500, with its kind. The server prints the traceback."""
+    """Answer an internal error: 500, with the type of the exception. The server prints the traceback."""
     text = shorten(f"Internal error: {type(error).__name__}: {error}", LONGEST)
     return answer({"problems": [{"key": None, "text": f"{text} The terminal of `llm-lab web` has the details."}]}, 500)

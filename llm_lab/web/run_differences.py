@@ -1,4 +1,4 @@
-"""Several runs next to each other: what their recipes differ in, what they reached, where they come from."""
+"""Several runs side by side: the differences of their recipes, their results, and where they come from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .run_texts import derived_of
 
 NOT_A_CHOICE = ("name",)  # keys that always differ
 LONGEST_VALUE = 120
-# Results on the run's own held-out data, per token or per byte; the others are on the held-out prompts of `score`.
+# Results on the run's own held-out data, per token or per byte; others are measured on the prompts of `score`.
 ON_ITS_DATA = ("loss", "eval_loss", "token_accuracy", "perplexity", "bits_per_byte", "eval_accuracy", "eval_margin")
 PER_TOKEN = ("loss", "eval_loss", "token_accuracy", "perplexity")
 
@@ -62,13 +62,13 @@ def _recipe(run: RunFolder, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(recipe, Mapping):
         return recipe
     try:
-        return read_recipe_file(run.recipe_path)  # a run of an older version
+        return read_recipe_file(run.recipe_path)  # recipe of a run of an older version
     except UserError:
         return {}
 
 
 def _recipe_rows(runs: Sequence[RunFolder], recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each key that has not the same value in all recipes; keys that all of them have come first."""
+    """Return a row for each key whose value differs between recipes; keys that all recipes have come first."""
     flat = [{key: value for key, value in flatten(recipe) if key not in NOT_A_CHOICE} for recipe in recipes]
     derived = [_derived_keys(run) for run in runs]
     rows = []
@@ -94,7 +94,7 @@ def _derived_keys(run: RunFolder) -> set[str]:
 
 
 def _result_rows(facts: Sequence[Mapping[str, Any]], recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each result; the best value is marked only where the values can be compared."""
+    """Return a row for each result; the best value is marked only if the values can be compared."""
     results = [known.get("results") or {} for known in facts]
     keys = dict.fromkeys(key for found in results for key, value in found.items() if is_number(value))
     rows = []
@@ -115,7 +115,7 @@ def _result_rows(facts: Sequence[Mapping[str, Any]], recipes: Sequence[Mapping[s
 def _best(
     key: str, values: Sequence[float | None], facts: Sequence[Mapping[str, Any]], recipes: Sequence[Mapping[str, Any]]
 ) -> list[int]:
-    """Return which values are the best; none where they were not measured on the same data in the same way."""
+    """Return which values are the best; none if they were not measured on the same data in the same way."""
     more_is_better = quantity(key).more_is_better
     known = [at for at, value in enumerate(values) if value is not None]
     if more_is_better is None or len({values[at] for at in known}) < 2:

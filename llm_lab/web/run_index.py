@@ -1,6 +1,6 @@
-"""Every run on disk as rows of a list. A file is read again only where it has changed.
+"""Every run on disk as rows of a list. A file is read again only if it has changed.
 
-A page asks each second; with hundreds of runs, reading every run.json each time would keep a core busy.
+A page polls each second; with hundreds of runs, reading every run.json each time would keep a core busy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llm_lab.studies.sweep import FILE as SWEEP_FILE
 Stamp = tuple[int, int, int]
 Row = dict[str, Any]
 RUN, PIPELINE, STUDY = "run", "pipeline", "study"
-# The word of a status on the page, and what it means.
+# The page's word for a status, and its meaning.
 STATUS_WORDS = {"interrupted": "died"}
 STATUS_NOTES = {
     "running": "Its process is running.",
@@ -41,20 +41,20 @@ STATUS_NOTES = {
     "broken": "Its run.json can't be read.",
     "unknown": "Its run.json names no status.",
 }
-# What values raise that we have not written, such as an integer of a thousand digits.
+# Errors raised by values that we did not write, such as an integer of a thousand digits.
 STRANGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-AT_MOST_EVERY = 0.4  # seconds between two looks at the disk, however many pages ask
-TAIL_BYTES = 16_384  # of metrics.jsonl: the newest rows
-DEEPEST = 3  # a cell of a sweep may be a pipeline
+AT_MOST_EVERY = 0.4  # seconds between two scans of the disk, regardless of the number of pages
+TAIL_BYTES = 16_384  # read from the end of metrics.jsonl for the newest rows
+DEEPEST = 3  # levels of folders: a cell of a sweep may be a pipeline
 
 
 def stamp_of(file: Path) -> Stamp | None:
-    """Return what changes whenever a file does; None where there is none."""
+    """Return a value that changes whenever a file does; None if there is no file."""
     try:
         found = file.stat()
     except (OSError, ValueError):
         return None
-    if not stat.S_ISREG(found.st_mode):  # reading a pipe might never end
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe could block forever
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
 
@@ -65,12 +65,12 @@ def status_word(status: str) -> str:
 
 
 def max_steps_of(run: RunFolder, facts: Mapping[str, Any]) -> int | None:
-    """Return how many steps a run does: those derived from its data, or those of its recipe. None where unknown."""
+    """Return how many steps a run does: those derived from its data, or those of its recipe. None if unknown."""
     derived = facts.get("max_steps")
     if isinstance(derived, int) and derived > 0:
         return derived
     recipe = facts.get("recipe")
-    if not isinstance(recipe, Mapping):  # a run of an older version
+    if not isinstance(recipe, Mapping):  # written by an older version
         try:
             recipe = read_recipe_file(run.recipe_path)
         except UserError:
@@ -81,10 +81,10 @@ def max_steps_of(run: RunFolder, facts: Mapping[str, Any]) -> int | None:
 
 
 def seconds_left(rows: list[dict[str, Any]], max_steps: int | None) -> float | None:
-    """Return the time that is left at the speed of the newest rows of metrics.jsonl; None where too few are known.
+    """Return the remaining time at the speed of the newest rows of metrics.jsonl; None if too few are known.
 
-    A step takes the median: one slow step says nothing about the others. The first one, which warms up, is left out.
-    Evaluations, which come with the step before them, count as they are.
+    The time of a step is a median, so that one slow step has no influence. The first step, which warms up, is left out.
+    Evaluations, which are recorded with the step before them, count in full.
     """
     marks = [(row["step"], row["wall_seconds"]) for row in rows if is_number(row.get("wall_seconds"))]
     pairs = [(after[0] - step, after[1] - then) for (step, then), after in pairwise(marks) if step > 0]
@@ -96,7 +96,7 @@ def seconds_left(rows: list[dict[str, Any]], max_steps: int | None) -> float | N
 
 
 def stage_text(begun: int, total: int, name: str | None) -> str:
-    """Return at which stage a pipeline is."""
+    """Return which stage a pipeline is at."""
     return f"stage {begun} of {total}: {name}" if name else f"starting the first of {total} stages"
 
 
@@ -114,15 +114,15 @@ def newest_rows(metrics: Path) -> list[dict[str, Any]]:
 
 
 class RunIndex:
-    """The rows of all runs under a folder, and since when each is as it is."""
+    """The rows of all runs under a folder, with the version in which each last changed."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[Stamp, Row]] = {}  # what run.json or sweep.json says, by name
-        self._progress: dict[str, tuple[Stamp | None, Row]] = {}  # what the newest metrics say
+        self._known: dict[str, tuple[Stamp, Row]] = {}  # contents of run.json or sweep.json, by name
+        self._progress: dict[str, tuple[Stamp | None, Row]] = {}  # values from the newest metrics
         self._rows: dict[str, Row] = {}
-        self._changed: dict[str, int] = {}  # the version in which a row came, changed or went
+        self._changed: dict[str, int] = {}  # the version in which a row was added, changed or removed
         self._version = 0
         self._born = time.time_ns()
         self._looked = 0.0
@@ -134,7 +134,7 @@ class RunIndex:
             return dict(self._rows)
 
     def since(self, cursor: Any) -> tuple[Any, Any] | None:
-        """Return (cursor, rows that came or changed and names that are gone since a cursor), None where nothing did."""
+        """Return (cursor, rows added or changed and names removed since a cursor); None if nothing has changed."""
         with self._lock:
             self._look()
             now = [self._born, self._version]
@@ -147,7 +147,7 @@ class RunIndex:
             return now, {"rows": rows, "gone": [name for name in names if name not in self._rows], "all": False}
 
     def made_from(self, name: str) -> list[str]:
-        """Return the names of the runs whose model was made from that of a run."""
+        """Return the names of the runs that were trained from the model of a run."""
         return [one for one, row in self.rows().items() if row.get("from") == name]
 
     def _look(self) -> None:
@@ -183,7 +183,7 @@ class RunIndex:
             inner = list(_folders(path))
         row = {key: value for key, value in base.items() if key not in ("inner", "facts", "damage", "evaluates")}
         row |= {"name": name, "label": printable(path.name), "parent": parent}
-        found[name] = row  # before those inside it
+        found[name] = row  # before the runs inside it
         if depth < DEEPEST:
             for child in inner:
                 self._add(found, child, f"{name}/{child.name}", name, depth + 1)
@@ -205,7 +205,7 @@ class RunIndex:
         return known[1]
 
     def _state(self, name: str, run: RunFolder, base: Row) -> Row:
-        """Return what may change although run.json does not: whether the process lives, and its newest numbers."""
+        """Return what may change although run.json does not: whether the process is alive, and its newest numbers."""
         status = status_word(status_of(run.path, base["facts"], base["damage"]))
         if status not in ("running", "died"):
             return {"status": status}
@@ -227,7 +227,7 @@ def _without_blanks(row: Row) -> Row:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """Yield the folders in a folder that may be runs. Links are left out: they may lead anywhere."""
+    """Yield the folders in a folder that may be runs, without links, which may lead anywhere."""
     try:
         with os.scandir(path) as entries:
             for entry in entries:
@@ -240,13 +240,13 @@ def _folders(path: Path) -> Iterator[Path]:
 def _is_text(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # bytes that are not UTF-8: no address can name them
+    except UnicodeEncodeError:  # not UTF-8: no address can name it
         return False
     return True
 
 
 def _row_of_run(run: RunFolder, facts: Mapping[str, Any], damage: str | None) -> Row:
-    """Return what run.json says about a run, as long as it does not change."""
+    """Return what run.json says about a run; valid until that file changes."""
     try:
         return _row_of_facts(run, facts, damage)
     except STRANGE as error:
@@ -286,7 +286,7 @@ def _row_of_facts(run: RunFolder, facts: Mapping[str, Any], damage: str | None) 
 
 
 def _parent(path: Path, recorded: Any) -> str | None:
-    """Return the name of the run that a recorded model belongs to: checkpoints/demo/sft/model is demo/sft's."""
+    """Return the name of the run that a recorded model belongs to: demo/sft for checkpoints/demo/sft/model."""
     place = Path(recorded["path"]) if isinstance(recorded, Mapping) else None
     if place is None or not place.is_relative_to(ROOT):
         return None
@@ -296,7 +296,7 @@ def _parent(path: Path, recorded: Any) -> str | None:
 
 
 def _numbers(results: Mapping[str, Any]) -> list[str]:
-    """Return the results that sum up a run; before it has measured any of them, its training loss."""
+    """Return the results that summarize a run; before any of them is measured, its training loss."""
     loss = results.get("loss")
     return headline_results(results) or ([f"{name_of('loss')} {write('loss', loss)}"] if is_number(loss) else [])
 
@@ -336,7 +336,7 @@ def _row_of_sweep(path: Path) -> Row:
 
 
 def _state_of_sweep(planned: int, children: list[Row]) -> Row:
-    """Return the status of a sweep from those of its runs."""
+    """Return the status of a sweep, from the statuses of its runs."""
     statuses = [row.get("status") for row in children]
     done = statuses.count("done")
     status = "done" if planned and done >= planned else "running" if "running" in statuses else "stopped"

@@ -1,4 +1,4 @@
-"""The pictures in run folders, as images: a document of their own in which nothing runs."""
+"""The pictures in run folders, as images: documents of their own in which no script runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_lab.studies.sweep import FILE
 from .addresses import inside
 
 RECORDS = ("run.json", FILE)
-# A picture has styles of its own, for a dark background.
+# A picture has its own styles, for a dark background.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 

@@ -1,4 +1,4 @@
-"""The texts of a run's page: its samples, evaluations, recipe and lineage. Every text is printable."""
+"""The texts of a run's page: its samples, evaluations, recipe and lineage, all safe to display."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .launches import command_text
 
 
 def evaluation_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of evaluations.jsonl: when, which checkpoint, on what data, and its results."""
+    """Return a row from a line of evaluations.jsonl: time, checkpoint, data, and results."""
     results = row.get("results")
     numbers = {
         key: value for key, value in (results if isinstance(results, Mapping) else {}).items() if is_number(value)
@@ -59,7 +59,7 @@ _KEY = re.compile(r"^(\s*)(- )?([A-Za-z_][\w.]*):")
 
 
 def derived_of(recipe: str) -> list[list[str]]:
-    """Return (dotted key, value, reason) of every derived value of a recipe.yaml that we have written."""
+    """Return (dotted key, value, reason) for every derived value in a recipe.yaml that we wrote."""
     found: list[list[str]] = []
     above: list[tuple[int, str]] = []
     for line in recipe.split("\n"):
@@ -88,9 +88,9 @@ def recipe_of(run: RunFolder) -> dict[str, Any] | None:
 
 
 def lineage_of(run: RunFolder, users: Iterable[str]) -> dict[str, Any]:
-    """Return the tree of the models that a run was made from. Weights are not read.
+    """Return the tree of the models that a run was trained from, without reading weights.
 
-    users: the names of the runs that were made from this one.
+    users: the names of the runs that were trained from this one.
     """
     tree = _node(trace(run.path, digest_of=lambda folder: None), name_in(run))
     return {"tree": tree, "users": [{"name": printable(name), "href": address_of(name)} for name in users]}
@@ -112,7 +112,7 @@ def _node(node: Node, here: str) -> dict[str, Any]:
 
 
 def _run_name(run: RunFolder | None) -> str | None:
-    """Return the name of a run that has a page."""
+    """Return the name of a run if it has a page."""
     if run is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What the page of one run shows, read from its folder: its state, numbers, plan, recipe, lineage."""
+"""What the page of a run shows, read from its folder: its state, numbers, plan, recipe, lineage."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from .metric_columns import Columns, columns_of
 from .run_index import STATUS_NOTES, max_steps_of, seconds_left, stage_text, status_word
 from .run_texts import evaluation_row
 
-SPEED_ROWS = 40  # the newest rows, from which the time left is estimated
-# The results at the top of the page of a run, where it has them, and what else they are called while it works.
+SPEED_ROWS = 40  # newest rows, from which the remaining time is estimated
+# The results at the top of the page of a run, if it has them, and their names while it works.
 FIRST_STATS = ("eval_loss", "bits_per_byte", "exact_match", "exact_match_sampled", "eval_accuracy", "reward", "loss")
 MOST_FIRST = 3
-HEAD_SECONDS = 0.05  # of reading metrics.jsonl; the curves read the rest of a long one
+HEAD_SECONDS = 0.05  # of reading metrics.jsonl; the curves read the rest of a long file
 
 
 def outer_of(run: RunFolder) -> RunFolder | None:
-    """Return the pipeline or study that a run is inside, or the folder of its sweep; None for a run of its own."""
+    """Return the pipeline or study that a run is part of, or the folder of its sweep; None if there is none."""
     return RunFolder(run.path.parent) if run.path.parent != ROOT else None
 
 
 def glossary_of(keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return what a page needs to name and write quantities, by key."""
+    """Return what a page needs in order to label and format quantities, by key."""
     return {
         key: {
             "name": printable(name_of(key)),
@@ -57,7 +57,7 @@ def glossary_of(keys: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def panels_of(keys: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the charts for metrics: those of the reports, then the others, in the order of the glossary."""
+    """Return the charts for metrics: those of the reports, then the others in the order of the glossary."""
     known = set(keys)
     found = [(panel, [key for key in panel.keys if key in known]) for panel in PANELS]
     rest = known.difference(*(panel.keys for panel in PANELS))
@@ -85,7 +85,7 @@ def panels_of(keys: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def head_of(run: RunFolder) -> dict[str, Any]:
-    """Return everything about a run that may change while it works, but for its curves and samples."""
+    """Return everything about a run that may change while it works, except its curves and samples."""
     facts, damage = read_facts(run.run_json)
     status = status_word(status_of(run.path, facts, damage))
     columns = columns_of(run.metrics_path, HEAD_SECONDS)
@@ -122,7 +122,7 @@ PICTURES = ("curves.svg", "scores.svg", "predicted.svg")
 
 
 def _about(facts: Mapping[str, Any]) -> list[list[str]]:
-    """Return (name, text) of what a run is, in a few words."""
+    """Return (name, text) pairs that describe a run in a few words."""
     found = []
     if is_number(facts.get("parameters")):
         trained = facts.get("trained_parameters")
@@ -139,7 +139,7 @@ def _about(facts: Mapping[str, Any]) -> list[list[str]]:
 def _stats(
     facts: Mapping[str, Any], status: str, numbers: Mapping[str, float], columns: Columns, max_steps: int | None
 ) -> Iterator[dict[str, str]]:
-    """Yield the numbers at the top: name, value, note, and what it means."""
+    """Yield the numbers at the top: name, value, note, and meaning."""
 
     def stat(key: str, value: float, note: str = "") -> dict[str, str]:
         return {"key": key, "name": name_of(key), "value": write(key, value), "note": note, "title": _meaning(key)}
@@ -161,7 +161,7 @@ def _stats(
         if key in numbers:
             known = predicted.get(key)
             note = f"predicted {write(key, known)}" if is_number(known) else ""
-            if key == "wall_seconds" and left is not None:  # what is measured now is better than what was predicted
+            if key == "wall_seconds" and left is not None:  # a current measurement is better than the prediction
                 note = f"about {write(key, numbers[key] + left)} in all"
             yield stat(key, numbers[key], note)
 
@@ -188,7 +188,7 @@ def _stage_progress(facts: Mapping[str, Any], status: str, stages: list[dict[str
 
 
 def _actions(run: RunFolder, facts: Mapping[str, Any], status: str) -> dict[str, Any]:
-    """Return what can be done with a run: true, or why it can't be done; null where it makes no sense."""
+    """Return what can be done with a run: true, or why it can't be done; null if it makes no sense."""
     process = facts.get("process") or {}
     stop: Any = None
     if status == "running":
@@ -221,7 +221,7 @@ def _resume(run: RunFolder) -> Any:
 
 
 def resumed_as(run: RunFolder) -> RunFolder | None:
-    """Return the run that resumes a run: itself, or the pipeline around it. None inside a study or a sweep."""
+    """Return the run that resumes a run: itself, or the pipeline that contains it. None inside a study or a sweep."""
     outer = outer_of(run)
     if outer is None:
         return run if "study" not in run.facts() else None
@@ -229,7 +229,7 @@ def resumed_as(run: RunFolder) -> RunFolder | None:
 
 
 def _model_of(run: RunFolder) -> str | None:
-    """Return what can be done with the model of a run: text, score, or None where it has none yet."""
+    """Return what the model of a run can do: text, score, or None if there is no model yet."""
     try:
         folder = find_model(run.path)
     except (UserError, OSError):
@@ -238,7 +238,7 @@ def _model_of(run: RunFolder) -> str | None:
 
 
 def result_rows(numbers: Mapping[str, float]) -> list[dict[str, str]]:
-    """Return a row for each result: name, value, unit, meaning. What depends on the machine comes last."""
+    """Return a row for each result: name, value, unit, meaning. Those that depend on the machine come last."""
     return [
         {
             "name": printable(name_of(key)),
@@ -253,7 +253,7 @@ def result_rows(numbers: Mapping[str, float]) -> list[dict[str, str]]:
 def _plan(
     facts: Mapping[str, Any], status: str, numbers: Mapping[str, float], columns: Columns, max_steps: int | None
 ) -> dict[str, Any]:
-    """Return what was predicted, next to what it became or, while the run works, what it will probably become."""
+    """Return the predictions, next to the actual values or, while the run works, the values now expected."""
     predicted = facts.get("predicted") or {}
     actual: dict[str, float | None] = {key: numbers.get(key) for key in ("wall_seconds", "memory_bytes")}
     word = "actual"
@@ -294,7 +294,7 @@ def _plan(
 
 
 def _basis(predicted: Mapping[str, Any]) -> str:
-    """Return what a prediction is based on, and why it differs from the plan of the form."""
+    """Return the basis of a prediction, and why it differs from the form's plan."""
     basis = printable(str(predicted.get("basis") or ""))
     if not basis:
         return ""
@@ -332,5 +332,5 @@ def _scores(facts: Mapping[str, Any]) -> list[list[str]]:
         return []
     try:
         return [[printable(cell) for cell in row] for row in describe_scores(scores)]
-    except (AttributeError, KeyError, TypeError, ValueError):  # not as we write it
+    except (AttributeError, KeyError, TypeError, ValueError):  # not written by us
         return []

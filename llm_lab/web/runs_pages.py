@@ -1,4 +1,4 @@
-"""The pages of runs: the list, one run, several compared."""
+"""The pages of runs: the list, one run, and several runs compared."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from .run_texts import lineage_of, recipe_of, samples_of
 from .run_view import PICTURES, glossary_of, head_of, outer_of, panels_of, resumed_as
 
 MOST_POINTS = 2000  # of a curve
-MOST_APPENDED = 2000  # rows sent one by one; after that the thinned curves come again
+MOST_APPENDED = 2000  # rows sent one by one; if there are more, the thinned curves are sent again
 MOST_COMPARED = 200
 FIRST_SECONDS = (
-    0.1  # of reading a long file before the first curves: behind the page, and again when they are asked for
+    0.1  # of reading a long file before the first curves: in the background, and again when they are requested
 )
 
 
@@ -65,7 +65,7 @@ def run_page(request: Request) -> Response:
         "cursor": cursor,
         "recipe": recipe_of(run),
     }
-    # A merge, an export or an evaluation has no steps.
+    # Merges, exports and evaluations do not have steps.
     has_curves = kind == "run" and (run.metrics_path.is_file() or facts.get("status") == "running")
     if has_curves:
         axis = request.query_params.get("axis", AXES[0])
@@ -74,19 +74,19 @@ def run_page(request: Request) -> Response:
     shown = page(
         request, "run.html", title=name_in(run), kind=kind, has_curves=has_curves, data=redact_values(data), **names
     )
-    if has_curves:  # while the browser reads the page
+    if has_curves:  # while the browser loads the page
         shown.background = BackgroundTask(columns_of, run.metrics_path, FIRST_SECONDS)
     return shown
 
 
 def _early_curves(name: str, axis: str) -> dict[str, str]:
-    """Return the address of the first curves of a run, which a browser asks for while it loads the page's scripts."""
+    """Return the address of the first curves of a run, which a browser requests while it loads the page's scripts."""
     address = f"/api/runs/{quote(name)}/curves/first?axis={axis}"
     return {"topic": f"metrics:{axis}:{MOST_POINTS}:{name}", "address": address}
 
 
 def _run_or_why_not(request: Request) -> RunFolder:
-    """Return the run of an address. 404 where there is none, with the error of the command that was to make it."""
+    """Return the run of an address. 404 if there is none, with the error of the command that was to create it."""
     name = request.path_params["name"]
     try:
         return find_run(name)
@@ -116,7 +116,7 @@ def _compared(request: Request) -> dict[str, Any]:
         return differences_of(runs)
 
 
-# What a page asks for
+# Requests of a page
 
 
 def first_curves(request: Request) -> Response:
@@ -141,14 +141,14 @@ def run_curves(request: Request) -> Response:
 
 
 def run_lineage(request: Request) -> Response:
-    """Return the models that a run was made from, and the runs that were made from it."""
+    """Return the models that a run was trained from, and the runs that were trained from it."""
     run = find_run(request.path_params["name"])
     with _shown(run):
         return answer(lineage_of(run, INDEX.made_from(name_in(run))))
 
 
 def run_report(request: Request) -> Response:
-    """Return report.md as text, and the pictures that it may show."""
+    """Return report.md as text, and the pictures that it may include."""
     run = find_run(request.path_params["name"])
     try:
         text = run.report_path.read_text(encoding="utf-8", errors="replace")
@@ -158,7 +158,7 @@ def run_report(request: Request) -> Response:
 
 
 def run_log(request: Request) -> Response:
-    """Return what the command of a run printed, if a server started it."""
+    """Return the output of a run's command, if a server started it."""
     log = log_of(find_run(request.path_params["name"]).facts().get("process") or {})
     return answer({"log": last_lines(log) if log else None})
 
@@ -178,7 +178,7 @@ def stop(request: Request) -> Response:
 
 
 def resume(request: Request) -> Response:
-    """Start the command that resumes a run, or the pipeline that it is a stage of."""
+    """Start the command that resumes a run, or the pipeline that it belongs to."""
     run = find_run(request.path_params["name"])
     whole = resumed_as(run)
     if whole is None:
@@ -190,17 +190,17 @@ def resume(request: Request) -> Response:
 
 
 def dismiss(request: Request) -> Response:
-    """Leave a command that ended before its run was there out of the list of runs."""
+    """Remove a command that ended before its run existed from the list of runs."""
     lab_of(request).launches.get(request.path_params["number"]).dismissed = True
     return answer({})
 
 
-# What is live
+# Live topics
 
 
 @contextmanager
 def _shown(*runs: RunFolder) -> Iterator[None]:
-    """Raise UserError where the block meets values that LLM Lab does not write, such as a number of 400 digits."""
+    """Raise UserError if the block encounters values that LLM Lab does not write, such as a number of 400 digits."""
     try:
         yield
     except LabError:
@@ -211,7 +211,7 @@ def _shown(*runs: RunFolder) -> Iterator[None]:
 
 
 def run_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
-    """Return the state and numbers of a run where any of them has changed."""
+    """Return the state and numbers of a run if any of them has changed."""
     run = find_run(argument)
     with _shown(run):
         head = head_of(run)
@@ -222,7 +222,7 @@ def run_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
 def metrics_topic(argument: str, cursor: Any, seconds: float = MOST_SECONDS) -> tuple[Any, Any] | None:
     """Return the curves of a run, or the rows that were appended. argument: AXIS:POINTS:NAME.
 
-    seconds: of reading a long file; data["complete"] says whether all of it was read.
+    seconds: for reading a long file; data["complete"] says whether all of it was read.
     """
     axis, points, name = (*argument.split(":", 2), "", "")[:3]
     if axis not in AXES or not points.isdecimal():
@@ -251,7 +251,7 @@ def _is_cursor(value: Any) -> bool:
 
 
 def samples_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
-    """Return the samples of a run where they have changed."""
+    """Return the samples of a run if they have changed."""
     run = find_run(argument)
     stamp = stamp_of(run.samples_path)
     now = list(stamp) if stamp else []
@@ -259,7 +259,7 @@ def samples_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
 
 
 def gpu_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
-    """Return how busy the GPUs are."""
+    """Return the utilization of the GPUs."""
     rows = read_gpus()
     return None if rows == cursor else (rows, {"gpus": rows})
 

@@ -1,4 +1,4 @@
-"""What the pages ask for web search and voice. The work is done in workers of their own, one for each sense."""
+"""Requests for web search and voice, each handled by a worker of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLS = "llm_lab.web.senses_calls"
 
 
 async def describe_search(request: Request) -> Response:
-    """Return which backend a search uses, where the question is sent, and whether ddgs is there."""
+    """Return which backend a search uses, where the question is sent, and whether ddgs is installed."""
     backend = check_backend(_text_of(await body_of(request), "backend") or default_backend())
     has_ddgs = importlib.util.find_spec("ddgs") is not None
     values = {"backend": backend, "privacy": describe_privacy(backend), "ddgs": has_ddgs, "install": INSTALL}
@@ -40,12 +40,12 @@ async def search(request: Request) -> Response:
 
 
 async def reason(request: Request) -> Response:
-    """Return the word of a message that asks for a search, or null."""
+    """Return the word because of which a message needs a search, or null."""
     return answer({"reason": search_reason(_text_of(await body_of(request), "text"))})
 
 
 def describe_voice(request: Request) -> Response:
-    """Return the Whisper model and whether it is here, and the voice of Piper or the reason why there is none."""
+    """Return the Whisper model and whether it is downloaded, and the voice of Piper or why there is none."""
     voice, whisper = default_voice(), request.query_params.get("model") or default_whisper()
     downloaded = Path(whisper).expanduser().exists() or cached_folder(whisper) is not None
     piper = {"voice": voice and voice.stem, "why": why_no_piper()}
@@ -53,7 +53,7 @@ def describe_voice(request: Request) -> Response:
 
 
 async def listen(request: Request) -> Response:
-    """Return the text of a recording, the WAV file in the body; the query may name another Whisper model."""
+    """Return the text of a recording: the body is a WAV file, and the query may name another Whisper model."""
     wav = bytearray()
     async for part in request.stream():
         wav += part
@@ -65,7 +65,7 @@ async def listen(request: Request) -> Response:
 
 
 async def speak(request: Request) -> Response:
-    """Return a text as speech by Piper, a WAV file."""
+    """Return a text as speech by Piper, in a WAV file."""
     text = _text_of(await body_of(request), "text")
     wav = base64.b64decode(await _worker(request, "speak").call("speak", text=text))
     return Response(wav, media_type="audio/wav")

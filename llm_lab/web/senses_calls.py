@@ -1,4 +1,4 @@
-"""What the workers of search and voice answer. Bytes are base64 in both directions."""
+"""Calls that the workers of search and voice answer. Bytes are base64 in both directions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def search(query: str, backend: str) -> list[dict[str, Any]]:
 
 
 def listen(wav: str, model: str) -> str:
-    """Return what is said in a recording."""
+    """Return the text that is spoken in a recording."""
     return _transcriber(model).transcribe(base64.b64decode(wav))
 
 
@@ -29,7 +29,7 @@ def _transcriber(model: str) -> Transcriber:
 
 
 def speak(text: str, stop: Callable[[], bool]) -> str:
-    """Return a text as speech; end early if nobody waits for it."""
+    """Return a text as speech; end early if the caller has left."""
     return base64.b64encode(text_to_speech.synthesize(text, stop=stop)).decode()
 
 

@@ -15,11 +15,11 @@ from .launches import state_folder
 
 HOST = "127.0.0.1"
 PORT = 7750
-TRIED = 20  # ports after the first, where that one is taken
+TRIED = 20  # ports to try after the first, if that one is taken
 
 
 def serve(port: int | None = None, *, say: Callable[[str], Any]) -> int:
-    """Serve until Ctrl-C. port: None takes the first free one from 7750 on; 0 any. UserError where it is taken.
+    """Serve until Ctrl-C. port: None takes the first free one from 7750 on; 0 takes any. UserError if it is taken.
 
     say: prints a line for the user.
     """
@@ -50,7 +50,7 @@ def serve(port: int | None = None, *, say: Callable[[str], Any]) -> int:
 
 
 def _listen(port: int | None) -> socket.socket:
-    """Return the open socket of a port."""
+    """Open the socket of a port."""
     for number in [port] if port is not None else [*range(PORT, PORT + TRIED), 0]:
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -69,9 +69,9 @@ def _listen(port: int | None) -> socket.socket:
 
 
 def _session_key(port: int) -> str:
-    """Return the value of the cookie of a port: kept in a file that only the user can read.
+    """Return the cookie's value for a port, stored in a file that only the user can read.
 
-    Pages that are open when the server is started again on its port keep working with the cookie they have.
+    So open pages keep working when the server is restarted on the same port.
     """
     file = state_folder() / f"session-{port}"
     try:

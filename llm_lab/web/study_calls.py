@@ -1,4 +1,4 @@
-"""What the worker of recipes answers about sweeps and duels: their recipes are checked, and nothing is run."""
+"""Calls about sweeps and duels that the worker of recipes answers: it checks their recipes, and runs nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan_comparison(
 ) -> dict[str, Any]:
     """Return what a sweep or duel would run. UserError with every problem of every recipe, and for unknown code.
 
-    command: the same in a terminal.
+    command: the equivalent command in a terminal.
     """
     if jobs < 1:
         raise UserError(Problem("--jobs", "there must be at least one run at a time", value=jobs))

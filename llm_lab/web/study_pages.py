@@ -1,4 +1,4 @@
-"""The page of a study, a sweep or a duel: how far it is, what it has found so far, its report; stop and resume."""
+"""The page of a study, a sweep or a duel: its progress, its results so far, its report; stop and resume."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ from .launches import form_address, last_lines, recorded_command, stop_run
 from .responses import answer, body_of, page
 from .run_index import Stamp, stamp_of
 
-WAIT_FOR_COMMAND = 2.0  # seconds: between two runs a sweep holds no lock for a moment
+WAIT_FOR_COMMAND = 2.0  # seconds: between two runs, a sweep does not hold its lock for a moment
 
 
 def study_page(request: Request) -> Response:
-    """Show a study, a sweep or a duel. One that has just been started has no folder yet: then the page waits for it."""
+    """Show a study, a sweep or a duel. One that has just been started has no folder yet; the page waits for it."""
     name = request.path_params["name"]
     if not _is_known(name) and lab_of(request).launches.newest_of(name) is None:
         raise HTTPException(404, f"There is no study, sweep or duel named {name} in {ROOT}/.")
@@ -65,7 +65,7 @@ def _is_known(name: str) -> bool:
 
 
 def _study_in(run: RunFolder) -> dict[str, Any]:
-    """Return what a run records about its study; {} where it is none."""
+    """Return what a run records about its study; {} if it is not one."""
     found = run.facts().get("study")
     return found if isinstance(found, dict) else {}
 
@@ -115,7 +115,7 @@ def list_results() -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=4096)
 def _study_facts(file: Path, stamp: Stamp) -> dict[str, Any] | None:
-    """Return what run.json says of a study; None of other runs. stamp: a file is read again where it has changed."""
+    """Return what run.json says about a study, None for another run. stamp: a file is read again if it has changed."""
     facts = RunFolder(file.parent).facts()
     return facts if isinstance(facts.get("study"), dict) else None
 
@@ -128,7 +128,7 @@ def _time_of(value: Any) -> float:
 
 
 def study_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
-    """Return all that the page of a study or sweep shows, where any of its files has changed."""
+    """Return everything that the page of a study or sweep shows, if any of its files has changed."""
     folder = inside(ROOT, argument)
     if not _is_known(argument):
         return None
@@ -141,7 +141,7 @@ def study_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
 
 
 def _stamp(folder: Path) -> str:
-    """Return what changes with every file that the page is made from."""
+    """Return a value that changes with every file that the page is made from."""
     newest, size = 0, 0
     for pattern in ("*.json", "*/run.json", "*/metrics.jsonl"):
         for file in folder.glob(pattern):
@@ -203,7 +203,7 @@ def _run_row(state: CellState, label: str) -> dict[str, Any]:
 
 
 def _blocks(folder: Path) -> list[dict[str, Any]]:
-    """Return the parts of a study's report; of one that an older version wrote, its tables and pictures."""
+    """Return the parts of a study's report; for one that an older version wrote, its tables and pictures."""
     try:
         found = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -212,7 +212,7 @@ def _blocks(folder: Path) -> list[dict[str, Any]]:
 
 
 def _dated(folder: Path, block: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a block with the time of its picture, so that the page shows the new one."""
+    """Return a block with the time of its picture, so that the page loads a new one."""
     file = folder / str(block.get("file", ""))
     return {**block, "changed": file.stat().st_mtime if block.get("kind") == "picture" and file.is_file() else None}
 
@@ -258,12 +258,12 @@ def _sweep(sweep: Sweep, status: str) -> dict[str, Any]:
 
 
 def _compared(duel: Sweep) -> list[Comparison]:
-    """Return what is compared so far; at equal time only once there are runs for it, which not every duel has."""
+    """Return what has been compared so far; the equal-time part only if it has runs, which not every duel has."""
     return [one for one in compare(duel) if one.by == TOKENS or one.verdict is not None]
 
 
 def _sections(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the parts of a report without the last section, the command, and without headings over nothing."""
+    """Return the parts of a report without the last section (the command) and without headings that have no content."""
     last = max(at for at, block in enumerate(blocks) if block["kind"] == "heading")
     kept = [*blocks[:last], {"kind": "heading"}]
     return [one for one, after in pairwise(kept) if not one["kind"] == after["kind"] == "heading"]
@@ -275,7 +275,7 @@ def _statuses(sweep: Sweep) -> list[str]:
 
 
 def _sweep_status(sweep: Sweep, statuses: list[str]) -> str:
-    """Return the status of a sweep, which has no record of its own: from its runs and the commands that work on it."""
+    """Return the status of a sweep, which is not recorded, from its runs and the commands that work on it."""
     if "running" in statuses or commands_at_work(sweep.folder):
         return "running"
     if all(status == "done" for status in statuses):
@@ -284,7 +284,7 @@ def _sweep_status(sweep: Sweep, statuses: list[str]) -> str:
 
 
 def log_state(request: Request) -> Response:
-    """Return the end of what the command printed that this server started last in a folder; empty for others."""
+    """Return the end of the output of the command that this server started last in a folder; empty for others."""
     launch = lab_of(request).launches.newest_of(request.path_params["name"])
     if launch is None:
         return answer({"log": "", "exit_code": None})
@@ -295,7 +295,7 @@ def log_state(request: Request) -> Response:
 
 
 async def stop_study(request: Request) -> Response:
-    """Stop a study, sweep or duel as Ctrl-C does: what was trained is saved."""
+    """Stop a study, sweep or duel as Ctrl-C does: finished work is saved."""
     name = str((await body_of(request)).get("name"))
     await run_in_threadpool(_stop, name)
     return answer({"stopped": name})
@@ -317,7 +317,7 @@ def _stop(name: str) -> None:
 
 
 async def resume_study(request: Request) -> Response:
-    """Start the same command again: what is done is skipped, and what was stopped is resumed."""
+    """Start the same command again: finished runs are skipped, and stopped ones are resumed."""
     name = str((await body_of(request)).get("name"))
     folder = inside(ROOT, name)
     if (folder / FILE).is_file():
@@ -332,7 +332,7 @@ async def resume_study(request: Request) -> Response:
 
 
 def _words_again(run: RunFolder) -> list[str]:
-    """Return the words of a study's command. UserError where its record has what is no option of the experiment."""
+    """Return the words of a study's command. UserError if its record has an option that the experiment lacks."""
     about = _study_in(run)
     experiment = find_experiment(str(about.get("experiment")))
     defaults = defaults_of(experiment)

@@ -1,4 +1,4 @@
-"""What the worker of the testing page answers: models side by side, on prompts and on texts."""
+"""Calls that the worker of the testing page answers: models side by side, on prompts and on texts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def compare_models(
 
 
 def _shown(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as the page shows it: a table of measures, and every answer with what differs."""
+    """Return a comparison as the page shows it: a table of measurements, and every answer with its differences."""
     measures = [
         {
             "name": label_of(key),

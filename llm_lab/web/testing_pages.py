@@ -1,4 +1,4 @@
-"""Testing: a tuned model and its base on the same prompts and texts, side by side."""
+"""The page Testing: a tuned model and its base on the same prompts and texts, side by side."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def testing_page(request: Request) -> Response:
     """Show what a model can be tested on."""
     model = request.query_params.get("model", "")
     model = str(ROOT / model) if model and (ROOT / model).is_dir() else model
-    forget_looks()  # there may be new runs
+    forget_looks()  # new runs may exist
     runs = [{"path": str(run.path), "about": describe_run(run)} for run in generating_runs()]
     bases = {run["path"]: base_of(run["path"]) for run in runs}
     if model:
@@ -40,13 +40,13 @@ def base_of(model: str) -> dict[str, Any]:
     """Return the model that a run started from, and whether the run is an adapter on it."""
     parent = (RunFolder(Path(model)).facts().get("parent") or {}).get("path")
     run = run_of(parent) if parent else None
-    # The final model of a run is shown as the run.
+    # The final model of a run is shown by the run's name.
     base = str(run.path) if run and str(run.model_path) == parent else parent
     return {"base": base, "is_adapter": read_adapter_json(model) is not None}
 
 
 async def compare(request: Request) -> Response:
-    """Compare models; answers with how far it is, then the result. Leaving ends the process that holds the models."""
+    """Compare models; send the progress, then the result. Leaving ends the process that holds the models."""
     arguments = _arguments(await body_of(request))
     workers = lab_of(request).workers
     worker = workers.get(WORKER, CALLS)
@@ -65,7 +65,7 @@ async def compare(request: Request) -> Response:
 
 
 def _arguments(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of compare_models. UserError for what the page does not send."""
+    """Return the arguments of compare_models. UserError for values that the page does not send."""
     found = {key: _texts(body, key, most) for key, most in (("names", MOST_MODELS), ("prompts", MOST_PROMPTS))}
     found["data"] = _texts(body, "data", MOST_MODELS)
     if not found["names"]:

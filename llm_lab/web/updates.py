@@ -1,7 +1,7 @@
-"""What has changed since a page asked last.
+"""What has changed since a page's last request.
 
-A page asks once a second, in one short request for everything that it shows. There is no stream that stays open:
-browsers allow six connections per server, and the seventh tab would wait forever. A hidden tab does not ask.
+A page asks once a second, in one short request for everything that it shows. No stream stays open, because browsers
+allow six connections per server, and the seventh tab would wait forever. A hidden tab does not ask.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .lab import lab_of
 from .responses import answer, body_of, problems_of
 
 # A topic's function gets what follows the colon of its name (metrics:demo/sft) and the cursor that it returned last
-# time, or None; it returns (cursor, data), or None where nothing has changed.
+# time, or None. It returns (cursor, data), or None if nothing has changed.
 Topic = Callable[[str, Any], tuple[Any, Any] | None]
 
 
@@ -36,7 +36,7 @@ def updates_route(topics: Mapping[str, Topic]) -> Route:
                 continue
             try:
                 new = topics[kind](argument, cursor)
-            except HTTPException as error:  # what the page shows is gone, or never was
+            except HTTPException as error:  # what the page shows was deleted, or never existed
                 found[name] = {"cursor": cursor, **problems_of(UserError(error.detail))}
             except LabError as error:
                 found[name] = {"cursor": cursor, **problems_of(error)}

@@ -15,14 +15,14 @@ from .addresses import UPLOADS
 
 LARGEST_UPLOAD = 2 * 1024**3  # bytes
 MOST_UPLOADED = 20 * 1024**3  # bytes of all files in uploads/
-LEFT_FREE = 1024**3  # bytes of the disk that an upload leaves for runs
-LOOK_EVERY = 64 * 1024**2  # bytes between two looks at the disk
+LEFT_FREE = 1024**3  # bytes of free disk space that an upload leaves for runs
+LOOK_EVERY = 64 * 1024**2  # bytes between two checks of the free disk space
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
 LONGEST_STEM, MOST_BYTES = 80, 150  # characters, and bytes: the system allows 255 for a whole name
 
 
 def safe_name(name: str) -> str:
-    """Return a file name without folders or characters that mean something elsewhere. UserError for other formats."""
+    """Return a file name without folders or special characters. UserError for unsupported formats."""
     last = unicodedata.normalize("NFC", name).replace("\\", "/").rsplit("/", 1)[-1]
     suffix = next((one for one in SUFFIXES if last.lower().endswith(one)), None)
     if suffix is None:
@@ -33,10 +33,10 @@ def safe_name(name: str) -> str:
 
 
 async def save_upload(name: str, pieces: AsyncIterator[bytes], *, largest: int | None = None) -> Path:
-    """Write an upload as it comes; returns its path. A name that is taken gets a number.
+    """Write an upload as it arrives; return its path. A number is added to a name that is taken.
 
-    UserError where it is larger than `largest` bytes (None: 2 GiB) or empty, and where uploads/ or the disk is full;
-    nothing of it is kept then, nor where the browser stops sending.
+    UserError if it is larger than `largest` bytes (None: 2 GiB) or empty, and if uploads/ or the disk is full; then
+    nothing is kept, as when the browser stops sending.
     """
     limit = LARGEST_UPLOAD if largest is None else largest
     target = UPLOADS / safe_name(name)
@@ -65,7 +65,7 @@ async def save_upload(name: str, pieces: AsyncIterator[bytes], *, largest: int |
 
 
 def _require_room(used: int) -> None:
-    """Raise UserError where uploads/ holds too much, or the disk has too little left."""
+    """Raise UserError if uploads/ holds too much, or the disk has too little space left."""
     if used > MOST_UPLOADED:
         why = f"it holds {_size(used)}, and at most {_size(MOST_UPLOADED)} are kept"
         raise UserError(Problem(f"{UPLOADS}/", why, fix="Delete files there that you no longer need."))
@@ -76,11 +76,11 @@ def _require_room(used: int) -> None:
 
 
 def _publish(partial: Path, target: Path) -> Path:
-    """Give a finished file its name, or the name with the first number that is free."""
+    """Give a finished file its name, or the name with the first free number."""
     number, path = 1, target
     while True:
         try:
-            os.link(partial, path)  # unlike a rename, it never replaces a file
+            os.link(partial, path)  # unlike a rename, this never replaces a file
             return path
         except FileExistsError:
             number += 1

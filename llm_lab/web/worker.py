@@ -1,8 +1,8 @@
 """The process of a worker: reads calls as lines of JSON, answers them with the functions of one module.
 
 `python -m llm_lab.web.worker llm_lab.web.data_calls` answers with the functions in `CALLS` of that module. A function
-gets the call's arguments by name, and `stop`, a function that says whether the caller has left, if it has a parameter
-of that name. It returns something that JSON can hold; a generator's pieces are sent as they come.
+gets the call's arguments by name; if it has a parameter `stop`, it also gets a function that says whether the caller
+has left. It returns a value that JSON can hold; the pieces of a generator are sent as they are produced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Call = Callable[..., Any]
 
 def main() -> None:
     """Answer calls until the other end closes."""
-    # Only answers go to the pipe; what libraries print goes to the terminal's error output.
+    # Only answers go to the pipe; the output of libraries goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module = importlib.import_module(sys.argv[1])
@@ -47,7 +47,7 @@ def _listen(stops: dict[int, threading.Event], waiting: queue.Queue[dict[str, An
         else:
             stops[message["id"]] = threading.Event()
             waiting.put(message)
-    os._exit(0)  # the server has ended, and with it whoever waits for an answer
+    os._exit(0)  # the server has ended, so nobody waits for an answer
 
 
 def _answer(message: Mapping[str, Any], calls: Mapping[str, Call], stop: threading.Event, answers: TextIO) -> None:
@@ -90,7 +90,7 @@ def _described(error: Exception) -> dict[str, Any]:
 
 
 def _plain(problem: Problem) -> Any:
-    """Return a problem for JSON: its parts, or its text where its value is nothing that JSON can hold."""
+    """Return a problem for JSON: its parts, or its text if JSON can't hold its value."""
     if problem.has_value and not isinstance(problem.value, str | int | float | bool | None):
         return str(problem)
     parts = {name: getattr(problem, name) for name in ("key", "why", "allowed", "fix")}

@@ -1,7 +1,7 @@
 """Child processes for what the server must not do itself: import torch, hold a model, read large files.
 
-A worker is a Python process that answers calls, one at a time, as lines of JSON. It ends when the server does, and
-ending it gives its memory back.
+A worker is a Python process that answers calls, one at a time, as lines of JSON. It ends when the server does; ending
+it frees its memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Worker:
         return self._turn.locked()
 
     async def call(self, name: str, /, **arguments: Any) -> Any:
-        """Return the result of a call. Raises the UserError or MachineError that the worker raised."""
+        """Return the result of a call. A UserError or MachineError of the worker is raised here."""
         result = None
         async for kind, value in self._exchange(name, arguments):
             if kind == "result":
@@ -102,7 +102,7 @@ class Worker:
         finally:
             if ended:
                 self._end_turn()
-            else:  # Whoever listened has left. A task of its own: this one may be canceled at every await.
+            else:  # The caller has left. A separate task does this, because this one may be canceled at every await.
                 self._stopping = asyncio.create_task(self._stop(process, number))
                 self._stopping.add_done_callback(lambda _: self._end_turn())
 
@@ -112,7 +112,7 @@ class Worker:
             self._idle = asyncio.get_running_loop().call_later(self.idle_seconds, self._kill)
 
     async def _stop(self, process: asyncio.subprocess.Process, number: int) -> None:
-        """Stop a call and read what it still says, so that the next one finds an empty pipe."""
+        """Stop a call and read its remaining output, so that the next call finds an empty pipe."""
         assert process.stdout is not None
         with contextlib.suppress(OSError, RuntimeError):
             _write(process, {"id": number, "stop": True})
@@ -130,7 +130,7 @@ class Worker:
                 self.calls,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in the terminal is the server's
+                start_new_session=True,  # Ctrl-C in the terminal is for the server only
                 limit=LONGEST_LINE,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
@@ -149,24 +149,24 @@ def _error_of(value: dict[str, Any]) -> Exception:
 
 
 class Workers:
-    """The workers of a server, by name. `get` starts one where there is none; `close` ends them all."""
+    """The workers of a server, by name. `get` starts one if there is none; `close` ends them all."""
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
 
     def get(self, name: str, calls: str, *, idle_seconds: float | None = None) -> Worker:
-        """Return the worker of a name; calls, idle_seconds: see Worker."""
+        """Return the worker with a name; calls, idle_seconds: see Worker."""
         worker = self._workers.get(name)
         if worker is None:
             worker = self._workers[name] = Worker(calls, idle_seconds=idle_seconds)
         return worker
 
     def names(self) -> list[str]:
-        """Return the names of the workers whose process runs."""
+        """Return the names of the workers whose process is running."""
         return [name for name, worker in self._workers.items() if worker.is_running]
 
     async def end(self, name: str) -> None:
-        """End one worker and give its memory back; the next call starts it again."""
+        """End one worker and free its memory; the next call starts it again."""
         if worker := self._workers.pop(name, None):
             await worker.close()
 

@@ -235,7 +235,7 @@ def _batch(raw: dict[str, Any], whole: int | None, machine: Machine) -> dict[str
 
 
 def _steps(raw: dict[str, Any], whole: int | None, machine: Machine) -> int:
-    """Return how many steps train a model well in minutes on a CPU, without so many epochs that they do harm."""
+    """Return how many steps train a model well in minutes on a CPU, without harmful numbers of epochs."""
     cost = _resolved(raw, machine).estimate
     most: float = TOKENS_PER_PARAMETER * (cost.parameters or 0) // cost.tokens_per_step
     if raw["device"] == "cpu":

@@ -1,5 +1,5 @@
 // The text of an answer as elements: paragraphs, lists, code blocks, headings. Nothing in it is ever HTML, an image or a
-// link: only [1] is one, to the source of that number.
+// link, except that [1] links to the source of that number.
 import { codeBlock, el } from "./lab.js";
 
 /** Text with control characters as visible symbols, as the terminal chat shows them. */
@@ -11,9 +11,9 @@ export function printable(text) {
     .replace(/[\u0080-\u009f\u200e\u200f\u061c\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]/g, "\ufffd");
 }
 
-const shown = new WeakMap(); // element: its blocks, so that a growing answer only changes at its end
+const shown = new WeakMap(); // element: its blocks; a growing answer only changes at its end
 
-/** Show an answer. plain: as it is, for a base model's text. sources: what [1] links to. */
+/** Show an answer. plain: without formatting, for a base model's text. sources: what [1] links to. */
 export function renderAnswer(element, text, { plain = false, sources = [], before = "" } = {}) {
   const blocks = plain ? [{ kind: "plain", text: printable(text), before: printable(before) }] : parse(printable(text));
   const links = new Map(sources.map(({ n, url }) => [String(n), url]));

@@ -1,12 +1,12 @@
-// One chart: a measure over an axis, as uPlot draws it, with its legend and its points as a table.
+// One chart: a metric over an axis, drawn by uPlot, with its legend and its points as a table.
 import { el, fill } from "./lab.js";
 import { write } from "./numbers.js";
 
 export const AXIS_NAMES = { step: "Steps", train_tokens: "Tokens", wall_seconds: "Time" };
 export const NAMES = ["c0", "c1", "c2", "c3", "c4", "c5"];
-const ROWS = 400; // of the table under a chart
+const ROWS = 400; // in the table under a chart
 
-/** The exponential moving average of TensorBoard, without its bias at the start. Gaps stay gaps. */
+/** TensorBoard's exponential moving average, debiased at the start. Gaps stay gaps. */
 function smooth(values, weight) {
   let last = 0;
   let count = 0;
@@ -18,7 +18,7 @@ function smooth(values, weight) {
   });
 }
 
-/** Put curves with different x values on one: what a curve lacks is undefined, what is a gap in it null. */
+/** Merge curves onto one x axis: undefined where a curve has no point, null where it has a gap. */
 function align(curves) {
   const xs = [...new Set(curves.flatMap((curve) => curve.x))].sort((one, other) => one - other);
   const place = new Map(xs.map((x, at) => [x, at]));
@@ -30,7 +30,7 @@ function align(curves) {
   return [xs, ...columns];
 }
 
-/** curves: the Curves that it belongs to, which has the axis, the zoom and the colors. */
+/** curves: the Curves that it belongs to, which holds the axis, the zoom and the colors. */
 export class Chart {
   constructor(curves, panel) {
     this.curves = curves;
@@ -249,7 +249,7 @@ function thin(rows, columns) {
   return [...kept].sort((one, other) => one - other);
 }
 
-/** Marks of a logarithmic axis: 1, 2 and 5 of each power of ten; even steps where the axis is shorter than that. */
+/** Marks of a logarithmic axis: 1, 2 and 5 of each power of ten; even steps if the axis is shorter than that. */
 function logMarks(low, high) {
   const decades = Math.log10(high / low);
   const found = [];

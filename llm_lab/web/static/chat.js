@@ -1,4 +1,4 @@
-// The chat page: choosing models, sending a message, and what runs while an answer comes.
+// The chat page: choosing models, sending a message, and what runs while an answer arrives.
 import { api, data, el, fill, find, number, showError, stream, toast } from "./lab.js";
 import { box, connect, fit, searching, setSearching, showHint } from "./chat_box.js";
 import { loadModel, showStatus, takeProgress, textOf, unload, withTrust } from "./chat_slots.js";
@@ -10,12 +10,12 @@ import { reasonToSearch, search } from "./search.js";
 import { speak, stopSpeaking } from "./voice.js";
 
 const pickers = {};
-let running = null; // the AbortController of what is being answered
+let running = null; // the AbortController of the current answer
 let finished = Promise.resolve();
 
 // --- models
 
-/** Put a model into a slot. Returns whether there is one of that name. */
+/** Put a model into a slot. Returns whether one has that name. */
 async function choose(key, name, { step = null, load = true } = {}) {
   let found;
   try {
@@ -172,7 +172,7 @@ function chooseVariant(turn, key, index) {
 }
 
 async function send(written) {
-  await started; // the second model of the address may not be there yet
+  await started; // the second model of the address may not be loaded yet
   const wanted = /^\/search(?:\s+|$)/.test(written);
   const text = wanted ? written.replace(/^\/search\s*/, "") : written;
   const { a } = state.slots;
@@ -204,7 +204,7 @@ async function send(written) {
   });
 }
 
-/** Search results for a message: asked for, or because of a word in it. Throws where a search that was asked for fails. */
+/** Search results for a message: requested, or triggered by a word in it. Throws if a requested search fails. */
 async function hitsFor(text, wanted, signal) {
   const asked = wanted || searching();
   if (modeOf(state.slots.a) === "completion") {
@@ -277,7 +277,7 @@ function changed() {
   else if (!find("#panel").hidden) showSaved(openSaved);
 }
 
-/** Do something that can be stopped, after what is done now has ended. */
+/** Do something that can be stopped, after the current work has ended. */
 function run(work) {
   stop();
   const before = finished;

@@ -8,7 +8,7 @@ import { createMicrophone } from "./voice.js";
 export const box = find("#message");
 let conversation = { send: async () => {}, stop() {}, isRunning: () => false };
 
-/** Say what is done with a message. */
+/** Show what is being done with a message. */
 export function connect(given) {
   conversation = given;
 }
@@ -20,7 +20,7 @@ export function setSearching(on) {
   showHint();
 }
 
-/** Say what the keys do now, and what the box is for. */
+/** Show what the keys do now, and what the box is for. */
 export async function showHint() {
   const hint = find("#hint");
   const { a, b } = state.slots;

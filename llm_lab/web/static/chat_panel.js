@@ -17,7 +17,7 @@ const SLIDERS = { temperature: [0, 2, 0.05], top_p: [0.05, 1, 0.05] };
 
 // --- settings
 
-/** Fill the settings; they are live. */
+/** Fill in the settings; changes take effect at once. */
 export function showSettings() {
   const system = el("textarea", { id: "system", rows: "3", placeholder: "Instructions for the whole conversation", "aria-describedby": "system-why" });
   system.value = state.system;
@@ -37,7 +37,7 @@ export function showSettings() {
   showSystem();
 }
 
-/** Say whether the model supports a system prompt. */
+/** Show whether the model supports a system prompt. */
 export function showSystem() {
   const field = find("#system");
   const slot = state.slots.a;
@@ -111,7 +111,7 @@ export async function showSaved(open) {
   );
 }
 
-let asking = null; // the conversation that is deleted at the next click, also where the list is drawn again
+let asking = null; // the conversation that the next click deletes, even after the list is redrawn
 
 function savedRow(row, open) {
   const address = `/api/chat/conversations/${encodeURIComponent(row.name)}`;

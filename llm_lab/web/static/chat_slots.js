@@ -1,11 +1,11 @@
-// The models of the chat as the server holds them: loading, what is known of them, giving their memory back.
+// The models of the chat on the server: loading them, what is known about them, freeing their memory.
 import { LabError, api, fill, find, number, stream, withCode } from "./lab.js";
 import { showHint } from "./chat_box.js";
 import { showSystem } from "./chat_panel.js";
 import { followModels, modelOf, modeOf, slots, state } from "./chat_state.js";
 
 const GONE = "The server does not answer. Start it again with `llm-lab web`: this conversation stays here.";
-const loads = {}; // slot: the AbortController of a model that loads
+const loads = {}; // slot: the AbortController of a model that is loading
 
 export const textOf = (error) => (error instanceof LabError ? error.message : error instanceof TypeError ? GONE : error.message);
 
@@ -22,7 +22,7 @@ export async function loadModel(key) {
   }
 }
 
-/** Take a line about how far a model is loaded. */
+/** Handle a line about the progress of loading. */
 export function takeProgress(slot, { waiting, loading, about, result }) {
   if (waiting) setStatus(slot, "loading", "Waiting …");
   if (loading !== undefined) setStatus(slot, "loading", loading ? `Downloading ${number(loading / 1e6, 3)} MB` : "Loading …");
@@ -39,7 +39,7 @@ export function takeProgress(slot, { waiting, loading, about, result }) {
 
 const short = (count) => (count >= 1e9 ? `${number(count / 1e9, 3)} B` : count >= 1e6 ? `${number(count / 1e6, 3)} M` : `${number(count / 1e3, 3)} K`);
 
-/** Do something with a model; if it brings code of its own, ask, and do it again with the user's yes. */
+/** Do something with a model; if it comes with its own code, ask, and do it again after the user's yes. */
 export async function withTrust(slot, work) {
   try {
     return await work(slot.trust);
@@ -56,7 +56,7 @@ export async function withTrust(slot, work) {
   }
 }
 
-/** Give the memory of the model of a slot back. */
+/** Free the memory of a slot's model. */
 export async function unload(key) {
   loads[key]?.abort();
   const slot = state.slots[key];

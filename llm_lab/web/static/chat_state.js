@@ -1,5 +1,5 @@
-// What a chat is: two slots for models, the settings, and turns. A turn has the user's words and, for each slot, the
-// answers that were given to them; one of them counts. The page holds all of it, and sends what a model needs.
+// The state of a chat: two slots for models, settings, and turns. A turn has the user's words and, for each slot, the
+// answers to them, one of which counts. The page holds all of it, and sends what a model needs.
 import { data } from "./lab.js";
 
 export const defaults = Object.fromEntries(data.settings.map(({ name, default: value }) => [name, value]));
@@ -7,7 +7,7 @@ export const state = { slots: { a: null, b: null }, system: "", settings: { ...d
 
 const longest = defaults.max_new_tokens;
 
-/** Let the length of replies follow the models, unless the user chose one: a small context has no room for long ones. */
+/** Adapt the length of replies to the models, unless the user chose it: small contexts have no room for long ones. */
 export function followModels() {
   const usual = Math.min(longest, ...slots().map((key) => state.slots[key].about?.max_new_tokens ?? longest));
   const follows = state.settings.max_new_tokens === defaults.max_new_tokens;
@@ -22,7 +22,7 @@ export const newSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 /** The slots in use: "a", or "a" and "b". */
 export const slots = () => Object.keys(state.slots).filter((key) => state.slots[key]);
 
-/** A slot for a model, of what the server knows about it (see describe_model). */
+/** A slot for a model, made from what the server knows about it (see describe_model). */
 export function makeSlot(found) {
   return { ...found, about: null, status: "idle", detail: "", trust: false };
 }
@@ -30,10 +30,10 @@ export function makeSlot(found) {
 /** What the server loads for a slot: a run's name, the folder of a checkpoint, a folder or a Hub name. */
 export const modelOf = (slot) => (slot.at === null ? slot.name : slot.points[slot.at].model);
 
-/** The name of a slot's model for people. */
+/** The display name of a slot's model. */
 export const labelOf = (slot) => (slot.step === null ? slot.name : `${slot.name} step ${slot.step.toLocaleString("en-US")}`);
 
-/** "chat", "completion", or null for a model that was never loaded. */
+/** "chat", "completion", or null for a model that has not been loaded. */
 export const modeOf = (slot) => slot.about?.mode ?? (slot.chat === null ? null : slot.chat ? "chat" : "completion");
 
 /** The answer of a turn that counts, or undefined. */
@@ -42,7 +42,7 @@ export function answerOf(turn, key) {
   return answers?.variants[answers.at];
 }
 
-/** Whether the two models talk in different ways: then the second one gets only the last message, as in the terminal. */
+/** Whether only one of the models can chat: then the second one gets only the last message, as in the terminal. */
 export function modesDiffer() {
   const { a, b } = state.slots;
   return Boolean(a && b && modeOf(a) && modeOf(b) && modeOf(a) !== modeOf(b));
@@ -55,7 +55,7 @@ export function messagesBefore(turn, key) {
   return messages(key, state.turns.slice(0, state.turns.indexOf(turn)), mode);
 }
 
-/** The messages of a slot: of turns that have an answer in the mode. */
+/** The messages of a slot: those of turns with an answer in its mode. */
 export function messages(key, turns = state.turns, mode = modeOf(state.slots[key])) {
   return turns.flatMap((turn) => {
     const given = answerOf(turn, key);
@@ -67,7 +67,7 @@ export function messages(key, turns = state.turns, mode = modeOf(state.slots[key
   });
 }
 
-/** The turns as they are saved: with every answer that is complete, whichever counts. */
+/** The turns as they are saved: with every complete answer, also those that do not count. */
 export function turnsToSave() {
   return state.turns.map(({ text, seed, answers }) => {
     const kept = {};
@@ -85,7 +85,7 @@ export function turnsOf(saved) {
   return saved.turns.map((turn) => ({ ...turn, hits: Object.values(turn.answers)[0]?.variants[0].sources ?? [] }));
 }
 
-/** The turns of a file with messages only. The second model may have joined late: it has some of the first one's prompts. */
+/** The turns of a file with messages only. A second model that joined late has only some of the first one's prompts. */
 function turnsOfMessages(saved) {
   const turns = sideOf("a", saved);
   let end = turns.length;
@@ -114,7 +114,7 @@ function sideOf(key, side) {
 const KEY = "chat";
 let timer;
 
-/** Keep the conversation in this tab: it survives a reload, and a restart of the server. */
+/** Store the conversation in this tab, where it survives a reload, and a restart of the server. */
 export function keep() {
   clearTimeout(timer);
   timer = setTimeout(keepNow, 300);
@@ -126,11 +126,11 @@ export function keepNow() {
   try {
     sessionStorage.setItem(KEY, JSON.stringify({ names, system, settings, turns, file }));
   } catch {
-    // Without storage, or with more than it holds, the conversation lives as long as the page.
+    // Without storage, or if it is full, the conversation lasts as long as the page.
   }
 }
 
-/** What was kept in this tab, or null. */
+/** The conversation stored in this tab, or null. */
 export function kept() {
   try {
     const found = JSON.parse(sessionStorage.getItem(KEY));

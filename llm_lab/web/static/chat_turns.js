@@ -1,4 +1,4 @@
-// The conversation as it is shown: what the user wrote, and under it one answer, or two in columns.
+// The display of the conversation: what the user wrote, and under it one answer, or two in columns.
 import { printable, renderAnswer } from "./answer_text.js";
 import { duration, el, fill, find, number, showError, withCode } from "./lab.js";
 import { renderSources } from "./search.js";
@@ -161,7 +161,7 @@ function numbersOf(turn, key, given) {
   return parts.join(" · ");
 }
 
-/** The speed next to that of the other column. */
+/** The speed, compared with that of the other column. */
 function compared(turn, key, stats) {
   const other = answerOf(turn, key === "b" ? "a" : "b")?.stats?.tokens_per_second;
   if (key !== "b" || !other || slots().length < 2) return "";

@@ -1,4 +1,4 @@
-// Several runs in one picture per measure, and what they differ in.
+// Several runs in one picture per metric, and their differences.
 import { Curves, lookOf } from "./curves.js";
 import { api, askNow, data, el, fill, find, showError, watch } from "./lab.js";
 
@@ -40,7 +40,7 @@ function show() {
   find("#nothing").hidden = shown.length > 0;
   const signature = JSON.stringify(compared.runs);
   if (find("#chosen").dataset.signature !== signature) {
-    find("#chosen").dataset.signature = signature; // a button that has the focus keeps it
+    find("#chosen").dataset.signature = signature; // a focused button keeps the focus
     fill(find("#chosen"), shown.map((one, at) => chip(one, compared.runs[at])));
   }
   if (!curves && shown.length) {
@@ -130,7 +130,7 @@ find("#add").addEventListener("submit", (event) => {
 
 show();
 
-// The numbers of runs that work change: at most once in five seconds.
+// The numbers of active runs change; they are updated at most every five seconds.
 let refreshing = false;
 watch("runs", (update) => {
   const names = new Set(compared.runs.map((run) => run.name));

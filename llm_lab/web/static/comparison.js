@@ -1,4 +1,4 @@
-// The form of a sweep or a duel: what would run is checked as the user types, before anything runs.
+// The form of a sweep or a duel: the plan is checked as the user types, before anything runs.
 import { api, codeBlock, data, el, fill, find, showError } from "./lab.js";
 import { createPicker } from "./picker.js";
 import { goToRun } from "./study_parts.js";
@@ -146,7 +146,7 @@ async function suggestKeys() {
     const { keys } = await api("/api/experiments/keys", { body: { recipe: values.recipe } });
     fill(keyNames, keys.map((one) => el("option", { value: one.name }, one.help)));
   } catch {
-    fill(keyNames); // the check says what is wrong with the recipe
+    fill(keyNames); // the check reports what is wrong with the recipe
   }
 }
 

@@ -1,19 +1,19 @@
-// Curves of one run or of several: a chart per measure, one x axis for all of them, zoom, smoothing, live points.
+// Curves of one run or of several: a chart per metric, one x axis for all of them, zoom, smoothing, live points.
 import { api, color, data as handed, el, fill, findAll, onTheme, showError, watch } from "./lab.js";
 import { AXIS_NAMES, Chart, NAMES } from "./chart.js";
 import { write } from "./numbers.js";
 
-const POINTS = 2000; // of a curve; beyond them the server thins
-let early = handed.early; // the first curves, which the browser asks for while it loads the scripts
+const POINTS = 2000; // of a curve; longer ones are thinned by the server
+let early = handed.early; // the first curves, which the browser requests while it loads the scripts
 const DASHES = [[], [7, 4], [2, 3], [12, 4, 2, 4]];
 
-/** The color and dash of the index-th run: after six colors they come again, dashed. */
+/** The color and dash of the index-th run: after six, the colors repeat with dashes. */
 export const lookOf = (index) => ({ color: NAMES[index % 6], dash: DASHES[Math.floor(index / 6) % DASHES.length] });
 
 export class Curves {
   /**
-   * root: where the charts go. sources: [{name, label, color, dash}]; one: the panels of the report, training and
-   * validation together. Several: a chart per measure, with a curve per run.
+   * root: where the charts go. sources: [{name, label, color, dash}]; For one: the panels of the report, training and
+   * validation together. For several: a chart per metric, with a curve per run.
    */
   constructor(root, sources, { onRows } = {}) {
     const asked = new URLSearchParams(location.search);
@@ -40,7 +40,7 @@ export class Curves {
     this.setSources(sources);
   }
 
-  /** Show these runs; those that are shown already keep their points. */
+  /** Show these runs; those already shown keep their points. */
   setSources(sources, many = sources.length !== 1) {
     this.many = many;
     const names = new Set(sources.map((source) => source.name));
@@ -68,7 +68,7 @@ export class Curves {
     let wanted = true;
     source.end = () => (wanted = false);
     api(early.address)
-      .catch(() => null) // the next request says what is wrong
+      .catch(() => null) // the next request reports the error
       .then((first) => {
         if (!wanted) return;
         source.end = watch(topic, take, first?.cursor);
@@ -90,7 +90,7 @@ export class Curves {
     } else {
       source.points = data.points;
       source.detail = null;
-      if (this.range?.[0] > this.whole()[1]) this.range = null; // a run that starts again from before the zoom
+      if (this.range?.[0] > this.whole()[1]) this.range = null; // the run started again before the zoomed part
       if (this.range) this.refine();
     }
     source.rows = data.rows;
@@ -206,7 +206,7 @@ export class Curves {
     if (this.range) this.zoom([low + by, high + by]);
   }
 
-  /** Ask for the points in the part that is shown, where the curves were thinned. */
+  /** Request the points in the visible part, if the curves were thinned. */
   refine() {
     clearTimeout(this.refining);
     this.refining = setTimeout(async () => {
@@ -284,7 +284,7 @@ export class Curves {
       chart.remove();
       this.charts.delete(id);
     }
-    const first = this.charts.size ? plan : plan.slice(0, 1); // it is painted before the others are built
+    const first = this.charts.size ? plan : plan.slice(0, 1); // painted before the others are built
     if (first.length < plan.length) requestAnimationFrame(() => setTimeout(() => this.show()));
     for (const [at, panel] of first.entries()) {
       let chart = this.charts.get(panel.id);

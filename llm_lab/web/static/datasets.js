@@ -20,10 +20,10 @@ const COLUMN_NAMES = {
 const current = () => draft.raw.data ?? [];
 const put = (sets) => answer({ path: "data", value: sets });
 
-const RECENT = 5; // uploaded files that are offered at once
+const RECENT = 5; // uploaded files that are offered at first
 let showUploads = () => {};
 let removed = false;
-let added = null; // the path of a dataset that gets the focus once it is shown
+let added = null; // path of the dataset to focus once it is shown
 
 export function addSet(path) {
   if (current().some((one) => one.path === path)) return;
@@ -144,7 +144,7 @@ function showFound(box, result, index, download) {
   fill(box, parts);
 }
 
-/** Which column is what: what a row is, and a column for each part of it. */
+/** What a row is, and which column holds each part of it. */
 function makeColumnChoice(result, index) {
   const forms = result.forms ?? [["a text", ["text_column"]]];
   const optional = result.optional ?? [];
@@ -175,7 +175,7 @@ function makeColumnChoice(result, index) {
   return el("div.columns-choice", {}, forms.length > 1 ? el("div.inline", {}, el("span", {}, "A row is"), el("div.segmented", { role: "group", "aria-label": "A row is" }, buttons.map(([, button]) => button))) : null, body, el("div", {}, use));
 }
 
-/** The first rows of a dataset as a table. Everything in it is text. */
+/** The first rows of a dataset as a table. All cells are plain text. */
 function makePreview(rows, known) {
   const names = [...new Set([...known, ...rows.flatMap((row) => Object.keys(row))])].filter((name) => rows.some((row) => name in row));
   const head = el("tr", {}, names.map((name) => el("th", { scope: "col" }, name)));
@@ -261,7 +261,7 @@ function upload(file, box) {
     return;
   }
   box.append(line);
-  const request = new XMLHttpRequest(); // fetch does not report the progress of what it sends
+  const request = new XMLHttpRequest(); // fetch does not report upload progress
   request.open("POST", `/api/uploads?name=${encodeURIComponent(file.name)}`);
   request.setRequestHeader("Content-Type", "application/octet-stream");
   request.upload.addEventListener("progress", (event) => (bar.value = event.loaded));
@@ -271,7 +271,7 @@ function upload(file, box) {
     try {
       answered = JSON.parse(request.responseText);
     } catch {
-      // A refusal of the guard is plain text.
+      // The guard refuses with plain text.
     }
     if (request.status !== 200) return fail(answered.problems?.map((one) => one.text).join(" ") ?? request.responseText);
     line.remove();

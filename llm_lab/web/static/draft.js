@@ -1,4 +1,4 @@
-// The draft of a run: the answers so far, kept in the browser, and what the server says follows from them.
+// The draft of a run: the answers so far, kept in the browser, and what the server derives from them.
 import { api, data, LabError, showError } from "./lab.js";
 
 const KEPT = `draft:${location.search}`;
@@ -11,7 +11,7 @@ let timer;
 
 export const draft = { raw: data.raw, seen: data.first, refused: [] };
 
-/** Call a listener with the draft now, and whenever its values change. Returns a function that ends it. */
+/** Call a listener with the draft now, and whenever its values change. Returns a function that unsubscribes. */
 export function onLook(listener) {
   listeners.add(listener);
   listener(draft);
@@ -32,7 +32,7 @@ export async function settled() {
   while (asking || pending.length) await (asking ?? ask());
 }
 
-/** Show problems that only came up at the start, until the next answer. */
+/** Show problems that were only found at the start, until the next answer. */
 export function refuse(problems) {
   draft.seen.checked = [];
   draft.refused = problems;
@@ -48,7 +48,7 @@ export function problems() {
 /** Whether a problem only says that a first answer is still missing. */
 export const isMissing = ({ key }) => (key === "model.checkpoint" && !draft.raw.model) || (key === "data" && !draft.raw.data?.length);
 
-/** Add what a longer look found to the last one. */
+/** Add the results of the longer check to the last ones. */
 export function addToLook(found) {
   draft.seen = { ...draft.seen, ...found, notice: "" };
   notify();
@@ -81,7 +81,7 @@ async function exchange() {
   } catch (error) {
     if (error instanceof LabError) showError(error);
     else {
-      lost = true; // the server is away: the answers are sent again
+      lost = true; // the server can't be reached: the answers are sent again
       pending = [...changes, ...pending];
       await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
     }
@@ -96,12 +96,12 @@ function keep() {
   }
 }
 
-/** Forget the kept draft: it was started, or the user starts over. */
+/** Delete the stored draft: it was started, or the user starts over. */
 export function forget() {
   localStorage.removeItem(KEPT);
 }
 
-/** Take up the draft that was kept when the page was left. Returns whether there was one. */
+/** Restore the draft that was stored when the page was left. Returns whether there was one. */
 export async function restore() {
   let kept = null;
   try {

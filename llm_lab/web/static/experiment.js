@@ -1,4 +1,4 @@
-// One experiment: its options as a form that is checked as the user types, the very command, Start, and earlier results.
+// One experiment: its options as a form, checked as the user types, the exact command, Start, and earlier results.
 import { api, codeBlock, data, el, fill, find, showError, watch } from "./lab.js";
 import { createPicker } from "./picker.js";
 import { goToRun, inline, launched, resultList } from "./study_parts.js";
@@ -41,7 +41,7 @@ function isOpen(option) {
   return option.default === "null";
 }
 
-/** What may be typed; a list of choices shows that itself. */
+/** What may be typed; empty for a list of choices, which shows it itself. */
 function helpOf({ kind, allowed, is_model: isModel }) {
   if (isModel) return "A run, a folder, or a name on the Hub.";
   if (kind === "bool" || kind === "choice") return "";

@@ -1,4 +1,4 @@
-// All experiments, the sweep and the duel, and what was found so far.
+// All experiments, the sweep and the duel, and the results so far.
 import { data, el, fill, find, watch } from "./lab.js";
 import { launched, resultList } from "./study_parts.js";
 

@@ -1,8 +1,8 @@
-// One control for each recipe key. What it shows when it is left open, and why, comes from the server.
+// One control for each recipe key. The value it shows without an answer, and the reason, come from the server.
 import { data, el, fill } from "./lab.js";
 import { answer, draft, isMissing, onLook, problems } from "./draft.js";
 
-const MOST_ROWS = 10; // more choices are a list that opens
+const MOST_ROWS = 10; // more choices become a drop-down list
 let numbered = 0;
 export const fields = []; // {path, element, visible, focus, field}
 
@@ -17,7 +17,7 @@ export function kindOf(section) {
 
 const isOff = (section) => (draft.seen.off ?? []).includes(section);
 
-/** Make the field of a key. path: that of an entry, where the key is in a list. */
+/** Make the field of a key. path: the path with the entry's number, if the key is in a list. */
 export function makeField(field, { path = field.path, about = "", label = field.label } = {}) {
   const id = `f${++numbered}`;
   const control = CONTROLS[widgetOf(field)](field, path, id);
@@ -76,7 +76,7 @@ export function makeField(field, { path = field.path, about = "", label = field.
   return own;
 }
 
-/** Forget fields whose entry of a list is gone. */
+/** Drop fields whose list entry was removed. */
 export function forgetFields(gone) {
   for (const one of gone) {
     one.forget();
@@ -85,7 +85,7 @@ export function forgetFields(gone) {
   }
 }
 
-/** Whether the question says what the help says. */
+/** Whether the question repeats the help. */
 const says = (field) => field.label.replace("?", "").toLowerCase() === field.help.toLowerCase();
 
 export const sentence = (text) => (text ? text[0].toUpperCase() + text.slice(1) + (/[.?!]$/.test(text) ? "" : ".") : "");

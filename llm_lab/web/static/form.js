@@ -147,7 +147,7 @@ function showHits() {
 }
 search.addEventListener("input", showHits);
 
-/** Who goes somewhere has finished searching. */
+/** Going to a field ends the search. */
 function endSearch() {
   if (!search.value) return;
   search.value = "";

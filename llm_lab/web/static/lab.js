@@ -1,6 +1,6 @@
-// What every page uses: requests, live updates, building elements without HTML, small pieces of the interface.
+// What every page uses: requests, live updates, building elements without HTML, small parts of the interface.
 
-/** The values that the server handed to this page. */
+/** The values that the server passed to this page. */
 export const data = JSON.parse(document.getElementById("data").textContent);
 
 export class LabError extends Error {
@@ -27,7 +27,7 @@ async function send(path, { method, body, signal, headers } = {}) {
   try {
     problems = JSON.parse(text).problems ?? problems;
   } catch {
-    // A refusal of the guard is plain text.
+    // The guard refuses with plain text.
   }
   throw new LabError(problems, response.status);
 }
@@ -57,7 +57,7 @@ export async function stream(path, body, onLine, { signal } = {}) {
 }
 
 /**
- * Make an element. Texts are texts: nothing is ever read as HTML.
+ * Make an element. Strings become text nodes: nothing is parsed as HTML.
  * el("a.button", {href: "/", onclick: run, hidden: false}, "All ", el("b", {}, "runs"))
  */
 export function el(name, attributes = {}, ...children) {
@@ -74,7 +74,7 @@ export function el(name, attributes = {}, ...children) {
   return element;
 }
 
-/** Replace what is in an element. */
+/** Replace the contents of an element. */
 export function fill(element, ...children) {
   element.replaceChildren(...children.flat(2).filter((child) => child !== undefined && child !== null && child !== false));
   return element;
@@ -83,10 +83,10 @@ export function fill(element, ...children) {
 export const find = (selector, root = document) => root.querySelector(selector);
 export const findAll = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-/** A text of the program, with what is between backticks as code. */
+/** A text of the program; the parts between backticks become code. */
 export const withCode = (text) => text.split(/`([^`\n]+)`/).map((part, at) => (at % 2 ? el("code", {}, part) : part));
 
-/** Show a short message for some seconds; kind "bad" for errors, which stay until they are closed. */
+/** Show a short message for some seconds; errors (kind "bad") stay until they are closed. */
 export function toast(text, kind = "") {
   const close = el("button.quiet", { type: "button", "aria-label": "Close", onclick: () => box.remove() }, "×");
   const box = el("div.toast", { role: kind === "bad" ? "alert" : undefined }, el("span", {}, withCode(text)), close);
@@ -95,7 +95,7 @@ export function toast(text, kind = "") {
   if (kind !== "bad") setTimeout(() => box.remove(), 6000);
 }
 
-/** Show what went wrong, of a request or in this page. */
+/** Show an error of a request or of this page. */
 export function showError(error) {
   if (error.name !== "AbortError") toast(error.message, "bad");
 }
@@ -151,7 +151,7 @@ export function ago(time) {
   return seconds < 5 ? "now" : `${duration(seconds)} ago`;
 }
 
-/** Return a choice that this browser keeps, "" without one; with a value: keep it. */
+/** Return a choice stored in this browser, or ""; with a value: store it. */
 export function stored(name, value) {
   try {
     if (value === undefined) return localStorage.getItem(name) ?? "";
@@ -172,7 +172,7 @@ let lostSince = 0;
 
 /**
  * Call a listener with the data of a topic whenever it changes, for as long as the page is visible.
- * A topic is "name" or "name:argument" of a TOPICS function of the server. Returns a function that ends it.
+ * A topic is "name" or "name:argument" of a TOPICS function of the server. Returns a function that unsubscribes.
  */
 export function watch(name, listener, cursor = null) {
   const topic = topics.get(name) ?? { cursor, listeners: new Set() };
@@ -185,7 +185,7 @@ export function watch(name, listener, cursor = null) {
   };
 }
 
-/** Ask now instead of at the next second: after something was started or stopped. */
+/** Ask now instead of a second later: after something was started or stopped. */
 export const askNow = () => schedule(0);
 
 function schedule(after) {

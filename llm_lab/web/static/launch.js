@@ -1,9 +1,9 @@
-// A command that was started: follow it until its run is there, and show what it printed where it failed.
+// A command that was started: follow it until its run exists, and show its output if it failed.
 import { api, el, fill } from "./lab.js";
 
 const EVERY_MS = 600;
 
-/** Why a command ended, in words; what else it printed is folded. */
+/** Why a command ended, in words; the rest of its output is collapsed. */
 export const whyItEnded = (error, log, title = "The run could not start") =>
   el(
     "div.notice.bad.ended", { role: "alert" },
@@ -12,7 +12,7 @@ export const whyItEnded = (error, log, title = "The run could not start") =>
     log && el("details", {}, el("summary", {}, "All that it printed"), el("pre.printed", { tabIndex: 0 }, log)),
   );
 
-/** Go to the page of the run as soon as there is one; box: where to say what happens until then. */
+/** Go to the page of the run as soon as there is one; box: where to show what happens until then. */
 export async function followLaunch(number, command, box, then = () => {}) {
   fill(box, el("p", {}, "Started: ", el("code", {}, command)), el("p.soft", {}, "Loading the libraries and the data ..."));
   for (;;) {

@@ -1,10 +1,10 @@
-// Look inside a model: what is asked, measured in a worker of the server; a slider over the checkpoints of its run.
+// Look inside a model: the inputs, the measurement in a worker of the server, a slider over the run's checkpoints.
 import { api, codeBlock, data, el, fill, find, showError, stream, withCode } from "./lab.js";
 import { createPicker } from "./picker.js";
 import { createViews } from "./look_views.js";
 
 const state = { model: data.model || data.newest || "", against: data.against, points: [], at: null };
-let first = data.described; // nothing moves under the pointer once the page is there
+let first = data.described; // so that nothing moves once the page is shown
 const prompt = find("#prompt");
 const doing = find("#doing");
 prompt.value = data.prompt;
@@ -15,7 +15,7 @@ const checkpoint = () => {
 };
 const asChat = find("#as-chat");
 const asked = () => ({ model: state.model, against: state.against || undefined, prompt: prompt.value, checkpoint: checkpoint(), chat: !find("#chat-line").hidden && asChat.checked });
-/** As `asked`, with the very text that the model read: the command has no chat template. */
+/** Like `asked`, with the exact text that the model read, because the command does not apply a chat template. */
 const inTerminal = () => ({ ...asked(), prompt: asked().chat && state.read?.prompt === prompt.value ? state.read.text : prompt.value });
 
 const views = createViews({
@@ -26,7 +26,7 @@ const views = createViews({
   },
 });
 
-// --- what is asked
+// --- the inputs
 
 const models = createPicker({ letter: "look", label: "Model", onPick: choose });
 const others = createPicker({ letter: "against", label: "Compare with", onPick: chooseOther });
@@ -55,7 +55,7 @@ find("#no-against").addEventListener("click", () => {
   find("#against input").focus();
 });
 
-/** Ask what is known of the model before it is loaded: its checkpoints, its base, the command. */
+/** Request what is known about the model before it is loaded: its checkpoints, its base, the command. */
 async function describe(step) {
   if (!state.model) return;
   const name = state.model;
@@ -107,7 +107,7 @@ find("#form").addEventListener("submit", (event) => {
   measure();
 });
 
-// --- measuring: one request at a time, the last one that was asked for
+// --- measuring: one request at a time, always the latest
 
 let wanted = null;
 let busy = false;

@@ -1,8 +1,8 @@
-// Pictures of numbers by layer and by head: heatmaps on a canvas of our own, curves with uPlot; a table under each.
+// Pictures of numbers by layer and by head: heatmaps drawn on a canvas, curves drawn by uPlot; a table under each.
 import { color, el, fill } from "./lab.js";
 import { colorAt, inkOn } from "./maps.js";
 
-/** A number with as many decimals; no sign before a zero. */
+/** A number with this number of decimals; a zero without a sign. */
 export const text = (value, digits = 2) =>
   value === null || value === undefined ? "–" : value.toFixed(digits).replace(/^-(?=[0.]*$)/, "").replace("-", "−");
 
@@ -19,8 +19,8 @@ function foldedTable(head, rows) {
 }
 
 /**
- * A value for each row and column, as colored cells. Arrow keys and the mouse read one out; Enter or a click picks it.
- * low, high: the ends of the scale, or null for those of the values; signed: the scale is symmetric around 0.
+ * A value for each row and column, as colored cells. Arrow keys and the mouse show one; Enter or a click selects it.
+ * low, high: the ends of the scale, or null for the range of the values; signed: the scale is symmetric around 0.
  * Returns {element, draw(values)}.
  */
 export function heatmap({ title, about, rows, columns, x, y, colors, low = null, high = null, signed = false, digits = 2, unit = "", names, pick }) {
@@ -130,7 +130,7 @@ export function heatmap({ title, about, rows, columns, x, y, colors, low = null,
   };
 }
 
-/** Curves over the layers. names: of the curves. Returns {element, draw(values)}: a list of values for each curve. */
+/** Curves over the layers. names: of the curves. Returns {element, draw(values)}, with a list of values for each curve. */
 export function curves({ title, about, names, x = "layer", digits = 3 }) {
   const box = el("div.curves", { role: "img", "aria-label": `${title}; the numbers are in the table below` });
   let xs = [];

@@ -1,4 +1,4 @@
-// The views of what was measured inside a model. Each is built once for a model and a text, and drawn again with the
+// The views of what was measured inside a model. Each is built once for a model and a text, and redrawn with the
 // numbers of another checkpoint.
 import { color, el, fill, find, number, showError } from "./lab.js";
 import { curves, heatmap, text as fixed } from "./look_charts.js";
@@ -12,7 +12,7 @@ const headName = (layer, head) => `L${layer}H${head}`;
 const layerNames = (count) => ["input", ...Array.from({ length: count - 1 }, (_, at) => String(at))];
 const note = (said) => el("div.empty", {}, el("p", {}, said));
 
-/** ramps: the scales. ask: {attribution(position), ablation(layer, head)}, promises of what is measured on demand. */
+/** ramps: the color scales. ask: {attribution(position), ablation(layer, head)}, promises of measurements on demand. */
 export function createViews({ ramps, ask }) {
   let answer;
   let shape = "";
@@ -323,7 +323,7 @@ export function createViews({ ramps, ask }) {
   }
 
   return {
-    /** Show an answer; where the tokens and the shape are those shown before, only its numbers are drawn. */
+    /** Show an answer; if the tokens and the shape are unchanged, only the numbers are redrawn. */
     show(found) {
       answer = found;
       const { model, maps, difference: other } = found;

@@ -4,7 +4,7 @@ import { answer, draft, onLook } from "./draft.js";
 
 const SHOWN = 8;
 
-/** The picker of model.checkpoint, above the field in which a path or a name can be typed. */
+/** The picker of model.checkpoint, above the field for typing a path or a name. */
 export function makeModelChoice(typed) {
   const lists = [
     ["runs", "My runs", data.runs.map((run) => ({ name: run.path, why_not: run.why_not, title: run.path.replace(/^checkpoints\//, ""), about: run.about.split(": ").slice(1).join(": ") }))],
@@ -135,7 +135,7 @@ export function makeAdapterChoice() {
     const button = el("button", { type: "button", "aria-pressed": "false" }, title);
     button.addEventListener("click", () => {
       const { load_in_4bit: before, ...rest } = draft.raw.lora ?? {};
-      // Left out, it could become an adapter again where memory requires one.
+      // Left out, it could become an adapter again if memory requires one.
       if (name === "all") answer({ path: "lora", off: true });
       else answer({ path: "lora", value: name === "qlora" ? { ...rest, load_in_4bit: true } : rest });
     });

@@ -1,4 +1,4 @@
-// Writes numbers as runs/glossary.py does: each quantity comes with its form. A test compares the two.
+// Writes numbers as runs/glossary.py does: each quantity comes with its format. A test compares the two.
 
 const withCommas = (text) => text.replace(/^(-?\d+)/, (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ","));
 const fixed = (value, digits) => withCommas(value.toFixed(digits));
@@ -47,7 +47,7 @@ const FORMS = {
   compact: (value) => (value < 1e6 ? fixed(value, 2) : general(value, 3, false)),
 };
 
-/** Return a value in the form of its quantity: "percent", "count", or a Python format such as "{:.4f}". */
+/** Return a value in the format of its quantity: "percent", "count", or a Python format such as "{:.4f}". */
 export function write(form, value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   if (FORMS[form]) return FORMS[form](value);

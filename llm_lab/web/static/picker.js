@@ -1,4 +1,4 @@
-// A field with a list to choose from, in which anything else can be typed: models, recipes.
+// A field with a list to choose from, which also accepts typed text: models, recipes.
 import { api, el, fill } from "./lab.js";
 
 const MODELS = {
@@ -9,8 +9,8 @@ const MODELS = {
 };
 
 /**
- * A combobox. letter: of its ids. label: where there is no label element. onPick(name) is called when one is chosen; onType:
- * with what is typed, which counts as it is then. find: gives the list, [{name, about, group}].
+ * A combobox. letter: prefix of its ids. label: if there is no label element. onPick(name) is called on a choice; onType
+ * with typed text, which is then the value. find: returns the list, [{name, about, group}].
  * Returns {element, input, show(name), open()}.
  */
 export function createPicker({ letter, label, onPick, onType, id = `model-${letter}`, ...other }) {
@@ -33,7 +33,7 @@ export function createPicker({ letter, label, onPick, onType, id = `model-${lett
   let models = [];
   let typed = false;
   let active = -1;
-  let chosen = null; // the name that the arrow keys moved to: it stays when the list arrives late
+  let chosen = null; // the name that the arrow keys moved to; kept when the list arrives late
 
   const options = () => [...list.querySelectorAll("[role=option]")];
 

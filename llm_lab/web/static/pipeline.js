@@ -34,7 +34,7 @@ const recipe = el("div", {}, el("div.label-row", {}, el("h3", {}, "Recipe"), el(
 fill(find("#recipe"), state, el("div", {}, el("h3", {}, "Command"), codeBlock(data.command)), recipe);
 showStages(data.stages, data.problems);
 
-/** Change the text of the recipe, at one of its stages. */
+/** Edit the text of the recipe, at one of its stages. */
 function edit(stage = 0) {
   if (!editing) {
     editing = true;

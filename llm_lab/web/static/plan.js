@@ -9,7 +9,7 @@ const PRICE = "price per hour";
 const SIZES_MS = 700; // after the last answer
 let looking = null;
 
-/** The panel. name: the field of the run's name. goTo: shows the field of a problem. */
+/** Make the panel. name: the field of the run's name. goTo: shows the field of a problem. */
 export function makePlan(name, goTo) {
   const start = el("button.primary.large", { type: "button" }, "Start");
   const save = el("button", { type: "button" }, "Save as recipe");
@@ -21,13 +21,13 @@ export function makePlan(name, goTo) {
   try {
     price.value = localStorage.getItem(PRICE) ?? "";
   } catch {
-    // Without storage it is asked again.
+    // Without storage, the question is asked again.
   }
   price.addEventListener("input", () => {
     try {
       localStorage.setItem(PRICE, price.value);
     } catch {
-      // As above.
+      // Without storage, the question is asked again.
     }
     showNumbers();
   });
@@ -182,7 +182,7 @@ function problemList(found, goTo) {
   ];
 }
 
-/** Ask what changes once the data and the models are looked at: the number of examples decides steps and time. */
+/** Request what changes after a look at the data and the models: the number of examples decides steps and time. */
 function askForSizes() {
   looking?.abort();
   if (!draft.raw.model && !data.form.from_scratch) return;
@@ -194,7 +194,7 @@ function askForSizes() {
       const { found } = await api("/api/new/plan", { body: { recipe: draft.raw }, signal: control.signal });
       if (!control.signal.aborted) addToLook({ ...found, sized: true });
     } catch {
-      // The check at the start says what is wrong with the data.
+      // The check at the start reports what is wrong with the data.
     }
   }, SIZES_MS);
 }

@@ -1,4 +1,4 @@
-// report.md as elements: headings, tables, lists, quotations, code, our own pictures. Everything else is text.
+// report.md as elements: headings, tables, lists, quotations, code, the run's own pictures. Everything else is text.
 import { codeBlock, el } from "./lab.js";
 
 const PUNCTUATION = /\\([!-/:-@[-`{-~])/g;
@@ -57,7 +57,7 @@ function table(lines, linkTo) {
   return el("div.wide", {}, el("table", {}, el("thead", {}, el("tr", {}, cells(head, "th"))), el("tbody", {}, body.map((row) => el("tr", {}, cells(row, "td"))))));
 }
 
-/** Code, bold and links to the reports of stages; a link elsewhere is only its text. */
+/** Code, bold and links to the reports of stages; for any other link, only its text. */
 function inline(text, linkTo) {
   const parts = [];
   const pattern = /`([^`]+)`|(?<!\\)\*\*(.+?)(?<!\\)\*\*|(?<!\\)\[((?:[^\]\\]|\\.)*)\]\(([^)\s]*)\)/g;

@@ -11,7 +11,7 @@ const encoded = name.split("/").map(encodeURIComponent).join("/");
 const path = `/api/runs/${encoded}`;
 let head = data.head;
 
-// --- what is above the tabs
+// --- above the tabs
 
 if (data.outer) {
   const href = data.outer_is_run ? `/runs/${encodeRun(data.outer)}` : `/experiments/run/${encodeRun(data.outer)}`;
@@ -48,7 +48,7 @@ function action(label, what, attributes) {
   return el("button", { type: "button", ...attributes }, label);
 }
 
-/** A link, or why there is nothing to open yet: it keeps its place. */
+/** A link, or in the same place why there is nothing to open yet. */
 function link(to, label, title) {
   if (!to) return null;
   return to.startsWith("/") ? el("a.button", { href: to, title }, label) : el("button", { type: "button", disabled: true, title: to }, label);
@@ -59,7 +59,7 @@ let shownActions = "";
 function showActions() {
   const { actions } = head;
   const signature = JSON.stringify([actions, busy]);
-  if (signature === shownActions) return; // a button that has the focus keeps it
+  if (signature === shownActions) return; // a focused button keeps the focus
   shownActions = signature;
   fill(
     find("#control"),
@@ -140,7 +140,7 @@ async function resume() {
   askNow();
 }
 
-// --- tabs: each is filled when it is first shown, and again when what it shows has changed
+// --- tabs: each is filled when it is first shown, and again when its data has changed
 
 const panel = (id) => find(`#${id}-panel`);
 const shown = new Set();
@@ -150,7 +150,7 @@ function once(id, start) {
   start();
 }
 
-/** Fill a tab only where what it shows has changed: the scroll position and the focus stay. */
+/** Fill a tab only if its data has changed, so that the scroll position and the focus stay. */
 const signatures = new Map();
 function refill(id, value, build) {
   const signature = JSON.stringify(value);
@@ -159,7 +159,7 @@ function refill(id, value, build) {
   fill(panel(id), build());
 }
 
-/** What is in the place of curves as long as there are none. */
+/** What replaces the curves while there are none. */
 function showEmpty(box) {
   const running = head.evaluates_first
     ? "First evaluation: the model is measured before it is trained. The steps follow."
@@ -306,9 +306,9 @@ async function showLog() {
   }
 }
 
-// --- a run that ended before anything was trained: its folder is gone
+// --- a run that ended before anything was trained: its folder was removed
 
-let ended = null; // the command that was to make it
+let ended = null; // the command that was to create the run
 let isGone = false;
 
 function showGone(text) {

@@ -1,4 +1,4 @@
-// The parts of the page of a run that need nothing but what they show.
+// The parts of the page of a run that depend only on the data they show.
 import { codeBlock, el, fill } from "./lab.js";
 import { write } from "./numbers.js";
 
@@ -81,7 +81,7 @@ export function node(one, key, here = false) {
   );
 }
 
-/** How busy the GPUs are. */
+/** The utilization of the GPUs. */
 export function showGpus(box, gpus) {
   box.hidden = !gpus.length;
   fill(

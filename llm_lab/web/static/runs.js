@@ -6,8 +6,8 @@ const SORTS = { new: "Newest first", old: "Oldest first", name: "Name", status: 
 const ORDER = ["starting", "running", "failed", "died", "broken", "stopped", "done"];
 const EMPTY = { kind: "run", status: "unknown", stage: "", size: "", numbers: [], label: "" };
 
-const runs = new Map(); // name: what the server says of it
-const lines = new Map(); // name: {line, signature}; an element is kept as long as its run is shown
+const runs = new Map(); // name: the row from the server
+const lines = new Map(); // name: {line, signature}; an element is kept while its run is shown
 const chosen = new Set();
 const open = new Set();
 const asked = new URLSearchParams(location.search);
@@ -26,7 +26,7 @@ function take({ rows, gone, all }) {
   show();
 }
 
-/** Commands whose folder is not there yet, or that ended before it was. */
+/** Commands whose folder does not exist yet, or that ended before it did. */
 function takeLaunches(rows) {
   for (const [name, run] of runs) if (run.kind === "launch") runs.delete(name);
   for (const row of rows) {
@@ -70,7 +70,7 @@ function matches(run) {
   return view.q.toLowerCase().split(/\s+/).every((word) => text.includes(word));
 }
 
-/** [run, depth] of every row to show. A search looks into folded groups too. */
+/** [run, depth] of every row to show. A search also covers folded groups. */
 function visible() {
   const inner = new Map();
   for (const run of runs.values()) {
@@ -150,7 +150,7 @@ function lineOf(run, depth) {
   line.style.setProperty("--depth", depth);
   line.classList.toggle("chosen-row", chosen.has(run.name));
   if (known && document.activeElement && known.line.contains(document.activeElement)) {
-    // The row with the focus is drawn again: its new element gets the focus.
+    // The row with the focus is redrawn: its new element gets the focus.
     const place = [...known.line.querySelectorAll("a, button, input")].indexOf(document.activeElement);
     queueMicrotask(() => [...line.querySelectorAll("a, button, input")][place]?.focus());
   }

@@ -2,7 +2,7 @@
 //
 //   const { hits, backend } = await search("moons of Mars");  // hits: [{n, title, url, snippet}]; throws LabError
 //   renderSources(hits, element);                             // or the `sources` of a message
-//   const word = await reasonToSearch(text);                  // a word that asks for the present, or null
+//   const word = await reasonToSearch(text);                  // a word that refers to the present, or null
 //   element.append(searchSettings());                         // backend, address, automatic search, the notice
 //   notice.textContent = await privacyNotice();               // "Your question leaves this machine: ..."
 
@@ -24,7 +24,7 @@ export async function privacyNotice() {
   return (await describe()).privacy;
 }
 
-/** Search the web. Says once for each backend, before the first search, that the question leaves this machine. */
+/** Search the web. Before the first search with each backend, shows that the question leaves this machine. */
 export async function search(query, { signal } = {}) {
   const { backend, privacy } = await describe();
   if (!announced.has(backend)) {
@@ -34,7 +34,7 @@ export async function search(query, { signal } = {}) {
   return api("/api/search", { body: { query, backend }, signal });
 }
 
-/** The word of a message for which the web is searched, or null; always null while automatic search is off. */
+/** The word of a message that triggers a search, or null; always null while automatic search is off. */
 export async function reasonToSearch(text) {
   if (!settings.automatic) return null;
   return (await api("/api/search/reason", { body: { text } })).reason;

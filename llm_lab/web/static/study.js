@@ -1,4 +1,4 @@
-// A study, a sweep or a duel: how far it is, its runs, its report as it grows.
+// A study, a sweep or a duel: its progress, its runs, its report as it grows.
 import { api, askNow, codeBlock, data, duration, el, fill, find, number, showError, watch } from "./lab.js";
 import { encodePath, inline, sortableTable, status } from "./study_parts.js";
 
@@ -54,7 +54,7 @@ function progress() {
     runs.length > 12 && OVER.includes(study.status)
       ? el("details", {}, el("summary", {}, `All ${runs.length} runs`), sortableTable(head, rows, "Runs", sorts.get("runs")))
       : sortableTable(head, rows, "Runs", sorts.get("runs")));
-  // Drawn again each second while it works: the keyboard stays where it is.
+  // Redrawn each second while it works: the keyboard focus stays where it is.
   if (open) find("#progress details").open = true;
   if (focused >= 0) places()[focused]?.focus({ preventScroll: true });
 }
@@ -89,7 +89,7 @@ function part(block, at) {
 let reported = "";
 function report() {
   const now = JSON.stringify(study.blocks);
-  if (now === reported) return; // what one reads does not flicker
+  if (now === reported) return; // avoids flicker while the user reads
   reported = now;
   const old = blobs;
   blobs = [];
@@ -121,7 +121,7 @@ function show() {
     study.about.length > 1 ? el("details.about", {}, el("summary", {}, "What this study does"), study.about.slice(1).map((text) => el("p", {}, inline(text)))) : null);
 }
 
-// What the command prints: only of one that this server started.
+// The output of the command, if this server started it.
 let following;
 async function followLog() {
   clearTimeout(following);

@@ -1,12 +1,12 @@
 // What the pages of experiments share: the list of results, tables that sort, texts with code, a started command.
 import { ago, api, askNow, el, fill, showError } from "./lab.js";
 
-/** A text with what is between backticks as code. */
+/** A text whose parts between backticks become code. */
 export function inline(text) {
   return String(text).split(/`([^`\n]+)`/).map((part, at) => (at % 2 ? el("code", {}, part) : part));
 }
 
-/** The commands of experiments whose folder is not there yet, or that ended before it was, as rows of results. */
+/** The commands of experiments whose folder does not exist yet, or that ended before it did, as rows of results. */
 export const launched = (launches, experiment) =>
   launches
     .filter(({ kind, form }) => ["study", "sweep", "duel"].includes(kind) && (!experiment || form.split("?")[0] === `/experiments/${encodeURIComponent(experiment)}`))
@@ -61,7 +61,7 @@ const asNumber = (cell) => {
   return NUMBER.test(text) ? Number(text.replaceAll(",", "").replace("−", "-")) : NaN;
 };
 
-/** A cell as people read it. */
+/** The display text of a cell. */
 export function shown(cell) {
   if (cell === null || cell === undefined) return "";
   if (typeof cell === "boolean") return cell ? "yes" : "no";
@@ -71,8 +71,8 @@ export function shown(cell) {
 }
 
 /**
- * A table whose columns sort when their head is pressed. rows: of values, or of elements with data-value.
- * sort: {at, up}, kept by the caller where the table is built again.
+ * A table that is sorted by pressing the head of a column. rows: lists of values, or of elements with data-value.
+ * sort: {at, up}, kept by the caller if the table is rebuilt.
  */
 export function sortableTable(head, rows, label, sort = {}) {
   const valueOf = (cell) => (cell instanceof Node ? cell.dataset.value ?? cell.textContent : cell);

@@ -6,7 +6,7 @@ const names = ["first", "second", "prompts", "text", "scored", "tokens", "temper
 const value = (name) => find(`#${name}`).value.trim();
 let control = null;
 
-/** Fill in the base of the tuned model: what its run started from. */
+/** Fill in the base of the tuned model: the model that its run started from. */
 function suggestBase() {
   const { base, is_adapter: isAdapter } = data.bases[value("second")] ?? {};
   const first = find("#first");

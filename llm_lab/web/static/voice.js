@@ -1,18 +1,18 @@
-// Speaking and listening. Recordings go to the server on this machine only, which turns them into text with Whisper.
+// Speaking and listening. Recordings go only to the server on this machine, which transcribes them with Whisper.
 //
 //   const microphone = createMicrophone({ onText, onState, onError });
 //   microphone.toggle();   // start, or stop and transcribe; .cancel() drops the recording; .state
 //     onState(state)       // "idle", "asking" (for permission), "recording", "transcribing"
-//     onText(text)         // what was said; "" for silence
-//     onError(error)       // error.message is for the user
-//   await speak(text, { engine: "browser" });  // or "piper"; resolves when it was said or stopped; throws Error
+//     onText(text)         // the transcript; "" for silence
+//     onError(error)       // error.message is written for the user
+//   await speak(text, { engine: "browser" });  // or "piper"; resolves when it has ended or was stopped; throws Error
 //   stopSpeaking();
 //   await voices();        // [{engine, name, language, available, why}]
 //   element.append(voiceSettings());           // engine, voice, Whisper model
 
 import { LabError, api, el, stored, toast } from "./lab.js";
 
-const RATE = 16000; // what Whisper hears
+const RATE = 16000; // the sample rate that Whisper takes
 const LONGEST_SECONDS = 120;
 const NAMES = { engine: "voice.engine", voice: "voice.name", model: "voice.model" };
 
@@ -22,13 +22,13 @@ function set(key, value) {
   settings[key] = stored(NAMES[key], value);
 }
 
-// --- in
+// --- input
 
-/** A microphone: records until it is stopped, then gives the text. */
+/** A microphone: records until it is stopped, then returns the text. */
 export function createMicrophone({ onText, onState = () => {}, onError = () => {} }) {
   let state = "idle";
   let stream, recorder, timer;
-  let attempt = 0; // a recording that was canceled must not end in a text
+  let attempt = 0; // so that a canceled recording does not end in a text
 
   function become(next) {
     state = next;
@@ -123,7 +123,7 @@ function whyNoMicrophone(error) {
   return `The microphone can't be used: ${error.message}`;
 }
 
-/** A recording in any format of the browser as samples: one channel, 16 kHz. */
+/** A recording in any format of the browser, converted to samples: one channel, 16 kHz. */
 async function resample(recording) {
   const context = new AudioContext();
   try {
@@ -161,18 +161,18 @@ function toWav(samples) {
   return bytes.buffer;
 }
 
-// --- out
+// --- output
 
 let stopCurrent = () => {};
 
-/** Say a text. Resolves when it was said, or stopped; throws an Error with a message for the user. */
+/** Speak a text. Resolves when it has ended or was stopped; throws an Error with a message for the user. */
 export async function speak(text, { engine = settings.engine || "browser" } = {}) {
   stopSpeaking();
   if (!text.trim()) return;
   await (engine === "piper" ? speakWithPiper(text) : speakWithBrowser(text));
 }
 
-/** Stop what is being said. */
+/** Stop speaking. */
 export function stopSpeaking() {
   stopCurrent();
   stopCurrent = () => {};
@@ -233,12 +233,12 @@ async function speakWithPiper(text) {
   }
 }
 
-/** The browser's voices that work on this machine: others send the text to a server of the browser's maker. */
+/** The browser's voices that work on this machine: others send the text to the browser vendor's server. */
 async function browserVoices() {
   if (!window.speechSynthesis) return [];
   const local = () => speechSynthesis.getVoices().filter((voice) => voice.localService);
   if (!local().length) {
-    // Browsers load their voices after the first question.
+    // Browsers load their voices only after they are first requested.
     await new Promise((resolve) => {
       speechSynthesis.addEventListener("voiceschanged", resolve, { once: true });
       setTimeout(resolve, 500);
@@ -247,7 +247,7 @@ async function browserVoices() {
   return local();
 }
 
-/** All voices: the browser's own, and Piper; why: the reason where one is not available. */
+/** All voices: the browser's own, and Piper; why: the reason if one is not available. */
 export async function voices() {
   const [own, { piper }] = await Promise.all([browserVoices(), api("/api/voice")]);
   return [

@@ -1,4 +1,4 @@
-// The data as tokens: which the model is trained on, which are only read, how long the examples are.
+// The data as tokens: which ones the loss counts, which ones are only context, and how long the examples are.
 import { el, fill, find, number, stream } from "./lab.js";
 import { draft, settled } from "./draft.js";
 
