@@ -47,7 +47,7 @@ def answer_loss(checkpoint: str, examples: Sequence[Example], *, template: str |
 def write_answers(
     model: Any, tokenizer: Any, examples: Sequence[Example], *, max_new_tokens: int, decoding: Mapping[str, Any]
 ) -> list[str]:
-    """Return a model's answer to each instruction on one line; decoding: settings of transformers' generate."""
+    """Return a model's answer to each instruction, on one line. decoding: settings of transformers' generate."""
     answers = []
     with generating(model):
         for example in examples:
@@ -58,14 +58,14 @@ def write_answers(
 
 
 def repeated_share(text: str, words: int = 2) -> float:
-    """Return the share of a text's word pairs (or longer n-grams) that occurred in it before, from 0 to 1."""
+    """Return the share (0 to 1) of a text's word pairs, or longer n-grams, that have already occurred in it."""
     parts = text.lower().split()
     grams = [tuple(parts[at : at + words]) for at in range(len(parts) - words + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def overlap(answer: str, reference: str) -> float:
-    """Return the F1 of the words that an answer shares with a reference, from 0 to 1, in any order."""
+    """Return the F1 score of the words that an answer shares with a reference, from 0 to 1, ignoring their order."""
     given, wanted = ([word.strip(".,:;!?\"'") for word in text.lower().split()] for text in (answer, reference))
     left = list(wanted)
     shared = 0

@@ -1,4 +1,4 @@
-"""Tasks whose best possible prediction is known exactly, and how far a model is from it."""
+"""Tasks whose optimal prediction is known exactly, and the distance of a model from it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import torch
 
 
 class Task(Protocol):
-    """Random sequences that ask for something at some positions, with the exact posterior there (Bayes')."""
+    """Random sequences with something to predict at some positions, and the exact (Bayes') posterior there."""
 
     @property
     def position(self) -> str:
-        """What a sequence consists of: "pair"."""
+        """The unit that a sequence consists of, such as "pair"."""
 
     @property
     def answer(self) -> str:
-        """What is asked for: "value"."""
+        """What is to be predicted, such as "value"."""
 
     @property
     def why_it_falls(self) -> str:
-        """A sentence about Bayes' entropy by position."""
+        """A sentence on why Bayes' entropy changes over the positions."""
 
     @property
     def vocab_size(self) -> int:
-        """All tokens, with the end-of-text token that every tokenizer has."""
+        """The number of tokens, including the end-of-text token that every tokenizer has."""
 
     @property
     def key_tokens(self) -> int:
-        """How many tokens, from 0, are keys whose vectors the report compares; 0 if the task has none."""
+        """How many tokens, from 0 on, are keys whose vectors the report compares; 0 if the task has none."""
 
     @property
     def answers(self) -> range:
@@ -39,41 +39,41 @@ class Task(Protocol):
 
     @property
     def context(self) -> int:
-        """The tokens of a sequence."""
+        """The number of tokens in a sequence."""
 
     @property
     def asked(self) -> slice:
-        """The positions of the input at which there is something to predict."""
+        """The positions of the input at which something is to be predicted."""
 
     @property
     def length(self) -> int:
-        """How many such positions a sequence has."""
+        """The number of such positions in a sequence."""
 
     @property
     def longer(self) -> Sequence[Task]:
-        """The same task with longer sequences, on which a trained model is measured too."""
+        """The same task with longer sequences, on which a trained model is also measured."""
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Return random sequences, token ids (count, context)."""
 
     def inputs(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what a model reads of sequences."""
+        """Return the part of the sequences that a model reads."""
 
     def labels(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what it is trained on: tokens (count, length), or probabilities (count, length, vocab_size)."""
+        """Return the training targets: tokens (count, length), or probabilities (count, length, vocab_size)."""
 
     def posterior(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return Bayes' probability of each answer, (count, length, answers), in float64."""
 
     def blind_error(self) -> float | None:
-        """Return the error of a model without memory in bits, or None where it is not known."""
+        """Return the error of a model without memory, in bits, or None if it is unknown."""
 
     def tokenizer(self) -> Any:
-        """Return a tokenizer of the task's tokens, so that the models open like any other."""
+        """Return a tokenizer of the task's tokens, so that the models can be opened like any other."""
 
 
 def word_tokenizer(words: Sequence[str]) -> Any:
-    """Return a tokenizer whose tokens are words between spaces, in this order, and the end-of-text token."""
+    """Return a tokenizer for these words, separated by spaces, in this order, and the end-of-text token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -89,7 +89,7 @@ def entropy_bits(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def kl_bits(wanted: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
-    """Return KL(wanted || model) over the last axis in bits. log_probabilities: the model's, natural logarithm."""
+    """Return KL(wanted || model) over the last axis in bits. log_probabilities: those of the model, in nats."""
     cross = -(wanted * log_probabilities.masked_fill(wanted == 0, 0.0)).sum(-1) / math.log(2)
     return cross - entropy_bits(wanted)
 
@@ -106,7 +106,8 @@ class Comparison:
     def errors(self) -> torch.Tensor:
         """The absolute error of the entropy, averaged over the positions of each sequence: (sequences,).
 
-        Not the error of the mean curve: there, too sure in one sequence and too unsure in another would cancel.
+        Not the error of the mean curve, in which overconfidence in one sequence and underconfidence in another would
+        cancel.
         """
         return (self.entropy - self.bayes_entropy).abs().mean(1)
 
@@ -124,9 +125,10 @@ class Comparison:
 
 
 def compare_with_bayes(task: Task, tokens: torch.Tensor, logits: torch.Tensor) -> Comparison:
-    """Compare a model's logits where the task asks, (count, length, vocab_size), with the exact posterior.
+    """Compare a model's logits at the asked positions, (count, length, vocab_size), with the exact posterior.
 
-    The model's entropy is over its whole vocabulary: probability on tokens that can't be the answer counts against it.
+    The model's entropy is over its whole vocabulary, so probability on tokens that can't be the answer counts against
+    it.
     """
     posterior = task.posterior(tokens)
     log_probabilities = logits.double().log_softmax(-1)

@@ -1,4 +1,4 @@
-"""What the paper of these tasks claims, what a study measured, and the doubt about it."""
+"""The claims of the paper on these tasks, what a study measured, and the doubts about each claim."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .bijections import Bijections
 from .hidden_markov import HiddenMarkov
 from .study import Study
 
-# What the paper and its code report (arXiv 2512.22471): 20 values, 19 or 20 pairs.
+# The figures of the paper and its code (arXiv 2512.22471): 20 values, 19 or 20 pairs.
 PAPER = (
     ("Transformer, 2.67 M parameters, version 1 of the paper", "0.003"),
     ("Transformer, version 3", "0.007"),
@@ -26,7 +26,7 @@ PAPER = (
 
 
 def report_bijection_doubts(study: Study, task: Bijections, results: Results, inside: Inside) -> None:
-    """Write each claim of the paper with what was measured here and the doubt about it."""
+    """Write each claim of the paper, with what was measured here and the doubt about it."""
     means = {kind: fmean(one["figures"]["mae_bits"] for one in kept) for kind, kept in results.items()}
     lookups = (
         "Keys may occur again here, so the model does have to look values up."
@@ -116,7 +116,7 @@ PAPER_HIDDEN_MARKOV = (
 
 
 def report_hidden_markov(study: Study, task: HiddenMarkov, results: Results, inside: Inside) -> None:
-    """Write how the models do on longer sequences, and each claim with what was measured here and the doubt."""
+    """Write the results on longer sequences, and each claim with what was measured here and the doubt about it."""
     means = {kind: _mean(kept, "mae_bits") for kind, kept in results.items()}
     longer = {
         kind: {
@@ -181,7 +181,7 @@ def _mean(kept: Sequence[Mapping[str, Any]], figure: str) -> float:
 
 
 def _about_keys(task: Bijections, inside: Inside) -> str:
-    """Say how the keys have changed, and why."""
+    """Describe how the keys have changed, and why."""
     if fmean(inside.cosines) <= inside.expected:
         return "They are more orthogonal than random directions."
     why = "" if task.repeated else ", because which key it is does not matter in this task"
@@ -189,7 +189,7 @@ def _about_keys(task: Bijections, inside: Inside) -> str:
 
 
 def _which_head(inside: Inside) -> str:
-    """Say whether the first-layer head with the most orthogonal keys is the one that matters most."""
+    """Describe whether the first-layer head with the most orthogonal keys is also the one that matters most."""
     first = inside.without_heads[0]
     orthogonal = min(range(len(inside.cosines)), key=lambda head: inside.cosines[head])
     needed = max(range(len(first)), key=lambda head: first[head])

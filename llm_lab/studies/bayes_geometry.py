@@ -27,10 +27,10 @@ RANDOM_DIRECTIONS = 5
 
 @dataclass(frozen=True)
 class States:
-    """What passes through a model where a task asks.
+    """The activations of a model at the positions that a task asks about.
 
-    layers: the residual stream after each layer, (sequences, length, size) each. attended: the output of the last
-    attention, of the same shape. entropy: of Bayes, (sequences, length), in bits.
+    layers: the residual stream after each layer, each (sequences, length, size). attended: the output of the last
+    attention, with the same shape. entropy: that of Bayes, (sequences, length), in bits.
     """
 
     layers: list[torch.Tensor]
@@ -40,7 +40,7 @@ class States:
 
 @torch.no_grad()
 def read_states(model: Any, task: Task, tokens: torch.Tensor) -> States:
-    """Run sequences through a model of our architecture and keep what it has where the task asks."""
+    """Run sequences through a model of our architecture, and return its activations at the asked positions."""
     layers: list[torch.Tensor] = []
     attended: list[torch.Tensor] = []
     blocks = model.model.layers
@@ -57,7 +57,7 @@ def read_states(model: Any, task: Task, tokens: torch.Tensor) -> States:
 
 @torch.no_grad()
 def key_cosines(model: Any, task: Task) -> list[float]:
-    """Return per head of the first layer how orthogonal the keys of the key tokens are: the mean |cosine| of pairs.
+    """Return how orthogonal the keys of the key tokens are in each head of the first layer: the mean |cosine| of pairs.
 
     [] for a task without keys.
     """
@@ -79,8 +79,8 @@ def expected_cosine(model: Any) -> float:
 class Manifold:
     """The outputs of the last attention on their first two principal components.
 
-    coordinates: (points, 2). entropy: of Bayes at each point. shares: of the variance. r2: how well the first
-    component alone gives the entropy, by a straight line.
+    coordinates: (points, 2). entropy: of Bayes at each point. shares: their shares of the variance. r2: that of a
+    linear fit of the entropy to the first component alone.
     """
 
     coordinates: torch.Tensor
@@ -90,7 +90,7 @@ class Manifold:
 
 
 def value_manifold(states: States) -> Manifold:
-    """Return where the outputs of the last attention lie."""
+    """Return the principal components of the outputs of the last attention."""
     found = principal_components(states.attended.flatten(0, 1), 2)
     entropy = states.entropy.flatten()
     first = found.coordinates[:, :1]
@@ -105,10 +105,10 @@ def value_manifold(states: States) -> Manifold:
 
 @dataclass(frozen=True)
 class EntropyAxis:
-    """The direction after one layer along which Bayes' entropy can be read, and what the model does without it.
+    """The direction after one layer from which Bayes' entropy can be read, and the model's error without it.
 
-    r2: on sequences that the direction was not fitted on. within_position_r2: the same after the mean of each position
-    is taken out of both, or None where the entropy depends on the position alone. without, without_random: the model's
+    r2: on sequences that the direction was not fitted on. within_position_r2: the same after subtracting the mean of
+    each position from both, or None if the entropy depends only on the position. without, without_random: the model's
     error of the entropy in bits with this direction removed, and with a random one removed (mean of five).
     """
 
@@ -155,7 +155,7 @@ def _error_without(
 
 @contextmanager
 def _changed_after(model: Any, asked: slice, layer: int, direction: torch.Tensor, mean: torch.Tensor) -> Iterator[None]:
-    """Remove a direction from the residual stream after a layer, where the task asks."""
+    """Remove a direction from the residual stream after a layer, at the asked positions."""
 
     def change(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()

@@ -1,4 +1,4 @@
-"""Train one model on a task and compare it with Bayes: a Transformer, an LSTM, or no attention at all."""
+"""Train one model on a task and compare it with Bayes: a Transformer, an LSTM, or a network without attention."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ WARMUP = 100
 TEST_SEED = 1_000_003  # the same test sequences for every model and every training seed
 TEST_ROWS = 1000
 RESULT = "result.json"
-# When a model is measured and, for the Transformer, saved: shares of the run, denser at the start.
+# When a model is measured and, if it is the Transformer, saved: shares of the run, denser at the start.
 MOMENTS = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one model is and how it is trained. A result is kept only if it was made with the same plan."""
+    """The model and its training. An earlier result is reused only if it was made with the same plan."""
 
     kind: str
     seed: int
@@ -70,7 +70,7 @@ def build_model(plan: Plan) -> nn.Module:
         return transformer
     wanted = parameters_of(transformer)
     if plan.kind == POSITIONS:
-        # The attention's four square matrices become rows of the three of the feed-forward.
+        # The four square matrices of the attention become additional rows of the feed-forward's three matrices.
         intermediate = (transformer.config.intermediate_size or 0) + 4 * width // 3
         return PositionModel(task.vocab_size, width, intermediate, layers)
     sizes = range(8, 8 * width)
@@ -94,12 +94,12 @@ def measure(model: nn.Module, task: Task, tokens: torch.Tensor) -> Comparison:
 
 
 def held_out(task: Task) -> torch.Tensor:
-    """Return the sequences that every model is measured on; training draws from other seeds."""
+    """Return the sequences that every model is measured on; training uses other seeds."""
     return task.draw(TEST_ROWS, torch.Generator().manual_seed(TEST_SEED))
 
 
 def find_result(plan: Plan, folder: Path) -> dict[str, Any] | None:
-    """Return the kept result of a plan, or None if there is none or it was made with another plan."""
+    """Return the stored result of a plan, or None if there is none or it was made with another plan."""
     try:
         kept = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -108,10 +108,10 @@ def find_result(plan: Plan, folder: Path) -> dict[str, Any] | None:
 
 
 def train_and_measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train the model of a plan, measure it over time, and keep the result and the Transformer's checkpoints.
+    """Train the model of a plan, measure it over time, and store the result and the Transformer's checkpoints.
 
-    Returns what result.json has: the figures at the end and the curve over training. If the folder already has the
-    result of this plan, that is returned.
+    Returns the contents of result.json: the figures at the end and the curve over training. If the folder already has
+    the result of this plan, returns that.
     """
     kept = find_result(plan, folder)
     if kept is not None:
@@ -174,7 +174,7 @@ def train_and_measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> d
 
 
 def _optimizer(plan: Plan) -> AdamW | Muon:
-    """Muon for the matrices of the Transformer's blocks; AdamW for the LSTM, whose gates share one matrix."""
+    """Return Muon for the matrices of the Transformer's blocks; AdamW for the LSTM, whose gates share one matrix."""
     if plan.kind == TRANSFORMER:
         return Muon(learning_rate=plan.learning_rate)
     return AdamW(learning_rate=plan.learning_rate, weight_decay=0.0)

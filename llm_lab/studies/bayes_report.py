@@ -1,4 +1,4 @@
-"""The report of these tasks: how far each model is from Bayes, and what is inside the Transformer."""
+"""The report of these tasks: the distance of each model from Bayes, and the inside of the Transformer."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .bayes_models import LSTM, NAMES, TRANSFORMER, held_out, measure
 from .study import Study
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
-POINTS = 800  # in a picture of the manifold
+POINTS = 800  # points in a picture of the manifold
 
 
 def report_distance(study: Study, task: Task, results: Results) -> None:
-    """Write how far each model is from Bayes, by position and over training."""
+    """Write the distance of each model from Bayes, by position and over training."""
     study.heading("Distance from Bayes")
     study.text(
         f"Every model saw new sequences at every step and is measured on {len(held_out(task)):,} others. "
@@ -127,7 +127,7 @@ def _band(name: str, across: Sequence[float], curves: Sequence[Sequence[float]])
 
 @dataclass(frozen=True)
 class Inside:
-    """What was found inside the Transformer of the first seed, at the end of training unless said otherwise."""
+    """The findings inside the Transformer of the first seed, at the end of training unless stated otherwise."""
 
     cosines: list[float]
     cosines_before: list[float]
@@ -143,7 +143,7 @@ class Inside:
 
 
 def report_inside(study: Study, task: Task, folder: Path) -> Inside:
-    """Look into the checkpoints of one Transformer, and write what is there."""
+    """Examine the checkpoints of one Transformer, and write the findings."""
     tokens = held_out(task)
     saved = sorted((folder / "steps").glob("checkpoint-*"), key=_step_of)
     models = {_step_of(path): load_model(str(path)) for path in saved}

@@ -1,4 +1,4 @@
-"""The bijection task of arXiv 2512.22471: guess the next value of a random one-to-one mapping, as well as Bayes can.
+"""The bijection task of arXiv 2512.22471: predict the next value of a random one-to-one mapping, compared with Bayes.
 
 A sequence is x1 y1 x2 y2 ...: every key x has its own value y, drawn again from all one-to-one mappings for each
 sequence. The only thing to predict is the value after each key. The best possible prediction is known exactly.
@@ -19,8 +19,8 @@ from .bayes import word_tokenizer
 class Bijections:
     """Sequences of `pairs` pairs over `values` keys and as many values.
 
-    Tokens 0 to values-1 are the keys, the next ones the values. repeated: keys may occur again, and then their value
-    has been seen; otherwise each key occurs once, and the task never asks for a value that was seen.
+    Tokens 0 to values-1 are the keys; the values follow. repeated: keys may occur again, and then their value is known;
+    otherwise each key occurs once, and the task never asks for a known value.
     """
 
     values: int
@@ -41,7 +41,7 @@ class Bijections:
 
     @property
     def vocab_size(self) -> int:
-        """Keys, values, and the end-of-text token that every tokenizer has."""
+        """The number of keys and values, plus the end-of-text token that every tokenizer has."""
         return 2 * self.values + 1
 
     @property
@@ -69,11 +69,11 @@ class Bijections:
         return ()
 
     def inputs(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what a model reads: all but the last value."""
+        """Return the input of a model: all tokens but the last value."""
         return tokens[:, :-1]
 
     def labels(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what it is trained on, (count, pairs): the value after each key."""
+        """Return the training targets, (count, pairs): the value after each key."""
         return tokens[:, 1::2]
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -88,8 +88,8 @@ class Bijections:
     def posterior(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return Bayes' probability of each value after each key, (count, pairs, values), in float64.
 
-        Given the pairs so far, all one-to-one mappings that agree with them are equally likely. So a known key has its
-        value for sure, and a new key has each value that is not taken yet with the same probability.
+        Given the pairs so far, all one-to-one mappings that agree with them are equally likely. So the value of a known
+        key is certain, and a new key has each unused value with the same probability.
         """
         keys, values = tokens[:, 0::2], tokens[:, 1::2] - self.values
         count, pairs = keys.shape
@@ -109,9 +109,9 @@ class Bijections:
     def blind_error(self) -> float | None:
         """Return the error of a model without memory: log2 of the values minus the mean entropy of Bayes, in bits.
 
-        It can only give each value the same probability, and both its mean absolute error of the entropy and its
-        KL divergence from Bayes have this value. The entropy of Bayes falls as log2(values - pairs so far). None where
-        keys are repeated: then it has no such formula.
+        It can only give each value the same probability, so both its mean absolute error of the entropy and its KL
+        divergence from Bayes have this value. Bayes' entropy falls as log2(values - pairs so far). None if keys are
+        repeated, because there is no such formula then.
         """
         if self.repeated:
             return None
@@ -119,5 +119,5 @@ class Bijections:
         return math.log2(self.values) - mean
 
     def tokenizer(self) -> Any:
-        """Return a tokenizer for texts such as "x3 y7 x1 y0 x9", so that the models open like any other."""
+        """Return a tokenizer for texts such as "x3 y7 x1 y0 x9", so that the models can be opened like any other."""
         return word_tokenizer([f"{kind}{number}" for kind in "xy" for number in range(self.values)])

@@ -1,7 +1,7 @@
 """Run the cells of a sweep: each in a process of its own, one after the other or several at a time.
 
-The folder is the state. Whoever works on a cell holds its lock in `.claims`, so that several commands, on several
-machines with one shared disk, can take the cells of one sweep; a run that was killed is resumed by the next.
+All state is in the folder. The command that works on a cell holds its lock in `.claims`, so that several commands, on
+several machines with a shared disk, can share the cells of one sweep; a run that was killed is resumed by the next.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .measures import rows_of, value_of
 from .sweep import Cell, Sweep
 
 POLL_SECONDS, REPORT_SECONDS = 0.1, 0.5
-CLAIMS = ".claims"  # the folder in a sweep with the locks of the commands that work on it
-PATIENCE_SECONDS = 60.0  # for the end of a process that saves its work, because the command that started it is gone
+CLAIMS = ".claims"  # the folder of a sweep for the locks of the commands that work on it
+PATIENCE_SECONDS = 60.0  # for a process to save its work after the command that started it is gone
 OVER = ("done", "failed")
 
 
 @dataclass(frozen=True)
 class CellState:
-    """How far a cell is. status: that of its run, or waiting. value: of the measure, once it is done."""
+    """The progress of a cell. status: that of its run, or waiting. value: that of the measure, once it is done."""
 
     cell: Cell
     status: str
@@ -47,7 +47,7 @@ class CellState:
 
 @dataclass
 class Outcome:
-    """How a command ended: what of the cells it was asked for is done, failed, or in progress elsewhere."""
+    """How a command ended: how many of its cells are done, failed, or in progress elsewhere."""
 
     states: list[CellState] = field(default_factory=list)
     stopped: bool = False
@@ -61,7 +61,7 @@ Watcher = Callable[[Sequence[CellState], float | None], None]
 
 
 def state_of(cell: Cell, measure: str) -> CellState:
-    """Return how far a cell is, from its folder."""
+    """Return the progress of a cell, from its folder."""
     run = RunFolder(cell.folder)
     if not run.run_json.is_file():
         return CellState(cell, "waiting")
@@ -84,7 +84,7 @@ def state_of(cell: Cell, measure: str) -> CellState:
 
 
 def commands_at_work(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Return the processes of the commands that work on a sweep now (pid, host, start), by the folder of their lock."""
+    """Return the processes of the commands working on a sweep (pid, host, start), by the folder of their lock."""
     found = {file.parent: read_object(file) for file in folder.glob(f"{CLAIMS}/*/{lock.NAME}")}
     return {place: process for place, process in found.items() if process and lock.is_at_work(place, process)}
 
@@ -98,11 +98,7 @@ def run_cells(
     watch: Watcher = lambda states, seconds_left: None,
     on_stop: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Run what is left of some cells; returns how all of them ended.
-
-    watch: called about twice a second with the state of every cell and the seconds left. Ctrl-C calls on_stop, and
-    stops the cells in progress with their work saved. Cells that failed before are skipped, unless retry_failed.
-    """
+    """Run the cells in a list that are not done; return how all of them ended."""
     work = _Work(sweep, cells, jobs, retry_failed)
     try:
         while work.step():
@@ -132,7 +128,7 @@ class _Work:
 
     def __init__(self, sweep: Sweep, cells: Sequence[Cell], jobs: int, retry_failed: bool):
         self.sweep, self.cells, self.jobs = sweep, list(cells), max(1, jobs)
-        # A failed cell counts as tried, so that another command's failures are not repeated in the same pass.
+        # A failed cell counts as tried, so that a cell that failed in another command is not repeated in the same pass.
         tried = () if retry_failed else ("failed",)
         self._known = {cell.name: state_of(cell, sweep.measure) for cell in self.cells}
         self._left = [cell for cell in self.cells if self._known[cell.name].status not in ("done", *tried)]
@@ -140,11 +136,11 @@ class _Work:
         self._running: dict[str, _Running] = {}
         self._busy_since: dict[str, float] = {}
         self._reported = 0.0
-        self._took, self._predicted = 0.0, 0.0  # of the cells that this command has completed
+        self._took, self._predicted = 0.0, 0.0  # for the cells that this command has completed
         self._gpus = _gpus() if self.jobs > 1 else []
 
     def step(self) -> bool:
-        """Start what can be started, and take note of what has ended; False when nothing is left."""
+        """Start what can be started, and record what has ended; False when nothing is left."""
         for cell in list(self.cells):
             if cell.name in self._running and self._running[cell.name].process.poll() is not None:
                 self._end(cell)
@@ -156,7 +152,7 @@ class _Work:
         return bool(self._left or self._running)
 
     def _try(self, cell: Cell) -> None:
-        """Start a cell, unless it is done by now or somebody works on it."""
+        """Start a cell, unless it is done by now or another command works on it."""
         status = RunFolder(cell.folder).status()
         if status == "done" or (status == "failed" and cell.name not in self._retry):
             self._left.remove(cell)
@@ -177,12 +173,12 @@ class _Work:
         self._running[cell.name] = _Running(process, claim, log, slot, time.monotonic())
 
     def _claim(self, cell: Cell) -> ExitStack | None:
-        """Take the lock of a cell; None where another command has it."""
+        """Take the lock of a cell; None if another command has it."""
         place, claim = self._place(cell), ExitStack()
         try:
             place.mkdir(parents=True, exist_ok=True)
             claim.enter_context(lock.hold(place, read_object(place / lock.NAME)))
-        except (LabError, FileNotFoundError):  # it has just been removed by the command that had it
+        except (LabError, FileNotFoundError):  # the command that had it has just removed it
             return None
         return claim
 
@@ -197,13 +193,13 @@ class _Work:
         return lock.is_at_work(self._place(cell), read_object(self._place(cell) / lock.NAME) or {})
 
     def _end(self, cell: Cell) -> None:
-        """Take note of how a cell ended."""
+        """Record how a cell ended."""
         running = self._running.pop(cell.name)
         code, run = running.process.returncode, RunFolder(cell.folder)
         if running.process.stdin:
             running.process.stdin.close()
         status = run.status()
-        if code == BUSY or status == "running":  # a process that saves its work, or one that was started by hand
+        if code == BUSY or status == "running":  # a process that is saving its work, or one that was started by hand
             if not self._has_waited(cell):
                 self._left.append(cell)
         elif code > 0 and status not in ("failed", "stopped"):
@@ -218,7 +214,7 @@ class _Work:
             self._place(cell).rmdir()
 
     def _record_failure(self, run: RunFolder, code: int, log: Path) -> None:
-        """Record the failure of a process that did not get far enough to do it. One that was killed is resumed."""
+        """Record the failure of a process that ended too early to do so itself. One that was killed is resumed."""
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
         reason = lines[-1][:500] if lines else f"the process ended with code {code}"
         first = {} if run.has_started() else {"name": run.path.name, "created_at": now()}
@@ -236,7 +232,7 @@ class _Work:
                 running.process.kill()
 
     def close(self) -> None:
-        """Release what is held; children that are left save their work, as their parent does not listen any more."""
+        """Release the locks and files; remaining children save their work, because their parent no longer listens."""
         for running in self._running.values():
             if running.process.stdin:
                 with suppress(OSError):
@@ -253,14 +249,14 @@ class _Work:
         return [self._known[cell.name] for cell in self.cells]
 
     def report(self, watch: Watcher, *, at_once: bool = False) -> None:
-        """Show the states, about twice a second."""
+        """Pass the states to `watch`, about twice a second."""
         if at_once or time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
             states = self.states()
             watch(states, self._seconds_left(states))
 
     def _seconds_left(self, states: Sequence[CellState]) -> float | None:
-        """Return how long the cells that are left will take, from the estimates and how right they were so far."""
+        """Return the time that the remaining cells will take, from the estimates and how accurate they were so far."""
         seconds = 0.0
         for state in states:
             cost = self._cost(state.cell)
@@ -275,7 +271,7 @@ class _Work:
 
 
 def _gpus() -> list[str]:
-    """Return the GPUs of this machine as CUDA_VISIBLE_DEVICES names them, where there are several."""
+    """Return the GPUs of this machine as CUDA_VISIBLE_DEVICES names them, if there are several."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = len(find_machine().gpus)
     names = visible.split(",") if visible else [str(number) for number in range(count)]

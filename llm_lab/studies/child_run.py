@@ -1,6 +1,6 @@
-"""A run inside a study's folder: started, resumed or skipped there, in this process or in one of its own.
+"""A run inside a study's folder: started, resumed or skipped there, in this process or in a separate one.
 
-`python -m llm_lab.studies.child_run` is that process. It reads the recipe and the folder from standard input, and
+`python -m llm_lab.studies.child_run` is the separate one. It reads the recipe and the folder from standard input, and
 stops with its work saved when the other end is closed: it never outlives the command that started it.
 """
 
@@ -22,14 +22,14 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lock import is_at_work, this_process
 from llm_lab.runs.processes import environment_of
 
-BUSY = 75  # exit code of a child whose folder another process works in
+BUSY = 75  # exit code of a child if another process works in its folder
 
 
 def run_child(recipe: Mapping[str, Any], folder: Path, *, listener: Listener = ignore) -> RunFolder:
-    """Run a recipe in a folder, or what is left of it there; returns the run. Its name is that of the folder.
+    """Run a recipe in a folder, or what remains of it there; return the run, which has the name of the folder.
 
-    The status of the run is done, or stopped after Ctrl-C. UserError or MachineError where the recipe, its data or
-    the machine doesn't fit, where the run in the folder has another recipe, or where another process works in it.
+    The status of the run is done, or stopped after Ctrl-C. UserError or MachineError if the recipe, its data or the
+    machine doesn't fit, if the run in the folder has another recipe, or if another process works in it.
     """
     from llm_lab.job import check
     from llm_lab.runner import run_job_in
@@ -43,14 +43,14 @@ def start_child(
 ) -> subprocess.Popen[str]:
     """Start `run_child` in a process of its own; see `stop_child`.
 
-    output: the file for what it prints. jobs: how many such processes run at the same time on this machine, which
-    share its cores. gpu: the one to use, as in CUDA_VISIBLE_DEVICES.
+    output: the file for its output. jobs: how many such processes run at the same time on this machine, sharing its
+    cores. gpu: the one to use, as in CUDA_VISIBLE_DEVICES.
     """
     environment = environment_of(jobs)
     if jobs == 1 and "OMP_NUM_THREADS" not in os.environ:  # as many threads as `llm-lab run` uses
         del environment["OMP_NUM_THREADS"]
     threads = RunFolder(folder).facts().get("threads")
-    if threads:  # sums are rounded differently with a different number of threads
+    if threads:  # a different number of threads rounds sums differently
         environment["OMP_NUM_THREADS"] = str(threads)
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
@@ -70,7 +70,7 @@ def start_child(
 
 
 def stop_child(process: subprocess.Popen[str]) -> None:
-    """Ask a child to save its work and end; it is still to be waited for."""
+    """Ask a child to save its work and end; the caller must still wait for it."""
     process.send_signal(signal.SIGINT)
 
 
@@ -83,19 +83,19 @@ def _main() -> int:
         return STOPPED
     except LabError as error:
         print(error, file=sys.stderr)  # noqa: T201
-        is_busy = is_at_work(Path(work["folder"]), {**this_process(), "pid": None})  # by anyone but this process
+        is_busy = is_at_work(Path(work["folder"]), {**this_process(), "pid": None})  # in any process except this one
         return BUSY if is_busy else error.exit_code
     return STOPPED if run.status() == "stopped" else 0
 
 
 def stop_with_parent() -> None:
-    """Let this process stop as after Ctrl-C when the one that started it, at the other end of its input, is gone."""
+    """Make this process stop, as after Ctrl-C, when the process at the other end of its input is gone."""
 
     def wait() -> None:
         sys.stdin.read()
         os.kill(os.getpid(), signal.SIGINT)
 
-    # In the background of a shell, SIGINT is ignored; this process is stopped with it.
+    # In a shell's background job, SIGINT is ignored; here it is needed to stop the process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=wait, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Stories in which somebody counts things, with what is true at two points of each: the labels of a probe."""
+"""Stories in which somebody counts things, with the facts at two points of each: the labels of a probe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CountedStory:
     """A story and its steps, up to the `=` of the last one.
 
     story: "Tom has 5 apples. First he finds 3 more. Then he loses 2." steps: "So 5 + 3 = 8. 8 - 2 =". labels: whole
-    numbers by name; those of `LABELS`.
+    numbers, by the names in `LABELS`.
     """
 
     story: str
@@ -31,11 +31,11 @@ class CountedStory:
 
     @property
     def kind(self) -> tuple[int, int]:
-        """Who counts what: the kinds that a control task gives random labels to."""
+        """Who counts what: a control task gives each of these kinds a random label."""
         return self.labels["person"], self.labels["thing"]
 
 
-# Label: what it is. All are true at both points; what a model has to compute is only the last one.
+# {label: its meaning}. All hold at both points; only the last one has to be computed.
 LABELS = {
     "person": "who counts",
     "thing": "what is counted",
@@ -52,7 +52,7 @@ def counted_stories(split: str) -> Iterator[CountedStory]:
         story = row["prompt"].rpartition(" How many")[0]
         steps = _STEP.findall(row["completion"])
         name, _, start, thing = story.partition(".")[0].split(" ")
-        shown = row["completion"].rpartition(" The answer is")[0].rpartition(" ")[0]  # without the last result
+        shown = row["completion"].rpartition(" The answer is")[0].rpartition(" ")[0]  # cut before the last result
         labels = {
             "person": _NAMES.index(name),
             "thing": THINGS.index(thing),

@@ -1,8 +1,9 @@
-"""A duel: two recipes with the same seeds, compared at equal tokens and at equal time, with an honest verdict.
+"""A duel: two recipes with the same seeds, compared at equal tokens and at equal time, with a statistical verdict.
 
 It is a sweep of two configurations. At equal tokens, both train on the same number of tokens. At equal time, the faster
-one keeps its run and the slower one is trained again with as many steps as fit into the same time, its learning-rate
-schedule within them: a point on the curve of a longer run would be before its learning rate has fallen.
+one keeps its run and the slower one is trained again with as many steps as fit into the same time, with its
+learning-rate schedule fitted to them; on the curve of the longer run, the learning rate would still be high at that
+point.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from .sweep import (
 from .verdict import MIN_SEEDS, Verdict, decide
 
 TOKENS, TIME, BOTH = "tokens", "time", "both"
-SAME_TOKENS, SAME_SPEED = 0.005, 0.03  # relative differences that count as none
+SAME_TOKENS, SAME_SPEED = 0.005, 0.03  # relative differences up to these count as equal
 EQUAL_TIME = "-equal-time"
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two in a comparison: its configuration, and its value for every seed that both have."""
+    """One side of a comparison: its configuration, and its value for every seed that both sides have."""
 
     configuration: Configuration
     values: dict[int, float]
@@ -51,9 +52,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two configurations at equal tokens or at equal time. verdict: of the second minus the first; None without pairs.
+    """Two configurations at equal tokens or at equal time. verdict: on the second minus the first; None without pairs.
 
-    how: what was held equal, in words.
+    how: a description of what was held equal.
     """
 
     by: str
@@ -78,8 +79,8 @@ def plan_duel(
 ) -> Sweep:
     """Return a duel whose two recipes have been checked; nothing is written yet.
 
-    other: the second recipe; without it, words has one key with two values. numbered: as in plan_sweep. UserError with
-    every problem of both.
+    other: the second recipe; without it, words contains one key with two values. numbered: as in plan_sweep. UserError
+    with every problem of both.
     """
     if by not in (TOKENS, TIME, BOTH):
         raise UserError(Problem("--by", "what is held equal", value=by, allowed=f"{TOKENS}, {TIME}, {BOTH}"))
@@ -134,7 +135,7 @@ def _require_two_values(grid: Grid) -> None:
 
 
 def _two_recipes(one: tuple[dict[str, Any], str], two: tuple[dict[str, Any], str], grid: Grid) -> list[Configuration]:
-    """Return the configurations of two recipe files, named after them; overrides hold for both."""
+    """Return the configurations of two recipe files, named after them; overrides apply to both."""
     if grid.values:
         fix = "Give one value, which holds for both recipes, or leave out the second recipe."
         raise UserError(Problem(next(iter(grid.values)), "two recipes are compared, not values of a key", fix=fix))
@@ -155,7 +156,7 @@ def _tokens(job: Job) -> int:
 def _with_equal_tokens(
     pair: Sequence[Configuration], jobs: Mapping[str, Job], recipe: Any
 ) -> tuple[list[Configuration], dict[str, Job], list[str]]:
-    """Return the two configurations so that both train on as many tokens as the one that trains on fewer."""
+    """Return the two configurations, the longer one shortened so that both train on the same number of tokens."""
     less, more = sorted(pair, key=lambda one: _tokens(jobs[one.name]))
     fewer, tokens = _tokens(jobs[less.name]), _tokens(jobs[more.name])
     job = jobs[more.name]
@@ -181,11 +182,10 @@ def _with_steps(configuration: Configuration, steps: int) -> Configuration:
 
 
 def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
-    """Return a duel together with the slower configuration in the time of the faster one, and in words what is equal.
+    """Return a duel with the slower configuration shortened to the time of the faster one, and a description of this.
 
-    The third configuration is kept in the folder once it is there, so that a resumed duel does not measure again. None
-    while runs at equal tokens are missing, and where the recipe has no number of steps. The same duel where both are
-    equally fast.
+    The third configuration is stored in the folder, so that a resumed duel does not measure again. None while runs at
+    equal tokens are missing, and if the recipe has no number of steps. The unchanged duel if both are equally fast.
     """
     one, two = duel.configurations[:2]
     seconds = {side.name: _seconds(duel, side) for side in (one, two)}
@@ -197,7 +197,7 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
     kept = next((c for c in duel.configurations[2:] if c.name.endswith(EQUAL_TIME)), None)
     if kept is None and times[1] - times[0] <= SAME_SPEED * times[1]:
         return duel, f"Both take the same time, within {percent(SAME_SPEED, 0)}: {took}."
-    if kept is not None:  # the side and the steps that were chosen first
+    if kept is not None:  # keep the side and the steps that were chosen first
         slow = next((side for side in (one, two) if kept.name == f"{side.name}{EQUAL_TIME}"), slow)
     steps = _steps(duel, slow)
     if steps is None:
@@ -212,7 +212,7 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
 
 
 def with_checked_jobs(duel: Sweep) -> Sweep:
-    """Return a duel with the jobs of all its configurations. UserError where the shortened recipe doesn't fit."""
+    """Return a duel with the jobs of all its configurations. UserError if the shortened recipe is not valid."""
     unchecked = [one for one in duel.configurations if one.name not in duel.jobs]
     return replace(duel, jobs={**duel.jobs, **check_all(unchecked, duel.base)})
 
@@ -233,7 +233,8 @@ def _seconds(duel: Sweep, side: Configuration) -> float | None:
 def _training_seconds(facts: Mapping[str, Any]) -> float | None:
     """Return the time of a run's steps, from its median speed: without start-up, evaluations and samples.
 
-    Stages that learn from rewards generate most of the time, which their speed does not count: of them, the whole time.
+    Stages that learn from rewards spend most of their time on generation, which their speed does not include; for
+    these, return the whole time.
     """
     results, stage = facts.get("results") or {}, stage_of(facts)
     tokens, speed = results.get("train_tokens"), results.get("tokens_per_second")
@@ -255,7 +256,7 @@ def _steps(duel: Sweep, side: Configuration) -> int | None:
 
 
 def compare(duel: Sweep, by: str = BOTH) -> list[Comparison]:
-    """Return what the folder of a duel says at equal tokens and at equal time, as far as it goes."""
+    """Return the comparisons of a duel at equal tokens and at equal time, as far as its folder has results."""
     one, two = duel.configurations[:2]
     found = []
     if by in (TOKENS, BOTH):
@@ -283,7 +284,7 @@ def _compared(duel: Sweep, by: str, one: Configuration, two: Configuration, how:
 
 
 def open_duel(folder: str | Path, *, root: Path = ROOT) -> Sweep:
-    """Read a duel from its folder. UserError where there is none."""
+    """Read a duel from its folder. UserError if there is none."""
     duel = open_sweep(folder, root=root)
     if duel.kind != "duel":
         raise UserError(Problem(str(folder), "this is a sweep, not a duel"))

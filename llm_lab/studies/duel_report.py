@@ -1,4 +1,4 @@
-"""The verdict of a duel in plain words, and its report."""
+"""The verdict of a duel in words, and its report."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ EQUAL = {TOKENS: "at equal tokens", "time": "at equal time"}
 
 @dataclass(frozen=True)
 class DuelResult:
-    """What a duel says. It holds nothing but the folder: every property reads its files."""
+    """The result of a duel. It stores only the folder; every property reads the files there."""
 
     path: Path
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """The comparison at equal tokens, and the one at equal time, as far as they were run."""
+        """The comparison at equal tokens and the one at equal time, if they were run."""
         return compare(open_duel(self.path))
 
     @property
@@ -63,7 +63,7 @@ class DuelResult:
 
 
 def verdict_words(duel: Sweep, comparison: Comparison) -> str:
-    """Return the verdict on one comparison in plain words: effect, interval, test, and what would settle it."""
+    """Return the verdict on one comparison in words: effect, interval, test, and how many seeds would settle it."""
     verdict, where = comparison.verdict, EQUAL[comparison.by]
     one, two = (configuration.label for configuration in duel.configurations[:2])
     start = where[:1].upper() + where[1:]
@@ -95,7 +95,7 @@ def verdict_words(duel: Sweep, comparison: Comparison) -> str:
 
 
 def two_is_ahead(comparison: Comparison, seed: int, fewer: bool) -> bool:
-    """Return whether the second configuration is better with a seed."""
+    """Return whether the second configuration is better for a seed."""
     first, second = comparison.first.values[seed], comparison.second.values[seed]
     return second < first if fewer else second > first
 
@@ -109,7 +109,7 @@ def _seeds(n: int) -> str:
 
 
 def _interval(verdict: Verdict, fewer: bool, second_is_better: bool) -> str:
-    """Return the interval of the advantage of the better one, in the direction of the words."""
+    """Return the interval of the better side's advantage, with the sign that the sentence has."""
     if not math.isfinite(verdict.low):
         return ""
     sign = 1.0 if second_is_better != fewer else -1.0
@@ -151,7 +151,7 @@ def pair_records(duel: Sweep, comparisons: Sequence[Comparison]) -> list[dict[st
 
 
 def write_duel_report(duel: Sweep, by: str) -> None:
-    """Write the reports, their pictures, results.csv and results.json from what the folder holds."""
+    """Write the reports, their pictures, results.csv and results.json from the results in the folder."""
     comparisons = compare(duel, by)
     records = pair_records(duel, comparisons)
     head = list(dict.fromkeys(key for record in records for key in record))
@@ -184,7 +184,7 @@ def _numbers(verdict: Verdict) -> dict[str, Any]:
 
 
 def build_report(duel: Sweep, comparisons: Sequence[Comparison]) -> ReportFiles:
-    """Return the report of a duel, not yet written."""
+    """Return the report of a duel, without writing it."""
     report = ReportFiles(f"Duel: {duel.folder.name}")
     rows = summarize(duel)
     report.text(describe_sweep(duel))
@@ -214,7 +214,7 @@ def build_report(duel: Sweep, comparisons: Sequence[Comparison]) -> ReportFiles:
 
 
 def pair_table(duel: Sweep, one: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the pairs, and of their means."""
+    """Return the head and the rows of the pairs, and those of their means."""
     head = ["seed", one.first.configuration.label, one.second.configuration.label, "difference"]
     rows = []
     for seed, first in one.first.values.items():
@@ -228,7 +228,7 @@ def pair_table(duel: Sweep, one: Comparison) -> tuple[list[str], list[list[str]]
 
 
 def _signed(difference: float) -> str:
-    return f"{round(difference, 4) + 0.0:+.4f}"  # no -0.0000
+    return f"{round(difference, 4) + 0.0:+.4f}"  # avoids -0.0000
 
 
 def _picture(duel: Sweep, one: Comparison) -> str:

@@ -1,7 +1,7 @@
 """Experiments found in folders: each is a Python file, read as text and never imported, so that listing runs no code.
 
 A file is an experiment if it has APP_NAME, a class Options (a pydantic model) and run(options, study). Its name on the
-command line is the file's.
+command line is the file name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHIPPED = Path(__file__).resolve().parent / "experiments"
 OWN = Path("experiments")
 LARGEST_FILE = 1_000_000  # characters
 TYPES: Mapping[str, Any] = {"int": Int, "float": Float, "bool": Bool, "str": str}
-# What Field may say about an option, as literals.
+# The arguments of Field that may be given for an option, as literals.
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern", "description")
 READABLE = "int, float, bool, str, Literal of texts or numbers, list or tuple of these, or one of these or None"
 MODEL = "model"  # an option of this name is a run, a folder with a model, or a name on the Hub
@@ -39,8 +39,8 @@ _MISSING = object()
 class Experiment:
     """An experiment as its file describes it. error: why it can't run, or None.
 
-    title: its APP_NAME. takes: its TAKES, about how long it takes, in words, or "". summary: the first paragraph of its
-    docstring; about: the rest. options: a model of the options, made from the literals in the file.
+    title: its APP_NAME. takes: its TAKES, roughly how long it takes, as text, or "". summary: the first paragraph of
+    its docstring; about: the rest. options: a pydantic model of the options, made from the literals in the file.
     """
 
     name: str
@@ -57,16 +57,16 @@ class Experiment:
         return self.file.parent == SHIPPED
 
     def option_keys(self) -> list[Key]:
-        """Return the options, in their order; [] where they can't be read."""
+        """Return the options in order; [] if they can't be read."""
         return list(keys_of(self.options)) if self.options else []
 
 
 class _Unreadable(Exception):
-    """Why a file is not a complete experiment."""
+    """Raised with the reason why a file is not a complete experiment."""
 
 
 def list_experiments() -> list[Experiment]:
-    """Return the experiments in ./experiments, then those shipped with LLM Lab that have no namesake there."""
+    """Return the experiments in ./experiments, then the shipped ones whose names are not used there."""
     found: dict[str, Experiment] = {}
     for folder in (OWN, SHIPPED):
         for file in sorted(folder.glob("*.py")) if folder.is_dir() else ():
@@ -76,7 +76,7 @@ def list_experiments() -> list[Experiment]:
 
 
 def find_experiment(name: str) -> Experiment:
-    """Return the experiment of a name, title or file. UserError where there is none, or its file is broken."""
+    """Return the experiment with a name, title or file. UserError if there is none, or its file is broken."""
     known = list_experiments()
     wanted = _same(name.removesuffix(".py"))
     found = next((one for one in known if wanted in map(_same, (one.name, one.title, str(one.file)[:-3]))), None)
@@ -93,7 +93,7 @@ def _same(name: str) -> str:
 
 
 def read_experiment(file: Path) -> Experiment | None:
-    """Read a file without running it; None if it is something else, without APP_NAME, Options or run."""
+    """Read a file without running it; None if it is not one, without APP_NAME, Options or run."""
     try:
         module = _parse(file)
     except _Unreadable as error:
@@ -124,7 +124,7 @@ def _parse(file: Path) -> ast.Module:
         if len(text) > LARGEST_FILE:
             raise _Unreadable(f"it has more than {LARGEST_FILE:,} characters")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its escapes, which are shown when it runs
+            warnings.simplefilter("ignore")  # about invalid escapes, which are shown when it runs
             return ast.parse(text)
     except SyntaxError as error:
         where = f" in line {error.lineno}" if error.lineno else ""
@@ -166,7 +166,7 @@ def _constants(body: Iterable[ast.stmt]) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr, constants: Mapping[str, Any]) -> Any:
-    """Return the value of a literal, or of a name that the file gives to one; _MISSING for anything else."""
+    """Return the value of a literal, or of a name that the file assigns a literal to; _MISSING for anything else."""
     if isinstance(node, ast.Name):
         return constants.get(node.id, _MISSING)
     try:
@@ -187,7 +187,7 @@ def _read_options(options: ast.ClassDef, constants: Mapping[str, Any]) -> type[G
                 fields[name] = _read_option(f"Options.{name}", node, constants)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that hide a method of pydantic's
+            warnings.simplefilter("ignore")  # about names that hide a method of pydantic's
             model: type[Group] = create_model("Options", __base__=Group, **fields)
             model.model_rebuild(force=True)
         defaults = {key.path: key.default for key in keys_of(model) if not key.required and key.default is not None}
@@ -227,7 +227,7 @@ def _read_option(name: str, node: ast.AnnAssign, constants: Mapping[str, Any]) -
 
 
 def _read_type(node: ast.expr, constants: Mapping[str, Any]) -> Any:
-    """Return the type that an annotation means, or _MISSING."""
+    """Return the type that an annotation denotes, or _MISSING."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         try:
             return _read_type(ast.parse(node.value, mode="eval").body, constants)
@@ -269,7 +269,7 @@ def _last_name(node: ast.expr) -> str:
 
 
 def read_values(experiment: Experiment, words: Iterable[str]) -> dict[str, Any]:
-    """Return the options that key=value words give, typed. UserError with every problem at once."""
+    """Return the values that key=value words give to options, typed. UserError with every problem at once."""
     keys = {key.path: key for key in experiment.option_keys()}
     given: dict[str, Any] = {}
     problems: list[Problem | str] = []
@@ -288,7 +288,7 @@ def read_values(experiment: Experiment, words: Iterable[str]) -> dict[str, Any]:
 
 
 def read_value(experiment: Experiment, name: str, text: str) -> Any:
-    """Return the value of one option as it was typed. UserError where it is not allowed."""
+    """Return the value of an option from typed text. UserError if it is not allowed."""
     assert experiment.options is not None
     value = _typed(next(key for key in experiment.option_keys() if key.path == name), text)
     given = tuple(value) if isinstance(value, list) else value
@@ -299,7 +299,7 @@ def read_value(experiment: Experiment, name: str, text: str) -> Any:
 
 
 def _typed(key: Key | None, text: str) -> Any:
-    """Return a value as its option reads it: text stays text, and a list may be written as 1,2,3."""
+    """Return a value in the type of its option: text stays text, and a list may be written as 1,2,3."""
     text = text.strip()
     if key is None or (text == "null" and not key.required and key.default is None):
         return parse_yaml(text, key.path if key else "option")
@@ -324,7 +324,7 @@ def _holds_texts(key: Key) -> bool:
 def check_values(
     experiment: Experiment, given: Mapping[str, Any], problems: Sequence[Problem | str] = ()
 ) -> dict[str, Any]:
-    """Return all options, with the defaults of those not given. UserError with every problem, and those given."""
+    """Return all options, with defaults for those not given. UserError with all problems, the given ones too."""
     assert experiment.options is not None
     known = [key.path for key in experiment.option_keys()]
     unknown = [name for name in given if name not in known]
@@ -362,7 +362,7 @@ def command(experiment: str, options: Mapping[str, Any], defaults: Mapping[str, 
 
 
 def written(value: Any) -> str:
-    """Return a value of an option as a user types it."""
+    """Return a value of an option as a user would type it."""
     if isinstance(value, list | tuple):
         return ",".join(map(written, value))
     return value if isinstance(value, str) else format_value(value)

@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Principal:
-    """Principal components: coordinates (points, components), shares of the variance, axes (components, size)."""
+    """Principal components: coordinates (points, components), shares of the variance, and axes (components, size)."""
 
     coordinates: torch.Tensor
     shares: torch.Tensor
@@ -20,7 +20,7 @@ class Principal:
 def principal_components(points: torch.Tensor, count: int) -> Principal:
     """Return the first `count` principal components of points (points, size).
 
-    The sign of an axis is free; here its largest entry is positive, so that pictures of two runs look alike.
+    The sign of an axis is arbitrary; here its largest entry is positive, so that the pictures of two runs look alike.
     """
     centered = points.double() - points.double().mean(0)
     _, scales, axes = torch.linalg.svd(centered, full_matrices=False)
@@ -60,7 +60,7 @@ class Axis:
 
 
 def fit_axis(vectors: torch.Tensor, numbers: torch.Tensor, strength: float = 1e-3) -> Axis:
-    """Fit a number linearly by ridge regression in closed form. strength: relative to the mean variance."""
+    """Fit a number linearly by ridge regression in closed form. strength: penalty relative to the mean variance."""
     x, y = vectors.double(), numbers.double()
     mean_x, mean_y = x.mean(0), y.mean()
     x, y = x - mean_x, y - mean_y
@@ -77,9 +77,9 @@ def r_squared(numbers: torch.Tensor, predicted: torch.Tensor) -> float:
 
 
 def without_direction(vectors: torch.Tensor, direction: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Return vectors (..., size) with what they carry along a unit direction replaced by that of the mean vector.
+    """Return vectors (..., size) whose component along a unit direction is replaced by that of the mean vector.
 
-    The mean, not zero: a zero would also remove what all vectors share, which carries no information.
+    The mean, not zero: a zero would also remove the part that all vectors share, which carries no information.
     """
     direction = direction.to(vectors.dtype)
     along = (vectors - mean.to(vectors.dtype)) @ direction

@@ -1,4 +1,4 @@
-"""The grid of a sweep: which recipe keys take which values, as written on the command line."""
+"""The grid of a sweep: recipe keys and their values, as written on the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPENING, _CLOSING = "[{", "]}"
 class Configuration:
     """One of the recipes that are compared.
 
-    label: for tables; name: for folders; values: the swept keys with their values, as texts; recipe: as a user would
+    label: for tables; name: for folders; values: the swept keys with their values, as text; recipe: as a user would
     write it, without the seed of a cell.
     """
 
@@ -33,7 +33,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Grid:
-    """The swept keys, each with its values as texts, and the overrides that hold for all cells."""
+    """The swept keys, each with its values as texts, and the overrides that apply to all cells."""
 
     values: dict[str, tuple[str, ...]]
     fixed: tuple[str, ...] = ()
@@ -104,14 +104,14 @@ def split_values(text: str) -> list[str]:
 
 
 def configurations_of(raw: Mapping[str, Any], grid: Grid) -> tuple[list[Configuration], list[str]]:
-    """Return one configuration for each combination of values, and remarks on what they don't keep of the recipe."""
+    """Return one configuration for each combination of values, and remarks on what they drop from the recipe."""
     short = short_keys(grid.values)
     remarks: dict[str, None] = {}
     found = []
     for combination in itertools.product(*grid.values.values()):
         values = dict(zip(grid.values, combination, strict=True))
         words = [f"{key}={text}" for key, text in values.items()]
-        # A whole group first, then what changes in it.
+        # A whole group first, then changes within it.
         recipe, _, dropped = with_overrides(raw, sorted([*grid.fixed, *words], key=_depth))
         remarks |= dict.fromkeys(f"{text}." for text in dropped)
         label = ", ".join(f"{short[key]}={shown_value(text)}" for key, text in values.items()) or "recipe"
@@ -121,7 +121,7 @@ def configurations_of(raw: Mapping[str, Any], grid: Grid) -> tuple[list[Configur
 
 
 def shown_value(text: str) -> str:
-    """Return a value for people: of a group, its name and its keys, as in `adamw learning_rate=0.004`."""
+    """Return the display text of a value; for a group, its name and its keys, as in `adamw learning_rate=0.004`."""
     value = parse_yaml(text) if text.startswith("{") else None
     if not isinstance(value, Mapping):
         return text
@@ -134,7 +134,7 @@ def _depth(word: str) -> int:
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Return a short name for each key that no other has: learning_rate, optimizer (for optimizer.name), lora.r."""
+    """Return a unique short name for each key: learning_rate, optimizer (for optimizer.name), lora.r."""
     found = {}
     for key in keys:
         steps = key.removesuffix(".name").split(".")
@@ -145,7 +145,7 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _with_different_names(configurations: Sequence[Configuration]) -> list[Configuration]:
-    """Return the configurations with names that are short enough for a folder and that no two share."""
+    """Return the configurations with unique names that are short enough for a folder."""
     names = [configuration.name for configuration in configurations]
     found = []
     for one in configurations:

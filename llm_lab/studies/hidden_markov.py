@@ -1,4 +1,4 @@
-"""The hidden-Markov task of arXiv 2512.22471: say in which hidden state a chain is, as well as Bayes can.
+"""The hidden-Markov task of arXiv 2512.22471: predict which hidden state a chain is in, compared with Bayes.
 
 Each sequence draws its own chain and begins with it, written out: the probabilities of the first state, of the next
 state from each state, and of each symbol in each state. Then come the symbols that the chain emits. After each symbol,
@@ -15,17 +15,17 @@ from torch.nn import functional as F
 
 from .bayes import entropy_bits, word_tokenizer
 
-UNITS = 20  # probabilities are multiples of 1/20, so that one token writes one
+UNITS = 20  # probabilities are multiples of 1/20, so that one token is enough for each
 LONGER = (1.5, 2.5)  # the paper trains on 20 symbols and tests on 20, 30 and 50
 SAMPLE = 4000  # sequences from which the error of a model without memory is estimated
 
 
 @dataclass(frozen=True)
 class HiddenMarkov:
-    """Sequences of one written-out chain of `states` states and as many symbols, and `observations` symbols.
+    """Sequences that write out a chain of `states` states and as many symbols, followed by `observations` symbols.
 
-    Tokens: p0 to p20 are probabilities in twentieths, then come the symbols, then the states. The states are never in
-    the input; they are what is asked for at each symbol.
+    Tokens: p0 to p20 are probabilities in twentieths, followed by the symbols and the states. The states are never in
+    the input; at each symbol, the current state is to be predicted.
     """
 
     states: int
@@ -58,7 +58,7 @@ class HiddenMarkov:
 
     @property
     def header(self) -> int:
-        """The tokens that write the chain: one row of probabilities, and two for each state."""
+        """The number of tokens that write out the chain: one row of probabilities, and two for each state."""
         return self.states * (1 + 2 * self.states)
 
     @property
@@ -91,14 +91,14 @@ class HiddenMarkov:
         return torch.cat([rows.flatten(1), UNITS + 1 + symbols], dim=1)
 
     def _parts(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Split the rows of a header, (count, 1 + 2 * states, states): first state, next state, symbol."""
+        """Split the rows of a header, (count, 1 + 2 * states, states), into first state, next state and symbol."""
         return rows[:, 0], rows[:, 1 : 1 + self.states], rows[:, 1 + self.states :]
 
     def inputs(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens
 
     def labels(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what a model is trained on, as in the paper: the posterior itself, (count, length, vocab_size)."""
+        """Return the training targets, which are the posterior itself, as in the paper: (count, length, vocab_size)."""
         wanted = torch.zeros(len(tokens), self.length, self.vocab_size)
         wanted[..., self.answers] = self.posterior(tokens).float()
         return wanted
@@ -106,8 +106,8 @@ class HiddenMarkov:
     def posterior(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the probability of each state given the symbols so far, (count, length, states), in float64.
 
-        The forward algorithm, with the chain that the sequence begins with: predict the next state, weigh each state
-        by the probability of the symbol there, and scale to a sum of 1 (Rabiner 1989, section III A).
+        The forward algorithm, with the chain that the sequence begins with: predict the next state, weight each state
+        by the probability of the symbol there, and normalize to a sum of 1 (Rabiner 1989, section III A).
         """
         rows = tokens[:, : self.header].view(len(tokens), -1, self.states).double() / UNITS
         first, moves, emits = self._parts(rows)
@@ -125,7 +125,7 @@ class HiddenMarkov:
         """Return the error in bits of a model that sees one symbol: log2 of the states minus Bayes' mean entropy.
 
         Without the chain, all states are equally likely whatever the symbol. Bayes' mean entropy has no closed form
-        here; it is that of 4,000 sequences.
+        here; it is estimated from 4,000 sequences.
         """
         tokens = self.draw(SAMPLE, torch.Generator().manual_seed(0))
         even = torch.full((self.states,), 1 / self.states, dtype=torch.float64)
@@ -140,7 +140,7 @@ class HiddenMarkov:
 def _draw_rows(count: int, rows: int, size: int, generator: torch.Generator) -> torch.Tensor:
     """Return probabilities in units of 1/UNITS, (count, rows, size): all rows that sum to 1 are equally likely.
 
-    It is Dirichlet(1) on a grid: UNITS units in a line and size - 1 bars between them, each order equally likely.
+    This is Dirichlet(1) on a grid: UNITS units in a line and size - 1 bars between them, each order equally likely.
     """
     places = UNITS + size - 1
     bars = torch.rand(count, rows, places, generator=generator).argsort(dim=2)[..., : size - 1].sort(dim=2).values

@@ -1,4 +1,4 @@
-"""The result that the runs of a sweep are compared by, and where it can't be compared."""
+"""The result by which the runs of a sweep are compared, and when it can't be compared."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llm_lab.job import Job
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.glossary import OF_THE_MACHINE, QUANTITIES, quantity
 
-# What runs are usually compared by; --measure takes others, too.
+# The usual results to compare runs by; --measure also takes others.
 MEASURES = ("eval_accuracy", "eval_loss", "exact_match_sampled", "eval_reward_sampled", "bits_per_byte", "exact_match")
-# Keys on which the text or the unit of the validation loss depends.
+# Keys that decide the text or the unit of the validation loss.
 CHANGES_THE_MEASURE = {
     "tokenizer": "the validation loss is per token, and their tokens are different: compare bits per byte",
     "train.max_length": "the validation loss is measured with a context of train.max_length tokens",
@@ -26,7 +26,7 @@ CHANGES_THE_MEASURE = {
 
 
 def choose_measure(wanted: str | None, jobs: Mapping[str, Job], keys: Sequence[str]) -> str:
-    """Return the result to compare by. UserError for an unknown one, and where the runs won't have it."""
+    """Return the result to compare by. UserError for an unknown one, and if the runs won't have it."""
     last = [job.stages[-1] for job in jobs.values()]
     if wanted is not None:
         found = quantity(wanted)
@@ -57,13 +57,13 @@ def choose_measure(wanted: str | None, jobs: Mapping[str, Job], keys: Sequence[s
 
 
 def caveats(keys: Iterable[str], jobs: Mapping[str, Job], measure: str) -> list[str]:
-    """Return what makes the results of the configurations hard to compare, because the measure itself changes."""
+    """Return reasons why the results are hard to compare, because the measure itself differs between configurations."""
     found = []
     solved = {"bits_per_byte": ("tokenizer",), "eval_accuracy": ("dpo.beta",)}.get(measure, ())
     for key in keys:
         inner = key.split(".", 2)[-1] if key.startswith("stages.") else key
         for start, why in CHANGES_THE_MEASURE.items():
-            is_weight = start == "data" and inner.endswith(".weight")  # each dataset has its share of the validation
+            is_weight = start == "data" and inner.endswith(".weight")  # it leaves validation as it is
             if (inner == start or inner.startswith(f"{start}.")) and start not in solved and not is_weight:
                 found.append(f"{key} is compared, so {why}.")
     if any(key.endswith("optimizer.name") for key in keys):
@@ -78,7 +78,7 @@ def caveats(keys: Iterable[str], jobs: Mapping[str, Job], measure: str) -> list[
 
 
 def value_of(run: RunFolder, measure: str) -> float | None:
-    """Return a result of a run that is done; None where it has none, or one that is not a finite number."""
+    """Return a result of a finished run; None if it has none, or one that is not a finite number."""
     facts = run.facts()
     value = (facts.get("results") or {}).get(measure) if facts.get("status") == "done" else None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -87,11 +87,11 @@ def value_of(run: RunFolder, measure: str) -> float | None:
 
 
 def rows_of(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the metrics of a run; of a pipeline, those of the last stage that has any."""
+    """Return the metrics of a run; for a pipeline, those of the last stage that has any."""
     found = [stage.metrics() for stage in run.stages()]
     return next((rows for rows in reversed(found) if rows), run.metrics())
 
 
 def less_is_better(measure: str) -> bool:
-    """Return whether less of a result is better; of time and memory it is."""
+    """Return whether a smaller result is better, as for time and memory."""
     return not quantity(measure).more_is_better

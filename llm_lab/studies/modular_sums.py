@@ -1,4 +1,4 @@
-"""Sums modulo a number, for a model that sees a part of all sums: does it memorize them or learn the rule?"""
+"""Sums modulo a number. A model that sees a part of all sums can memorize them or learn the rule."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .bayes import word_tokenizer
 from .short_training import train_model
 
 RESULT = "result.json"
-MEMORIZED, LEARNED = 0.99, 0.9  # accuracy on training and on test sums from which they count as such
-FINISHED = 0.99  # accuracy on test sums, three times in a row, that ends the training
+MEMORIZED, LEARNED = 0.99, 0.9  # accuracies on training and test sums that count as memorized and learned
+FINISHED = 0.99  # accuracy on test sums that ends the training when it is reached three times in a row
 HEADS = 4
 
 
@@ -32,8 +32,8 @@ HEADS = 4
 class SumPlan:
     """What is trained and how. A result is kept only if it was made with the same plan.
 
-    modulus: of the sums a + b. train_share: of the unordered pairs {a, b} that are trained on. measurements: how often
-    both accuracies are measured.
+    modulus: that of the sums a + b. train_share: the share of the unordered pairs {a, b} used for training.
+    measurements: how often both accuracies are measured.
     """
 
     modulus: int
@@ -60,7 +60,7 @@ def split_sums(modulus: int, train_share: float, seed: int) -> tuple[Sums, Sums]
     """Return all sums a + b modulo a number, split into training and test sums.
 
     a + b and b + a are on the same side: otherwise a model that has only learned that the order does not matter would
-    be right about as many test sums as there are training sums.
+    be right on the mirror images of training sums.
     """
     one, other = torch.meshgrid(torch.arange(modulus), torch.arange(modulus), indexing="ij")
     pairs = torch.stack([one.flatten(), other.flatten()], dim=1)
@@ -77,7 +77,7 @@ def build_sum_model(plan: SumPlan) -> LabForCausalLM:
     torch.manual_seed(plan.seed)
     return LabForCausalLM(
         LabConfig(
-            vocab_size=plan.modulus + 1,  # and end-of-text
+            vocab_size=plan.modulus + 1,  # plus end-of-text
             hidden_size=plan.hidden_size,
             num_hidden_layers=plan.layers,
             num_attention_heads=HEADS,
@@ -109,7 +109,7 @@ def score_sums(model: Any, sums: Sums) -> tuple[float, float]:
 def spectrum(model: Any, modulus: int) -> list[float]:
     """Return the share of each frequency 1, 2, ... in the embeddings of the numbers; the shares sum to 1.
 
-    For a model that adds by turning angles, as on a clock, a few frequencies have almost everything.
+    For a model that adds by rotating angles, as on a clock, a few frequencies have almost all of it.
     """
     numbers = model.get_input_embeddings().weight[:modulus].double()
     power = torch.fft.rfft(numbers - numbers.mean(0), dim=0).abs().square().sum(1)[1:]
@@ -117,9 +117,9 @@ def spectrum(model: Any, modulus: int) -> list[float]:
 
 
 def train_sums(plan: SumPlan, folder: Path, name: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train a plan's model; keep its curve, its embeddings' spectrum, and the model. Done before: return what was kept.
+    """Train a plan's model and store it with its curve and its embeddings' spectrum, or return an earlier result.
 
-    Returns what result.json has: curve, rows of step and both accuracies and losses; the spectrum before and after.
+    Returns the contents of result.json: the curve (step, accuracies and losses), and the spectrum before and after.
     """
     try:
         kept = json.loads((folder / RESULT).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Grids that are derived from a recipe: the usual comparisons."""
+"""Grids that are derived from a recipe, for common comparisons."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PRESETS = {
 
 
 def require_preset(name: str) -> None:
-    """UserError where there is no preset of this name."""
+    """Raise UserError if there is no preset with this name."""
     if name not in PRESETS:
         fix = did_you_mean(name, PRESETS)
         raise UserError(Problem("--preset", "there is no such preset", name, one_of(list(PRESETS)), fix))
 
 
 def preset_grid(name: str, resolved: Resolved) -> dict[str, tuple[str, ...]]:
-    """Return the grid of a preset, derived from what the recipe becomes. UserError where the stage has no such key."""
+    """Return the grid of a preset, derived from the resolved recipe. UserError if the stage does not have its key."""
     stage, values = resolved.stage, resolved.values
     if name == "seeds":
         return {}
@@ -48,6 +48,6 @@ def preset_grid(name: str, resolved: Resolved) -> dict[str, tuple[str, ...]]:
 
 
 def _why_not(name: str, stage: str) -> str:
-    """Return why a stage has nothing for a preset."""
+    """Return why a preset does not apply to a stage."""
     lacks = {"lora-rank": "LoRA", "position-embedding": "new model", "optimizer": "choice of an optimizer"}
     return f"a recipe of the stage {stage} has no {lacks.get(name, 'learning rate')}"

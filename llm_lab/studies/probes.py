@@ -1,8 +1,8 @@
 """Linear probes: what can be read from vectors by a linear classifier, and whether that means anything.
 
 The classifier is linear discriminant analysis, in closed form: every class has its mean, all share one covariance. It
-has nothing to tune, and classes that lie in a row (numbers on a line) do not hide each other, as they would in a least
-squares fit.
+has nothing to tune, and classes that lie in a row (numbers on a line) do not mask each other, as they would in a
+least-squares fit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Probe:
         return torch.tensor(self.classes)[(vectors.double() @ self.weights + self.offset).argmax(dim=1)]
 
     def accuracy(self, vectors: torch.Tensor, labels: torch.Tensor) -> float:
-        """Return the share of vectors whose label the probe finds."""
+        """Return the share of vectors whose label the probe predicts."""
         return float((self.predict(vectors) == labels).double().mean())
 
 
@@ -46,7 +46,7 @@ def fit_probe(vectors: torch.Tensor, labels: torch.Tensor) -> Probe:
     means = torch.zeros(len(classes), x.shape[1], dtype=torch.float64).index_add_(0, indices, x) / counts[:, None]
     inner = x - means[indices]
     covariance = inner.T @ inner / max(1, len(x) - len(classes))
-    # Vectors that are all the same differ by rounding only, which must not be magnified.
+    # Equal vectors differ only by rounding errors, which must not be magnified.
     scale = covariance.diagonal().mean().clamp(min=float(vectors.double().square().mean()) * 1e-9 + 1e-30)
     eye = torch.eye(len(covariance), dtype=torch.float64)
     weights = torch.linalg.solve((1 - SHRINKAGE) * covariance + SHRINKAGE * scale * eye, means.T)
@@ -55,7 +55,7 @@ def fit_probe(vectors: torch.Tensor, labels: torch.Tensor) -> Probe:
 
 
 def control_labels(kinds: Sequence[Hashable], labels: Sequence[int], seed: int) -> list[int]:
-    """Return labels that mean nothing: every kind of input gets one of the real labels at random.
+    """Return meaningless labels: every kind of input gets one of the real labels at random.
 
     A probe can find them only by memorizing kinds. The accuracy on the real labels minus that on these is the
     selectivity (Hewitt & Liang, arXiv:1909.03368).

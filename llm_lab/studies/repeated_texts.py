@@ -9,13 +9,13 @@ from pathlib import Path
 
 from llm_lab.runs.disk import write_atomically
 
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz"  # one byte, and so one token, each
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz"  # each is one byte, and therefore one token
 
 
 def repeated_texts(count: int, *, shortest: int, longest: int, times: int, seed: int) -> Iterator[str]:
     """Yield texts of a random chunk, repeated `times` times. No character occurs twice in a chunk.
 
-    The length of the chunk differs from text to text, so that what comes next can't be found at a fixed distance.
+    The length of the chunk differs from text to text, so that the next character can't be found at a fixed distance.
     """
     draw = random.Random(seed)
     for _ in range(count):
@@ -23,7 +23,7 @@ def repeated_texts(count: int, *, shortest: int, longest: int, times: int, seed:
 
 
 def write_texts(path: Path, texts: Iterator[str]) -> None:
-    """Write texts as lines of JSON; a file that already has them stays as it is."""
+    """Write texts as lines of JSON; a file that already has them is not changed."""
     text = "".join(json.dumps({"text": each}) + "\n" for each in texts)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)

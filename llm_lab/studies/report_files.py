@@ -1,4 +1,4 @@
-"""A report in two forms: report.md with its pictures as files, and report.html, one page that needs no other file."""
+"""A report in two forms: report.md with its pictures as files, and report.html, a self-contained page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm_lab.runs.page import Page
 
 @dataclass(frozen=True)
 class _Part:
-    """kind: heading, text, items, table, picture or code. text: also a caption. file: of the picture."""
+    """A part. kind: heading, text, items, table, picture or code. text: also a caption. file: that of the picture."""
 
     kind: str
     text: str = ""
@@ -26,7 +26,7 @@ class _Part:
 
 
 class ReportFiles:
-    """A report that is put together from top to bottom and then written."""
+    """A report that is built from top to bottom and then written."""
 
     def __init__(self, title: str):
         self.title = title
@@ -54,7 +54,7 @@ class ReportFiles:
         self._parts.append(_Part("code", text))
 
     def blocks(self) -> list[dict[str, Any]]:
-        """Return the parts as JSON holds them, the pictures as SVG."""
+        """Return the parts in a form that JSON can hold, the pictures as SVG."""
         return [{key: value for key, value in vars(part).items() if value} for part in self._parts]
 
     def write(self, folder: Path) -> None:
@@ -85,7 +85,7 @@ class ReportFiles:
         return "\n\n".join(blocks) + "\n"
 
     def html(self) -> str:
-        """Return the page."""
+        """Return the report as an HTML page."""
         page = Page(self.title)
         for part in self._parts:
             match part.kind:

@@ -1,4 +1,4 @@
-"""What a sweep has measured, read from its folder: one row per configuration, one per cell, and what they changed."""
+"""The measurements of a sweep, read from its folder: one row per configuration, one per cell, and the differences."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ MISSING = math.nan
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: its value for every seed, their mean and standard deviation, and what a run took.
+    """One configuration: its value for every seed, their mean and standard deviation, and the cost of a run.
 
-    values: by seed, of the cells that are done. mean and spread: NaN where they are not known.
+    values: by seed, for the finished cells. mean and spread: NaN if unknown.
     """
 
     configuration: Configuration
@@ -53,13 +53,13 @@ class Row:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep has measured. It holds nothing but the folder: every property reads its files."""
+    """The result of a sweep. It stores only the folder; every property reads the files there."""
 
     path: Path
 
     @property
     def sweep(self) -> Sweep:
-        """What is compared."""
+        """A description of the comparison."""
         return open_sweep(self.path)
 
     @property
@@ -128,7 +128,7 @@ def _mean(values: Iterable[Any]) -> float:
 
 
 def result_records(sweep: Sweep) -> list[dict[str, Any]]:
-    """Return the table of configurations, best first, as records; None for what is not known."""
+    """Return the table of configurations, best first, as records; None for unknown values."""
     return [
         {
             **(row.configuration.values or {"configuration": row.configuration.label}),
@@ -163,9 +163,9 @@ def _known(value: float) -> float | None:
 
 
 def difference_rows(sweep: Sweep) -> list[list[str]]:
-    """Return a row for each key that has not the same value in all configurations: the key, and each one's value.
+    """Return a row for each key whose value differs between configurations: the key, and each one's value.
 
-    The values are those of the runs' own recipes, derived ones included; of cells that have not started, unknown.
+    The values are those of the runs' own recipes, derived ones included; unknown for cells that have not started.
     """
     recipes: dict[str, Any] = {}
     for cell in sweep.cells():
@@ -186,7 +186,7 @@ def difference_rows(sweep: Sweep) -> list[list[str]]:
 
 
 def write_tables(sweep: Sweep) -> None:
-    """Write results.csv (a line per configuration), cells.csv (a line per run), and results.json with all of it."""
+    """Write results.csv (a line per configuration), cells.csv (a line per run), and results.json with all of that."""
     results, cells = result_records(sweep), cell_records(sweep)
     for name, records in (("results.csv", results), ("cells.csv", cells)):
         head = list(dict.fromkeys(key for record in records for key in record))

@@ -1,4 +1,4 @@
-"""Two models to compare a Transformer with: an LSTM, and a network that sees one position at a time."""
+"""Two models for comparison with a Transformer: an LSTM, and a network that sees one position at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_lab.model.norms import RMSNorm
 
 
 class LstmModel(nn.Module):
-    """Embeddings, an LSTM, and a language model head: memory of a fixed size instead of attention."""
+    """Embeddings, an LSTM, and a language model head: a memory of fixed size instead of attention."""
 
     def __init__(self, vocab_size: int, hidden_size: int, layers: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class LstmModel(nn.Module):
 
 
 class PositionModel(nn.Module):
-    """A Transformer without its attention: each position sees its own token only."""
+    """A Transformer without its attention: each position sees only its own token."""
 
     def __init__(self, vocab_size: int, hidden_size: int, intermediate_size: int, layers: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Train a small model on batches that are made as they are needed, with the optimizers and schedules of recipes.
+"""Train a small model on batches that are generated as needed, with the optimizers and schedules of recipes.
 
-For experiments whose data no file holds (a new task in each sequence) or whose model no recipe builds (an LSTM).
+For experiments whose data is not in a file (a new task in each sequence) or whose model no recipe can build (an LSTM).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def train_model(
     warmup_steps: int = 0,
     after_step: Callable[[int, torch.Tensor], bool | None] | None = None,
 ) -> None:
-    """Take `steps` updates. loss_of_batch(step): the loss of a new batch, step counted from 0.
+    """Take `steps` updates. loss_of_batch(step): returns the loss of a new batch; steps are counted from 0.
 
-    optimizer_options: an optimizer of a recipe. after_step(steps done, loss) may measure and save; True stops. The
-    caller sets the seeds.
+    optimizer_options: the optimizer group of a recipe. after_step(steps done, loss) may measure and save; returning
+    True stops the training. The caller sets the seeds.
     """
     keep_freed_memory()
     optimizer = build_optimizer(model, optimizer_options)

@@ -24,9 +24,9 @@ def pretraining(
     device: str = "auto",
     seed: int = 1337,
 ) -> dict[str, Any]:
-    """Return the recipe of a small model: heads of 32, AdamW, one evaluation at the end.
+    """Return the recipe of a small model: heads of size 32, AdamW, one evaluation at the end.
 
-    vocabulary: entries of a BPE tokenizer that is trained on the data; None: bytes. learning_rate: derived where None.
+    vocabulary: size of a BPE tokenizer that is trained on the data; None: bytes. learning_rate: derived if None.
     """
     heads = max(1, width // 32)
     return {
@@ -73,8 +73,8 @@ def fine_tuning(
 ) -> dict[str, Any]:
     """Return the recipe of a short SFT of a small model: AdamW, five evaluations.
 
-    lora: preset and r of an adapter; its alpha is twice the rank, so that the size of what it adds does not change with
-    the rank. learning_rate: derived where None.
+    lora: preset and r of an adapter; its alpha is twice the rank, so that the size of its contribution does not change
+    with the rank. learning_rate: derived if None.
     """
     recipe: dict[str, Any] = {
         "stage": "sft",
@@ -99,18 +99,18 @@ def fine_tuning(
 
 
 def points(run: RunFolder, key: str) -> Points:
-    """Return (step, value) of a number in a run's metrics."""
+    """Return (step, value) pairs of a metric of a run."""
     return [(row["step"], row[key]) for row in run.metrics() if isinstance(row.get(key), int | float)]
 
 
 def last(run: RunFolder, key: str) -> float | None:
-    """Return the last value of a number in a run's metrics; None where it has none, or it is not finite."""
+    """Return the last value of a metric of a run; None if it has none, or if it is not finite."""
     found = points(run, key)
     return found[-1][1] if found and math.isfinite(found[-1][1]) else None
 
 
 def mean_by_epoch(run: RunFolder, key: str, steps_per_epoch: float) -> Points:
-    """Return (epoch, mean) of a number over the log rows of each epoch."""
+    """Return (epoch, mean) pairs of a metric over the log rows of each epoch."""
     groups: dict[int, list[float]] = {}
     for step, value in points(run, key):
         if step > 0:

@@ -1,4 +1,4 @@
-"""What an experiment works with: its folder, its child runs, and the report that it writes."""
+"""The interface for experiments: the folder, child runs, and the report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPORT_PAGE, REPORT_JSON = "report.html", "report.json"
 
 @dataclass(frozen=True)
 class _Block:
-    """A part of the report. kind: heading, text, table or picture. file: of its picture or table, in the folder."""
+    """A part of the report. kind: heading, text, table or picture. file: its picture or table in the folder."""
 
     kind: str
     text: str
@@ -40,7 +40,7 @@ class _Block:
 
 
 class Study:
-    """A running experiment. `run(options, study)` calls it; everything that it is given is in the report at once."""
+    """A running experiment, passed to `run(options, study)`. Everything that is added appears in the report at once."""
 
     def __init__(self, folder: RunFolder, listener: Listener = ignore):
         self.run = folder
@@ -60,9 +60,9 @@ class Study:
     def train(self, recipe: Mapping[str, Any], name: str) -> RunFolder:
         """Run a recipe in checkpoints/<study>/<name> and return the run; it is skipped if it is done.
 
-        recipe: as in a recipe file, of one stage; its device is `auto` unless it names one. A run that was interrupted
-        is resumed. One of the same name with another recipe, from before the experiment was changed, is replaced.
-        KeyboardInterrupt where the run was stopped. UserError or MachineError as `llm-lab run` reports them.
+        recipe: as in a recipe file, for one stage; its device is `auto` unless it names one. An interrupted run is
+        resumed. A run of the same name with another recipe, from before the experiment was changed, is replaced. Raises
+        KeyboardInterrupt if the run was stopped, and UserError or MachineError as `llm-lab run` reports them.
         """
         if slug(name) != name:
             raise UserError(Problem(name, "a name has letters, digits and ._- only", fix=f"Try {slug(name, 'run')}."))
@@ -82,7 +82,7 @@ class Study:
         return child
 
     def child(self, name: str) -> RunFolder:
-        """Return the run of a name in the study's folder, trained or not."""
+        """Return the run with a name in the study's folder, trained or not."""
         return RunFolder(self.folder / name)
 
     def heading(self, text: str) -> None:
@@ -115,7 +115,7 @@ class Study:
         self._add(_Block("picture", caption, file, svg=svg))
 
     def result(self, key: str, value: float | int | str) -> None:
-        """Keep one result of the study, in run.json and in the report."""
+        """Add one result of the study to run.json and the report."""
         self._results[key] = _plain_value(value)
         self.run.update(results=self._results)
 
@@ -124,7 +124,7 @@ class Study:
         self.write_report()
 
     def write_report(self) -> None:
-        """Write report.md and report.html from what there is so far."""
+        """Write report.md and report.html with the current contents."""
         write_atomically(self.run.report_path, redact(self._markdown()))
         write_atomically(self.folder / REPORT_PAGE, redact(self._page()))
         blocks = redact_values([_as_json(block) for block in self._blocks])
@@ -186,25 +186,25 @@ class Study:
 
 
 def _as_json(block: _Block) -> dict[str, Any]:
-    """Return a part of the report for report.json; a picture is named by its file."""
+    """Return a part of the report for report.json; a picture is given by its file name."""
     kept = {"kind": block.kind, "text": block.text, "file": block.file, "head": block.head, "rows": block.rows}
     return {key: value for key, value in kept.items() if value}
 
 
 def _marked(text: str) -> str:
-    """Return a text as Markdown in which only what is between backticks means something: it is code."""
+    """Return a text as Markdown that escapes everything but code between backticks."""
     parts = re.split(r"`([^`]+)`", text)
     return "".join(code(part) if number % 2 else _escaped(part) for number, part in enumerate(parts))
 
 
 def _escaped(text: str) -> str:
-    """Return a part of a text without Markdown, with the spaces around it."""
+    """Return a part of a text with Markdown escaped, including the spaces around it."""
     before, after = text[:1].isspace(), text[-1:].isspace() and bool(text.strip())
     return " " * before + plain(text) + " " * after
 
 
 def _plain_value(value: Any) -> Cell:
-    """Return a number of any library as Python's own; None where it is not a finite number."""
+    """Return a number of any library as a Python number; None if it is not finite."""
     if value is None or isinstance(value, str | bool | int):
         return redact(value) if isinstance(value, str) else value
     number = float(value)
@@ -212,7 +212,7 @@ def _plain_value(value: Any) -> Cell:
 
 
 def shown(value: Cell) -> str:
-    """Return a cell as people read it: four digits of a fraction, thousands separated, nothing for None."""
+    """Return the display text of a cell: four digits of a fraction, thousands separated, nothing for None."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -223,7 +223,7 @@ def shown(value: Cell) -> str:
 
 
 def _as_progress(name: str, listener: Listener) -> Listener:
-    """Return a listener for a child run: its steps are one line of progress, and its warnings are shown."""
+    """Return a listener for a child run: its steps become one line of progress, and its warnings are shown."""
     steps = 0
 
     def listen(event: Event) -> None:

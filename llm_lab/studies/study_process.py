@@ -29,11 +29,11 @@ from .experiment_files import Experiment, command, defaults_of
 from .study import Study
 
 TRACEBACK = "traceback.txt"
-IN_FOLDER = "--in-folder"  # the option of `llm-lab study` with which the process finds its folder
+IN_FOLDER = "--in-folder"  # the option of `llm-lab study` that gives the process its folder
 
 
 class ExperimentRaised(LabError):
-    """An experiment raised an exception: a mistake in its code. Exit code 1."""
+    """An experiment raised an exception: a mistake in its code. The exit code is 1."""
 
     exit_code = 1
 
@@ -43,8 +43,8 @@ def open_study(
 ) -> tuple[RunFolder, bool]:
     """Return the folder of a study, and whether it resumes one.
 
-    The newest study of the same experiment that did not end is resumed if it has the same options. overwrite: replace
-    the study of the same name.
+    The newest unfinished study of the same experiment is resumed if it has the same options. overwrite: replace the
+    study with the same name.
     """
     name = slug(experiment.name, "study")
     described = {
@@ -71,7 +71,7 @@ def open_study(
 def start_study(folder: RunFolder, *, debug: bool = False) -> int:
     """Run the study of a folder in a process of its own, which stops with this one; return its exit code.
 
-    Ctrl-C and a request to end are passed on as Ctrl-C: what was trained is saved.
+    Ctrl-C and a request to end are passed on as Ctrl-C, so that finished work is saved.
     """
     words = [sys.executable, "-m", "llm_lab.cli", "study", IN_FOLDER, str(folder.path)]
     words += ["--debug"] if debug else []
@@ -91,7 +91,7 @@ def start_study(folder: RunFolder, *, debug: bool = False) -> int:
 
 @contextmanager
 def _signals_passed_on(process: subprocess.Popen) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+    if threading.current_thread() is not threading.main_thread():  # only that one can set signal handlers
         yield
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -106,14 +106,14 @@ def _signals_passed_on(process: subprocess.Popen) -> Iterator[None]:
 def run_study(folder: RunFolder, listener: Listener) -> None:
     """Run the study of a folder in this process, and write its report.
 
-    UserError or MachineError as the experiment raised them; ExperimentRaised for every other exception.
+    A UserError or MachineError of the experiment is raised as it is; any other exception as ExperimentRaised.
     """
     about = folder.facts().get("study")
     if not about:
         raise UserError(Problem(str(folder.path), "this folder holds no study"))
     with folder.hold():
         resumed = [*folder.facts().get("resumed_at", []), now()] if folder.report_path.exists() else []
-        process = {**this_process(), "parent": os.getppid()}  # the command that started it
+        process = {**this_process(), "parent": os.getppid()}  # the parent is the command that started it
         folder.update(status="running", process=process, error=None, resumed_at=resumed)
         (folder.path / TRACEBACK).unlink(missing_ok=True)
         study = Study(folder, listener)
@@ -142,27 +142,27 @@ def _run(about: Mapping[str, Any], study: Study) -> None:
 
 
 def _load(file: Path) -> Any:
-    """Import an experiment: a shipped one by its name, one of the user from its file."""
+    """Import an experiment: a shipped one by its name, a user's from its file."""
     from . import experiments
 
     if file.parent == Path(experiments.__file__).parent:
         return importlib.import_module(f"{experiments.__name__}.{file.stem}")
-    sys.path.append(str(file.parent.resolve()))  # last: a file there hides no library
+    sys.path.append(str(file.parent.resolve()))  # last, so that a file there does not hide a library
     module = types.ModuleType(f"experiment_{file.stem}")
     module.__file__ = str(file.resolve())
     sys.modules[module.__name__] = module  # pydantic looks up the types of Options there
-    # Not through Python's cache of compiled files, which misses a change within a second.
+    # Without Python's cache of compiled files, which misses a change within the same second.
     exec(compile(file.read_bytes(), module.__file__, "exec"), module.__dict__)
     return module
 
 
 def _is_explained(error: BaseException) -> bool:
-    """Return whether an error says by itself what the user can do: no space left, no permission, wrong input."""
+    """Return whether an error by itself explains what the user can do: no space left, no permission, wrong input."""
     return isinstance(error, LabError) or (isinstance(error, Exception) and file_error(error) is not None)
 
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:
-    """Write how an exception ended a study. One that did nothing leaves no folder."""
+    """Record the exception that ended a study. If the study did nothing yet, its folder is removed."""
     if isinstance(error, KeyboardInterrupt):
         folder.update(status="stopped", ended_at=now())
     elif isinstance(error, LabError) and not folder.report_path.exists() and not folder.facts().get("children"):

@@ -1,4 +1,4 @@
-"""A study from Python: what its folder holds, as tables and pictures."""
+"""The result of a study in Python: its tables and pictures, read from its folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FRAME_HEIGHT = 720  # pixels of a report in a notebook
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study that was run. It holds nothing but the folder: every property reads its files."""
+    """The result of a study. It stores only the folder; every property reads the files there."""
 
     path: Path
 
     @property
     def results(self) -> dict[str, Any]:
-        """The results of the study: numbers and texts by name."""
+        """The results of the study: numbers and strings, by name."""
         return RunFolder(self.path).facts().get("results", {})
 
     @property
@@ -83,8 +83,8 @@ class ExperimentList(list[Experiment]):
 def study(name: str | None, options: Mapping[str, Any]) -> StudyResult | ExperimentList:
     """Run an experiment in a process of its own; without a name, list the experiments.
 
-    KeyboardInterrupt where it was stopped. UserError where there is no such experiment or option; LabError where the
-    study failed, with the folder that says why.
+    Raises KeyboardInterrupt if it was stopped, UserError if there is no such experiment or option, and LabError if the
+    study failed, naming the folder that has the reason.
     """
     if name is None:
         return ExperimentList(list_experiments())

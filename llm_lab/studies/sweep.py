@@ -58,7 +58,7 @@ class Sweep:
     """What a sweep compares, as sweep.json records it.
 
     keys: the swept keys. base: the recipe that the configurations change. wanted: the configurations and seeds that the
-    current command asks for; the folder may hold others, from earlier commands. jobs: the checked job of each
+    current command requests; the folder may hold others, from earlier commands. jobs: the checked job of each
     configuration; empty for a sweep that was only read.
     """
 
@@ -75,11 +75,11 @@ class Sweep:
     kind: str = "sweep"
 
     def cells(self) -> list[Cell]:
-        """Return every cell: the first seed of all configurations, then the second, so that an early end is fair."""
+        """Return every cell: the first seed of all configurations, then the second, so that stopping early is fair."""
         return [_cell(self.folder, one, seed, self.base) for seed in self.seeds for one in self.configurations]
 
     def cells_to_run(self) -> list[Cell]:
-        """Return the cells that the current command asks for."""
+        """Return the cells that the current command requests."""
         names, seeds = self.wanted
         return [cell for cell in self.cells() if cell.configuration.name in names and cell.seed in seeds]
 
@@ -113,7 +113,7 @@ def first_seed(raw: Mapping[str, Any]) -> int:
 
 
 def with_seed(raw: Mapping[str, Any], seed: int, first: int) -> dict[str, Any]:
-    """Return a recipe with another seed. A stage of a pipeline that sets its own seed is shifted by the same amount."""
+    """Return a recipe with another seed. A seed of a pipeline's stage is shifted by the same amount."""
     changed = {**raw, "seed": seed}
     if "stages" in raw:
         changed["stages"] = [
@@ -137,8 +137,8 @@ def plan_sweep(
 ) -> Sweep:
     """Return a sweep whose every configuration has been checked; nothing is written yet.
 
-    words: key=v1,v2 (compared) and key=value (for all). UserError with every problem of every configuration, and where
-    the folder of that name holds another sweep; numbered: that one's name gets a number instead.
+    words: key=v1,v2 (compared) and key=value (for all). UserError with every problem of every configuration, and if the
+    folder of that name holds another sweep; numbered: add a number to the name instead.
     """
     raw, stem = read_raw(recipe)
     grid = read_grid(words)
@@ -174,7 +174,7 @@ def plan_sweep(
 
 
 def _new_groups(base: Mapping[str, Any], jobs: Mapping[str, Job], keys: Iterable[str]) -> list[str]:
-    """Return what a compared key turns on that the recipe does not have, such as LoRA."""
+    """Return what a compared key switches on that the recipe does not have, such as LoRA."""
     job = read_job(base)[0]
     found = []
     for key in keys:
@@ -188,7 +188,7 @@ def _new_groups(base: Mapping[str, Any], jobs: Mapping[str, Job], keys: Iterable
 
 
 def read_raw(recipe: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return a recipe as it was written, and the name of its file."""
+    """Return a recipe as it was written, and its file name."""
     if isinstance(recipe, Mapping):
         return dict(recipe), "run"
     path = find_recipe(recipe)
@@ -242,7 +242,7 @@ def require_seeds(seeds: int, preset: str | None) -> None:
 
 
 def check_all(configurations: Sequence[Configuration], recipe: Any) -> dict[str, Job]:
-    """Return the checked job of every configuration. UserError with the problems of all; one that all have is one."""
+    """Return the checked job of every configuration. UserError with every problem; shared ones appear once."""
     machine = find_machine()
     is_found = not isinstance(recipe, Mapping) and read_job(recipe, machine=machine)[0]
     jobs: dict[str, Job] = {}
@@ -260,7 +260,7 @@ def check_all(configurations: Sequence[Configuration], recipe: Any) -> dict[str,
                 for text, found in problems.items()
             )
         )
-    if is_found:  # code that a run's folder names is not the user's own
+    if is_found:  # code named in a run's folder is not the user's own
         jobs = {name: replace(job, is_found=is_found.is_found) for name, job in jobs.items()}
     return jobs
 
@@ -271,13 +271,13 @@ def _where(found: Sequence[tuple[str, Any]]) -> str:
 
 
 def signature(job: Job) -> str:
-    """Return all that decides what a job does, as text: two configurations with the same are the same."""
+    """Return everything that decides what a job does, as text: two configurations with equal text are the same."""
     kept = [{key: value for key, value in resolved.values.items() if key != "name"} for resolved in job.stages]
     return json.dumps(kept, sort_keys=True, default=str)
 
 
 def require_differences(configurations: Sequence[Configuration], jobs: Mapping[str, Job], keys: Sequence[str]) -> None:
-    """UserError where values of a key make the same recipe: it has no effect, or they are derived to be equal."""
+    """Raise UserError if several values of a key make the same recipe: it has no effect, or they resolve to one."""
     first: dict[str, Configuration] = {}
     same: dict[str, list[tuple[Configuration, Configuration]]] = {}
     for one in configurations:
@@ -306,7 +306,7 @@ def require_differences(configurations: Sequence[Configuration], jobs: Mapping[s
 
 
 def folder_name(name: str | None, title: str, default: str) -> str:
-    """Return the name of a sweep's folder: the given one, or one made from a title. UserError for a path."""
+    """Return the name of a sweep's folder: the given name, or one made from a title. UserError for a path."""
     if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=-]*", name):
         allowed = "letters, digits, '.', '_', '=' and '-', starting with a letter or digit"
         raise UserError(Problem("--name", "this is not the name of a folder", value=name, allowed=allowed))
@@ -314,9 +314,9 @@ def folder_name(name: str | None, title: str, default: str) -> str:
 
 
 def joined_with_folder(sweep: Sweep, *, numbered: bool = False) -> Sweep:
-    """Return a sweep together with what its folder already holds. UserError where that is something else.
+    """Return a sweep joined with what its folder already holds. UserError if that is something else.
 
-    numbered: then it gets a name with a number instead.
+    numbered: in that case, add a number to the name instead.
     """
     endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2))) if numbered else [""]
     for ending in endings:
@@ -351,7 +351,7 @@ def _joined(sweep: Sweep) -> Sweep:
 
 
 def _differences(before: Sweep, sweep: Sweep) -> list[Problem]:
-    """Return what recipes of the same name have in a command and not in the folder; their seeds and names aside."""
+    """Return how recipes in a command differ from those of the same name in the folder, apart from seeds and names."""
     problems: dict[str, Problem] = {}
     fix = f"Start another {sweep.kind} with --name, or delete {sweep.folder}."
     for one in sweep.configurations:
@@ -367,15 +367,15 @@ def _differences(before: Sweep, sweep: Sweep) -> list[Problem]:
 
 
 def open_to_resume(folder: str | Path, *, root: Path = ROOT) -> Sweep:
-    """Read a sweep or a duel with all that it compares checked again, to run what is left. UserError as check_all."""
+    """Read a sweep or a duel to run what remains of it; its recipes are checked again. UserError as in check_all."""
     sweep = open_sweep(folder, root=root)
-    # The folder may be someone else's: code that it names is not the user's own.
+    # The folder may be someone else's, so code that it names is not the user's own.
     jobs = {name: replace(job, is_found=True) for name, job in check_all(sweep.configurations, sweep.base).items()}
     return replace(sweep, jobs=jobs, wanted=(frozenset(jobs), frozenset(sweep.seeds)))
 
 
 def _require_types(record: Mapping[str, Any]) -> None:
-    """Raise TypeError for a sweep.json that no command has written: its folder may come from elsewhere."""
+    """Raise TypeError for a sweep.json that our commands can't have written: its folder may come from elsewhere."""
     expected = {"keys": list, "recipe": dict, "configurations": list, "seeds": list, "remarks": list}
     expected |= dict.fromkeys(("measure", "command", "kind"), str)
     wrong = [key for key, kind in expected.items() if not isinstance(record[key], kind)]
@@ -383,7 +383,7 @@ def _require_types(record: Mapping[str, Any]) -> None:
     wrong += [] if all(type(seed) is int for seed in record["seeds"]) else ["seeds"]
     for one in record["configurations"]:
         texts = all(isinstance(one[key], str) for key in ("name", "label"))
-        # The names are those of the folders of the runs.
+        # These names become names of run folders.
         is_name = texts and one["name"] not in ("", ".", "..") and Path(one["name"]).name == one["name"]
         if not (is_name and isinstance(one["values"], dict) and isinstance(one["recipe"], dict)):
             wrong.append("configurations")
@@ -394,7 +394,7 @@ def _require_types(record: Mapping[str, Any]) -> None:
 
 
 def open_sweep(folder: str | Path, *, root: Path = ROOT) -> Sweep:
-    """Read a sweep from its folder. UserError where there is none."""
+    """Read a sweep from its folder. UserError if there is none."""
     path = Path(folder)
     path = path if path.exists() else root / path
     record = read_object(path / FILE)

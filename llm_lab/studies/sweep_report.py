@@ -1,4 +1,4 @@
-"""The report of a sweep: the table, what the configurations changed, and the pictures, as report.md and report.html."""
+"""The report of a sweep: the table, the differences of the configurations, and the pictures."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .report_files import ReportFiles
 from .results import Row, difference_rows, summarize, write_tables
 from .sweep import Sweep
 
-FEW_POINTS = 3  # a curve of fewer evaluations shows nothing
-# What is logged often, for results that are measured rarely; elsewhere the training loss.
+FEW_POINTS = 3  # a curve with fewer evaluations is not informative
+# The often-logged metric to draw for a result that is measured rarely; by default, the training loss.
 LOGGED_OFTEN = {
     **dict.fromkeys(("eval_reward_sampled", "exact_match_sampled", "exact_match"), "reward"),
     "eval_accuracy": "accuracy",
 }
-SMOOTH_ABOVE, SMOOTH_SHARE = 60, 40  # curves of more points are averaged over a 40th of them
+SMOOTH_ABOVE, SMOOTH_SHARE = 60, 40  # curves with more points are averaged over a 40th of them
 START_SECONDS = 12  # until the second step of configs/duels/nano.yaml, on two idle cores: 11.9, 11.9
 MONTH_SECONDS = 30 * 86_400
 TOO_LONG = "this takes more than a month: use fewer steps, values or seeds"
 
 
 def write_sweep_report(sweep: Sweep) -> None:
-    """Write the reports, their pictures, results.csv, cells.csv and results.json from what the folder holds."""
+    """Write the reports, their pictures, results.csv, cells.csv and results.json from the results in the folder."""
     write_tables(sweep)
     build_report(sweep).write(sweep.folder)
 
 
 def build_report(sweep: Sweep) -> ReportFiles:
-    """Return the report, not yet written."""
+    """Return the report without writing it."""
     rows = summarize(sweep)
     report = ReportFiles(f"Sweep: {sweep.folder.name}")
     report.text(describe_sweep(sweep))
@@ -63,7 +63,7 @@ def build_report(sweep: Sweep) -> ReportFiles:
 
 
 def describe_sweep(sweep: Sweep) -> str:
-    """Return in words what is compared, by what, and which direction is better."""
+    """Return a sentence about what is compared, by which result, and which direction is better."""
     found = quantity(sweep.measure)
     unit = f", in {found.unit}" if found.unit and "(" not in found.unit else ""
     better = "lower is better" if less_is_better(sweep.measure) else "higher is better"
@@ -83,7 +83,7 @@ def _ranges(seeds: Sequence[int]) -> str:
 def plan_rows(
     sweep: Sweep, states: Sequence[CellState], *, jobs: int = 1, then: str = "", retry_failed: bool = False
 ) -> list[tuple[str, str]]:
-    """Return what a sweep will do, as (name, text): runs, time, disk, and what to know. then: what follows."""
+    """Return what a sweep will do, as (name, text): runs, time, disk space, and remarks. then: what follows it."""
     left = [state for state in states if state.status != "done" and (retry_failed or state.status != "failed")]
     done, failed = (sum(state.status == status for state in states) for status in ("done", "failed"))
     costs = [_cost(sweep, state.cell.configuration.name) for state in left]
@@ -106,25 +106,25 @@ def plan_rows(
 
 
 def takes_too_long(seconds: float) -> bool:
-    """Return whether a sweep or a duel is started only after a yes that is not the default."""
+    """Return whether a sweep or a duel takes so long that "no" is the default of the question whether to start it."""
     return seconds > MONTH_SECONDS
 
 
 def cost_of_a_seed(sweep: Sweep) -> tuple[float, int]:
-    """Return the seconds and the bytes on the disk that a sweep or a duel takes for each of its seeds."""
+    """Return the seconds and the bytes on disk that a sweep or a duel takes for each of its seeds."""
     costs = [_cost(sweep, configuration.name) for configuration in sweep.configurations]
     return sum(seconds for seconds, _ in costs), sum(disk_bytes for _, disk_bytes in costs)
 
 
 def _cost(sweep: Sweep, name: str) -> tuple[float, int]:
-    """Return the seconds, with those of its start, and the bytes on the disk of one run of a configuration."""
+    """Return the seconds, including the start, and the bytes on disk of one run of a configuration."""
     costs = [one.estimate for one in sweep.jobs[name].stages]
     seconds = sum(cost.wall_seconds or 0.0 for cost in costs)
     return seconds and seconds + START_SECONDS, sum(cost.disk_bytes for cost in costs)
 
 
 def what_is_missing(rows: Sequence[Row]) -> list[str]:
-    """Return what a reader needs to know about cells without a result."""
+    """Return remarks about cells without a result."""
     states = [state for row in rows for state in row.states]
     missing = {
         "failed": "failed; they are listed below",
@@ -143,7 +143,7 @@ def what_is_missing(rows: Sequence[Row]) -> list[str]:
 
 
 def result_table(sweep: Sweep, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: the configuration, mean, standard deviation, n, every seed, time and tokens per run."""
+    """Return the head and rows: the configuration, mean, standard deviation, n, every seed, time and tokens per run."""
     short = short_keys(sweep.keys)
     head = [*(short[key] for key in sweep.keys)] or ["configuration"]
     head += ["mean", "SD", "n", *(f"seed {seed}" for seed in sweep.seeds), "time", "tokens"]
@@ -161,7 +161,7 @@ def result_table(sweep: Sweep, rows: Sequence[Row]) -> tuple[list[str], list[lis
 
 
 def differences_table(sweep: Sweep, rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of what the configurations changed, with the shorter side across."""
+    """Return the head and the rows of the differences between configurations, with the shorter side across."""
     labels = [picture_label(sweep, one) for one in sweep.configurations]
     if len(rows) > len(labels):
         return ["key", *labels], [list(row) for row in rows]
@@ -175,7 +175,7 @@ def picture_label(sweep: Sweep, configuration: Configuration) -> str:
 
 
 def what_labels_are(sweep: Sweep) -> str:
-    """Return which keys the labels of a picture have the values of."""
+    """Return which keys' values the labels of a picture contain."""
     return f" Labels: {' · '.join(short_keys(sweep.keys).values())}." if sweep.keys else ""
 
 
@@ -184,7 +184,7 @@ def _spread(measure: str, row: Row) -> str:
 
 
 def how_to_read(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """Return how far the order of the table can be trusted."""
+    """Return to what extent the order of the table can be trusted."""
     most = max((row.n for row in rows), default=0)
     if most < 2:
         text = "One seed each: the spread between seeds is not known, so small differences mean nothing."
@@ -226,7 +226,7 @@ def _what_intervals_show(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 
 def add_heatmap(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
-    """Add a picture of the mean for each pair of values, where two keys are swept."""
+    """Add a picture of the mean for each pair of values, if two keys are swept."""
     if len(sweep.keys) != 2:
         return
     down, across = sweep.keys
@@ -250,7 +250,7 @@ def add_heatmap(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
 
 
 def add_curves(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
-    """Add the curves of all configurations: mean over the seeds, with a band from the lowest to the highest."""
+    """Add the curves of all configurations: the mean over the seeds, with a band from the lowest to the highest."""
     key = sweep.measure
     if not any(len(curve) >= FEW_POINTS for curve in _curves(sweep, rows, key).values()):
         key = LOGGED_OFTEN.get(key, "loss")
@@ -289,6 +289,6 @@ def _curves(sweep: Sweep, rows: Sequence[Row], key: str) -> dict[str, list[tuple
 
 
 def _smooth(values: Sequence[float], width: int) -> list[float]:
-    """Return running means, each over the values around it."""
+    """Return running means, each centered on its value."""
     half = width // 2
     return [statistics.fmean(values[max(0, at - half) : at + half + 1]) for at in range(len(values))]

@@ -1,6 +1,6 @@
 """Statistics of paired runs: the mean difference, its interval, an exact sign-flip test, and the seeds it would need.
 
-Nothing here needs scipy; the tests compare with it.
+This does not need scipy; the tests compare it with scipy.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ POWER = 0.8
 MIN_SEEDS = 6  # with fewer, the smallest p of the sign-flip test, 2 / 2^n, is above ALPHA
 EXACT_UP_TO = 20  # seeds: 2^20 sign patterns
 SAMPLED_PATTERNS = 50_000
-MOST_SEEDS = 1000  # more than that, and the difference does not matter to anyone
+MOST_SEEDS = 1000  # beyond this, the difference is too small to matter
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What paired differences say.
+    """The result of a test on paired differences.
 
-    mean: of the differences. low, high: its 95 % t interval, NaN below two pairs. p: of the two-sided sign-flip test.
+    mean: that of the differences. low, high: its 95 % t interval, NaN below two pairs. p: that of the two-sided
+    sign-flip test.
     """
 
     n: int
@@ -36,14 +37,14 @@ class Verdict:
 
     @property
     def seeds_needed(self) -> int | None:
-        """The seeds that would settle it, if the difference is as large as observed; see seeds_to_settle."""
+        """The number of seeds that would settle it if the true difference is the observed one; see seeds_to_settle."""
         return seeds_to_settle(self.mean, self.spread)
 
 
 def decide(differences: Sequence[float]) -> Verdict:
     """Return the verdict on paired differences: significant only with p of at most 5 % and at least six pairs.
 
-    ValueError without any difference, or where one is not finite.
+    Raises ValueError if there is no difference, or one is not finite.
     """
     values = [float(value) for value in differences]
     if not values or not all(map(math.isfinite, values)):
@@ -65,13 +66,13 @@ def decide(differences: Sequence[float]) -> Verdict:
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Return the two-sided p of the sign-flip test of a mean of zero.
+    """Return the two-sided p-value of the sign-flip test that the mean is zero.
 
     If both configurations were equally good, each difference would be as likely to have the other sign: p is the share
-    of all 2^n sign patterns whose mean is at least as far from zero. Above 20 differences, of 50,000 random patterns
-    and the observed one.
+    of all 2^n sign patterns whose mean is at least as far from zero. Above 20 differences, the share is taken of 50,000
+    random patterns and the observed one.
     """
-    import numpy as np  # 0.1 s that nobody waits for who has no numbers yet
+    import numpy as np  # takes 0.1 s, which nobody should wait for without numbers
 
     values = np.asarray(differences, dtype=float)
     n = len(values)
@@ -91,7 +92,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def mean_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
-    """Return the t interval of a mean; NaN below two values."""
+    """Return the t interval of a mean; NaN for fewer than two values."""
     n = len(values)
     if n < 2:
         return math.nan, math.nan
@@ -101,7 +102,7 @@ def mean_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[fl
 
 
 def t_cdf(t: float, freedom: int) -> float:
-    """Return the distribution function of Student's t with a whole number of degrees of freedom.
+    """Return the cumulative distribution function of Student's t for a whole number of degrees of freedom.
 
     Abramowitz and Stegun 26.7.3 and 26.7.4.
     """
@@ -129,10 +130,10 @@ def t_quantile(share: float, freedom: int) -> float:
 
 
 def seeds_to_settle(mean: float, spread: float) -> int | None:
-    """Return how many pairs give a power of 80 % at the 5 % level, if mean and spread are the true ones; at least six.
+    """Return how many pairs give 80 % power at the 5 % level, if the mean and spread are the true values; at least six.
 
-    The usual approximation for a paired t test: n = ((t of 97.5 % + t of 80 %) × spread / mean)². None where the spread
-    is not known, the mean is zero, or it is more than MOST_SEEDS.
+    The usual approximation for a paired t test: n = ((t of 97.5 % + t of 80 %) × spread / mean)². None if the spread is
+    unknown, the mean is zero, or it is more than MOST_SEEDS.
     """
     if not math.isfinite(spread) or mean == 0:
         return None

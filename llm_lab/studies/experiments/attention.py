@@ -39,7 +39,7 @@ APP_NAME = "Attention: how an induction head appears"
 TAKES = "about 2 minutes on two cores"
 TEXTS = 8000
 TEST_LENGTH, TEST_ROWS = 24, 32
-STRONG = 0.5  # from this score on, a head counts as an induction head here
+STRONG = 0.5  # a head with at least this score counts as an induction head
 SHOWN_LENGTH = 12  # characters of a chunk in the picture of one head
 
 
@@ -63,14 +63,14 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class Moment:
-    """A checkpoint and what its heads do."""
+    """A checkpoint and the scores of its heads."""
 
     step: int
     scores: HeadScores
 
 
 def run(options: Options, study: Study) -> None:
-    """Pretrain, measure every checkpoint, and remove heads from the last one."""
+    """Pretrain, measure every checkpoint, and ablate heads of the last one."""
     from llm_lab.errors import Problem, UserError
     from llm_lab.studies.repeated_texts import repeated_texts, write_texts
 
@@ -125,7 +125,7 @@ def _recipe(options: Options, data: str, layers: int) -> dict[str, Any]:
 
 
 def _measure(trained: RunFolder, study: Study) -> list[Moment]:
-    """Return the head scores of every checkpoint, on repeated characters that were not in the training texts."""
+    """Return the head scores of every checkpoint, on repeated characters outside the training texts."""
     from llm_lab.hf.load import load_model
     from llm_lab.looking.heads import score_heads
 
@@ -154,7 +154,7 @@ def _all_heads(scores: HeadScores) -> list[tuple[int, int]]:
 
 
 def _best(scores: Any) -> tuple[int, int]:
-    """Return (layer, head) of the largest score."""
+    """Return the (layer, head) with the largest score."""
     return divmod(int(scores.argmax()), scores.shape[1])
 
 
@@ -240,7 +240,7 @@ def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment
 
 
 def _steepest(moments: list[Moment], head: tuple[int, int]) -> tuple[Moment, Moment]:
-    """Return the two checkpoints between which the induction score of a head rises most."""
+    """Return the two consecutive checkpoints between which the induction score of a head rises most."""
     return max(
         pairwise(moments), key=lambda pair: float(pair[1].scores.induction[head] - pair[0].scores.induction[head])
     )

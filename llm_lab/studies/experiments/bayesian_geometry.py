@@ -43,7 +43,7 @@ from llm_lab.studies.study import Study
 APP_NAME = "Bayesian geometry: how close a model comes to the optimum"
 TAKES = "about 4 minutes on two cores"
 OTHER = {"bijection": "hidden_markov", "hidden_markov": "bijection"}
-POSITIONS_SHARE = 6  # the model without attention has converged after a sixth of the steps
+POSITIONS_SHARE = 6  # the model without attention converges within a sixth of the steps
 
 
 class Options(BaseModel):
@@ -76,7 +76,7 @@ class Options(BaseModel):
 
 
 def run(options: Options, study: Study) -> None:
-    """Train the models that are not finished, then write the report from what they kept."""
+    """Train the models that are not finished, then write the report from the stored results."""
     _check(options)
     quiet_libraries()
     bijections = Bijections(options.values, options.pairs, options.repeated_keys)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 APP_NAME = "Fine-tuning: subject lines for e-mails"
 TAKES = "about 6 minutes on two cores"
 DATA = "builtin:email-subjects"
-WORTH_A_PICTURE = 0.02  # of repeated word pairs
+WORTH_A_PICTURE = 0.02  # as a share of repeated word pairs
 
 
 class Options(BaseModel):

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 APP_NAME = "Forgetting: what a fine-tune costs"
 TAKES = "about 8 minutes on two cores"
-HELD_OUT = 300  # stories that nothing is trained on
-TESTS = 100  # conversations of the new task, the same for every model
+HELD_OUT = 300  # stories that no model is trained on
+TESTS = 100  # conversations of the new task for testing, the same for every model
 REPLAYED = 1000  # stories, all from the text that the model was pretrained on
 
 
@@ -59,7 +59,7 @@ class Options(BaseModel):
 
 
 def run(options: Options, study: Study) -> None:
-    """Fine-tune one model in every way, and measure the old text all the while."""
+    """Fine-tune one model in every way, and measure the old text throughout."""
     stories = list(builtin_documents("stories"))
     for name, some in (("pretraining", stories[:-HELD_OUT]), ("general", stories[-HELD_OUT:])):
         _write(study, name, some)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 APP_NAME = "Grokking: memorize first, understand later"
 TAKES = "about 2 minutes on two cores"
-STRONGEST = 8  # frequencies that are summed as the strongest ones
+STRONGEST = 8  # the number of frequencies that are summed as the strongest ones
 DECAY, NO_DECAY = "with-weight-decay", "without-weight-decay"
 
 
@@ -54,7 +54,7 @@ class Options(BaseModel):
 
 
 def run(options: Options, study: Study) -> None:
-    """Train with weight decay until the rule is learned, and without it for as many steps."""
+    """Train with weight decay until the rule is learned, and without it for the same number of steps."""
     from llm_lab.errors import Problem, UserError
     from llm_lab.hf.load import quiet_libraries
     from llm_lab.studies.modular_sums import HEADS, train_sums

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 APP_NAME = "Learning rate: too small, right, too large"
 TAKES = "about 5 minutes on two cores"
-BYTES = 257  # entries of the byte tokenizer
+BYTES = 257  # vocabulary size of the byte tokenizer
 
 
 class Options(BaseModel):
@@ -98,7 +98,7 @@ def _name(width: int, rate: float) -> str:
 
 
 def _best(rates: list[float], losses: dict[tuple[int, float], float | None], width: int) -> float | None:
-    """Return the learning rate with the lowest loss, or None if no run of this width has ended."""
+    """Return the learning rate with the lowest loss, or None if no run of this width has finished."""
     known = [(loss, rate) for rate in rates if (loss := losses.get((width, rate))) is not None]
     return min(known)[1] if known else None
 
@@ -213,7 +213,7 @@ def _compare_widths(
 def _lowest_point(rates: list[float], losses: dict[tuple[int, float], float | None], width: int) -> float | None:
     """Return where a parabola through the lowest loss and its neighbors is lowest, over the logarithm of the rate.
 
-    None where the lowest loss is at the edge of the grid, or next to a run that diverged.
+    None if the lowest loss is at the edge of the grid, or next to a run that diverged.
     """
     best = _best(rates, losses, width)
     at = rates.index(best) if best is not None else 0

@@ -40,7 +40,7 @@ BATCH = 64
 
 
 class Options(BaseModel):
-    """The model to look into, and how much to look at."""
+    """The model to examine, and how many stories to use."""
 
     model: str | None = Field(None, description="the model to look into; without one, a small model is pretrained")
     steps: int = Field(1500, ge=10, le=100_000, description="pretraining steps of the small model")
@@ -124,7 +124,7 @@ def _recipe(options: Options) -> dict[str, Any]:
 
 
 def _vectors(model: Any, tokenizer: Any, stories: Sequence[CountedStory]) -> dict[str, list[torch.Tensor]]:
-    """Return the residual stream at both points: per point, per layer, (stories, size)."""
+    """Return the residual stream at both points: for each point and layer, (stories, size)."""
     import torch
 
     found: dict[str, list[list[torch.Tensor]]] = {STORY: [], RESULT: []}
@@ -142,8 +142,8 @@ def _vectors(model: Any, tokenizer: Any, stories: Sequence[CountedStory]) -> dic
 def _encoded(tokenizer: Any, stories: Sequence[CountedStory]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return token ids, and the positions of the last token of each story and of each text.
 
-    Shorter rows are filled up at the end, where causal attention can't see it. The story and the steps are encoded
-    apart, so that a token never belongs to both.
+    Shorter rows are padded at the end, where causal attention can't see it. The story and the steps are encoded
+    separately, so that no token belongs to both.
     """
     import torch
 
@@ -156,7 +156,7 @@ def _encoded(tokenizer: Any, stories: Sequence[CountedStory]) -> tuple[torch.Ten
 
 
 def _share_right(model: Any, tokenizer: Any, stories: Sequence[CountedStory]) -> float:
-    """Return how often the model's most likely token after the last = begins the right answer."""
+    """Return how often the model's most likely token after the last = begins the correct answer."""
     import torch
 
     right = 0
@@ -306,7 +306,7 @@ def _report(study: Study, readings: Sequence[Reading], right: float) -> None:
 
 
 def _describe(here: Sequence[Reading], names: Sequence[str]) -> str:
-    """Say in a sentence what the curves of one point show."""
+    """Describe in a sentence what the curves of one point show."""
     best = [(one.fact, max(one.trained), one.trained.index(max(one.trained)), one.most_common) for one in here]
     found = "; ".join(
         f"{fact} {percent(value, 0)} ({names[at]}; most common {percent(common, 0)})"
