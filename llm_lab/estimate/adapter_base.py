@@ -137,7 +137,7 @@ def _holds_model(folder: Path) -> bool:
 
 
 def weights_digest(folder: str | Path) -> str | None:
-    """Return the SHA-256 over the digests of a folder's safetensors files (or of a GGUF file), or None without any."""
+    """Return the SHA-256 over the digests of a folder's safetensors files (or of a GGUF file); None if it has none."""
     files = [Path(folder)] if is_gguf(folder) else sorted(Path(folder).glob("*.safetensors"))
     return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)) if files else None
 

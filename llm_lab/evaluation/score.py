@@ -224,7 +224,7 @@ def own_sampling_off(model: Any) -> Iterator[None]:
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """Put a model into eval mode, without cuDNN's attention, which plans each new length; then restore both."""
+    """Put a model into eval mode without cuDNN attention, which makes a plan for each new length; then restore both."""
     before, cudnn = model.training, torch.backends.cuda.cudnn_sdp_enabled()
     model.eval()
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -59,7 +59,7 @@ _SOURCE = Path(__file__).with_name("fresh_process.py")
 
 @dataclass(frozen=True)
 class Probe:
-    """What both forms of a model compute. rows: ids whose logits are compared; prompts: ids continued greedily."""
+    """What two models are compared on. rows: ids whose logits are compared; prompts: ids continued greedily."""
 
     rows: tuple[tuple[int, ...], ...]
     prompts: tuple[tuple[int, ...], ...]

@@ -1,4 +1,4 @@
-"""LoRA adapters on disk: a PEFT folder plus a record of the base model; read, save and attach them."""
+"""Read, save and attach LoRA adapters: a PEFT folder plus a record of the base model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _NAMES_CODE = ("megatron_config", "megatron_core", "corda_config", "lora_ga_conf
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder and the facts about its base.
+    """An adapter folder and facts about its base.
 
     base: a folder or a Hub name. digest: digest of the base's weights when the adapter was trained, if recorded.
-    files: {file: its id on the Hub} of a base from there.
+    files: {file: its id on the Hub} of a base from the Hub.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class Adapter:
     files: dict[str, str]
     in_4bit: bool
     task: str | None
-    token_rows: dict[str, tuple[int, ...]]  # trained rows of embeddings and head, by module
+    token_rows: dict[str, tuple[int, ...]]  # {module: trained rows}, of embeddings and head
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -64,7 +64,7 @@ def read_adapter(folder: str | Path, *, key: str = "adapter") -> Adapter:
             Problem(key, f"adapter type {config.get('peft_type')} is not supported, only LoRA", value=folder)
         )
     if config.get("alora_invocation_tokens") is not None:
-        # PEFT finds the place in the tokens of one call, so an answer that is decoded with a cache would lack it.
+        # PEFT looks for the invocation tokens in the tokens of one call: with a cache, it would not find them again.
         why = "activated LoRA, which works only after certain tokens of the prompt, is not supported"
         raise UserError(Problem(key, why, value=folder, fix="Use an ordinary LoRA adapter."))
     if not (path / WEIGHTS).is_file():
@@ -135,7 +135,7 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
         record["files"] = cached_files(base)
     (folder / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if getattr(model, "generation_config", None) is not None:
-        model.generation_config.save_pretrained(folder)  # includes the end-of-turn token of the chat template
+        model.generation_config.save_pretrained(folder)  # with the end-of-turn token of the chat template
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)
 
@@ -154,7 +154,7 @@ def require_base(adapter: Adapter, *, key: str = "adapter") -> None:
 
 
 def make_peft_model(base: Any, config: Any) -> Any:
-    """Return a PeftModel: the base with the untrained layers of an adapter."""
+    """Return a PeftModel: the base with the layers of an adapter, not yet trained."""
     from peft import get_peft_model
     from peft.utils.other import TrainableTokensWrapper
 
@@ -181,7 +181,7 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
     require_base(adapter, key=key)
     _grow_vocabulary(base, adapter, key)
     config = PeftConfig.from_pretrained(adapter.folder)
-    config.base_model_name_or_path = adapter.base  # it may have been moved
+    config.base_model_name_or_path = adapter.base  # the base may have been moved
     config.inference_mode = True
     for name in _NAMES_CODE:
         if hasattr(config, name):
@@ -189,8 +189,8 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
     _require_quick_patterns(base, config, adapter, key)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # it is an error below
-            warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")  # an error where it is merged
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # reported as an error below
+            warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")  # an error when it is merged
             model = make_peft_model(base, config)
             loaded = model.load_adapter(str(adapter.folder), "default", is_trainable=False, torch_device="cpu")
     except (RuntimeError, ValueError, KeyError) as error:
@@ -230,7 +230,7 @@ def _adapted_layers(model: Any) -> Iterator[Any]:
 def _require_quick_patterns(base: Any, config: Any, adapter: Adapter, key: str) -> None:
     """Raise UserError if a regular expression of an adapter's config is broken or takes too long on the base's layers.
 
-    PEFT matches them with the name of every layer.
+    PEFT matches it against the name of every layer.
     """
     whole = [text for text in (config.target_modules, config.exclude_modules) if isinstance(text, str)]
     parts = [*(config.rank_pattern or {}), *(config.alpha_pattern or {}), *(config.modules_to_save or ())]

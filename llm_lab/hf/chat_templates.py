@@ -15,11 +15,11 @@ from .save import set_special_tokens
 PAD = "<|pad|>"
 # Padding tokens that some tokenizers have without declaring them.
 _KNOWN_PADS = (PAD, "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|padding|>", "<unk>", "[UNK]")
-# Other control tokens that a tokenizer has and a chat template does not use, the most suitable first.
+# Words in control tokens that may serve as padding if the chat template does not use them, the most suitable first.
 _FREE = ("endoftext", "end_of_text", "pad", "reserved", "unused", "extra")
 # New embeddings are the mean of the others plus a little noise, relative to their standard deviation.
 _NOISE = 0.02
-# A row of embeddings with a smaller share of the usual norm has never been trained.
+# A row of embeddings whose norm is a smaller share of the usual one has never been trained.
 _NEAR_ZERO = 0.1
 
 # Answers are trimmed: leading white space would be merged into one token with the newline before it, and the prompt
@@ -61,12 +61,11 @@ CHAT_TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class ChosenTemplate:
-    """The chat template that a tokenizer was given. `notice`: a one-line description.
+    """The chat template that was set for a tokenizer. `notice`: a one-line description.
 
-    new_ids: the tokens that were added for it, which need embeddings. control_ids: its control tokens that the
-    tokenizer had already, though its model may never have been trained on them; none for the tokenizer's own template.
-    former_eos_id: the previous EOS, if it differs from the token that ends a turn. date: what a template that reads
-    the clock gets as the current date.
+    new_ids: tokens added for it, which need embeddings. control_ids: its control tokens that the tokenizer already had,
+    although the model may never have been trained on them; none for the tokenizer's own template. former_eos_id: the
+    previous EOS, if it differs from the token that ends a turn. date: the date for a template that reads the clock.
     """
 
     name: str
@@ -82,10 +81,9 @@ def apply_chat_template_choice(
 ) -> ChosenTemplate:
     """Set a tokenizer's chat template, control tokens, EOS (the end-of-turn token) and a padding token other than EOS.
 
-    choice: "own", a name of CHAT_TEMPLATES, or None: its own template if it has one, else chatml. date: the date for a
-    template that reads the clock, by default today's, or the one that was saved with the tokenizer. The changes are
-    saved with the tokenizer. Raises UserError for an unknown name, or if its own template is broken or has no
-    end-of-turn token.
+    choice: "own", a name of CHAT_TEMPLATES, or None: its own template if it has one, else chatml. date: for a template
+    that reads the clock; default: the date saved with the tokenizer, or else today's. The changes are saved with the
+    tokenizer. Raises UserError for an unknown name, or if its own template is broken or has no end-of-turn token.
     """
     own = bool(getattr(tokenizer, "chat_template", None))
     name = choice or ("own" if own else "chatml")
@@ -151,8 +149,8 @@ def _set_template(tokenizer: Any, name: str, key: str) -> None:
 def _set_pad(tokenizer: Any, *, may_grow: bool) -> None:
     """Set a padding token that is not EOS: if it were EOS, masking padding would also mask EOS in the loss.
 
-    may_grow: the vocabulary grows anyway. Otherwise a control token that the chat template does not use is preferred
-    to a new one, which would change the shape of the model's weights.
+    may_grow: whether the vocabulary grows anyway. If not, a control token that the chat template does not use is
+    preferred, because a new token would change the shape of the model's weights.
     """
     if tokenizer.pad_token is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
@@ -178,9 +176,9 @@ def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None,
     """Add embeddings for new tokens and set the special token ids in the model's configs; return the new ids.
 
     New rows of embeddings and head are the mean of the old ones plus a little seeded noise. Rows are never removed:
-    many models have more rows than their tokenizer has tokens. chosen: the result of apply_chat_template_choice; rows
-    that were unused before its tokens were added are initialized too, and so are rows of its control tokens that were
-    never trained. Tokens that ended generation before still do.
+    many models have more rows than their tokenizer has tokens. chosen: the result of apply_chat_template_choice;
+    previously unused rows that its new tokens take are also initialized, as are rows of its control tokens that were
+    never trained. Tokens that ended generation before still end it.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     new_ids = sorted({*range(rows, len(tokenizer)), *(chosen.new_ids if chosen else ())})
@@ -188,7 +186,7 @@ def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None,
         # mean_resizing would use torch's global random generator, and print a long message.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     new_ids = sorted({*new_ids, *_fill_rows(model, new_ids, chosen.control_ids if chosen else (), tokenizer, seed)})
-    generation = getattr(model, "generation_config", None)  # a classifier has none
+    generation = getattr(model, "generation_config", None)  # a classifier has no generation config
     before = generation.eos_token_id if generation is not None else None
     set_special_tokens(model, tokenizer)
     if generation is not None:

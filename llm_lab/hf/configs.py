@@ -1,4 +1,4 @@
-"""Configs of models: of a recipe's parts, or read and checked before anything of their size is created."""
+"""Configs of models: made from a recipe's parts, or read and checked before anything of their size is created."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .gguf import gguf_source, require_readable, restore_head_size, restore_rope
 from .hub import files_of
 from .save import with_experts
 
-# Architectures that are not causal LMs. transformers would load them as one, with random or unsuitable weights.
+# Architectures that are not causal LMs. transformers would load them as causal LMs, with random or unsuitable weights.
 NOT_CAUSAL = {
     "ForSequenceClassification": "a reward model or classifier, which scores texts and can't generate any",
     "ForMaskedLM": "a masked language model, which fills gaps and can't generate text",
@@ -35,7 +35,7 @@ _LARGEST: dict[tuple[str, ...], int] = {
 
 
 def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
-    """Return the config for the resolved parts of a recipe: a LabConfig, or with experts that of a native mixture."""
+    """Return the config for the resolved parts of a recipe: a LabConfig, or with experts a native mixture's."""
     from llm_lab.model.configuration_lab import LabConfig
 
     same = {key: value for key, value in parts.items() if key in LabConfig.__annotations__}
@@ -76,7 +76,7 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
         config = AutoConfig.from_pretrained(path if path.exists() else name, trust_remote_code=trust_remote_code)
         _drop_named_code(config)
         if hasattr(config, "lab_tokenizer"):
-            del config.lab_tokenizer  # written by write_design for the recipe, not part of the model
+            del config.lab_tokenizer  # from write_design, for the recipe; not part of the model
         _require_sizes(config)
     return config
 
@@ -95,7 +95,7 @@ def _read_gguf_config(path: Path, key: str, name: str) -> Any:
 
 
 def _require_plausible(values: Any, key: str, name: str) -> None:
-    """Raise UserError for a size in a config that no model has, before anything of that size is created."""
+    """Raise UserError for an implausibly large size in a config, before anything of that size is created."""
     for part, value in values.items() if isinstance(values, Mapping) else ():
         if isinstance(value, Mapping):
             _require_plausible(value, key, name)
@@ -115,7 +115,7 @@ def _require_sizes(config: Any) -> None:
 
 
 def _drop_named_code(config: Any) -> None:
-    """Remove what a config says about kernels: their names may be repositories on the Hub, whose code would run."""
+    """Remove a config's settings of kernels: they can name repositories on the Hub, whose code would run."""
     for part in (config, *(getattr(config, key) for key in config.sub_configs if getattr(config, key, None))):
         part._attn_implementation_internal = part._experts_implementation_internal = None
         for key in ("attn_implementation", "experts_implementation", "kernel_config", "use_kernels"):

@@ -1,10 +1,10 @@
 """Conversations as tokens, the same in training and inference, with a mask of the trained tokens.
 
-An answer is trained as the model must write it: after the very prompt that it gets at inference, up to its own end of
-turn. Both are read off what the template renders, turn by turn. If a template renders an answer differently once the
-conversation continues (many leave out earlier reasoning), the conversation becomes several sequences, one for each such
-answer. Text is encoded in pieces, with each answer starting a new piece, so the tokens of the prompt at inference are
-the beginning of the tokens that were trained.
+An answer is trained as the model must generate it: after exactly the prompt that it gets at inference, up to its own
+end of turn. Both are found by rendering the template, turn by turn. If a template renders an answer differently once
+the conversation continues (many leave out earlier reasoning), the conversation becomes several sequences, one for each
+such answer. Text is encoded in pieces, and each answer starts a new piece, so the tokens of the prompt at inference are
+a prefix of the trained sequence.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encodings:
-    """The sequences that train one conversation. remarks: what is not trained, or differs, and why; each once."""
+    """The sequences of one conversation. remarks: what is not trained on, or differs, and why; each once."""
 
     sequences: list[Encoded]
     remarks: tuple[str, ...] = ()
@@ -144,8 +144,8 @@ def encode_answer(tokenizer: Any, messages: Sequence[Message], answer: str) -> t
 def encode_text(tokenizer: Any, text: str, *, max_length: int | None = None) -> Encoded:
     """Return the tokens of plain text followed by EOS, all trained; BOS only if the tokenizer adds one.
 
-    In a text that is written in the chat template, its control tokens are control tokens, and it has its own end.
-    Raises UserError if the tokenizer has no EOS.
+    In a text that is already in the chat template's format, control tokens are encoded as such, and EOS is added only
+    if the text does not end with one. Raises UserError if the tokenizer has no EOS.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -216,7 +216,7 @@ def _lost_in_whole(talk: Talk) -> Iterator[str]:
 
 
 def _encode(talk: Talk, text: str, before: int, spans: Sequence[tuple[int, int]] = ()) -> tuple[list[int], list[int]]:
-    """Return tokens, and 1 for those in spans; answers before message number `before` start new pieces."""
+    """Return tokens, and a mask with 1 for those in spans; answers before message number `before` start new pieces."""
     starts = {len(prompt) for number, prompt in talk.prompts.items() if number < before and text.startswith(prompt)}
     ids: list[int] = []
     mask: list[int] = []
@@ -230,7 +230,7 @@ def _encode(talk: Talk, text: str, before: int, spans: Sequence[tuple[int, int]]
 
 
 def _pieces(text: str, marks: tuple[str, str]) -> Iterator[tuple[int, str, bool]]:
-    """Yield (position, piece, whether it is a control token in a message, so text). A template may separate marks."""
+    """Yield (position, piece, whether it is text: a control token in a message). A template may separate marks."""
     opening, closing = marks
     at = 0
     for piece in re.split(f"({opening}[^{opening}{closing}]*{closing}|[{opening}{closing}])", text):
@@ -243,8 +243,9 @@ def _pieces(text: str, marks: tuple[str, str]) -> Iterator[tuple[int, str, bool]
 def _encode_piece(talk: Talk, piece: str, *, behind: str, is_text: bool) -> tuple[list[int], list[int]]:
     """Return the tokens of a piece and the position of each in it. behind: the text before it."""
     # Some tokenizers add a space before everything they encode. To avoid it in the middle of a text, encode the piece
-    # after a newline and remove the newline's tokens. Right after a control token, older ones do add a space, and some
-    # control tokens remove the white space that follows: encode the piece after the control token itself.
+    # after a newline and remove the newline's tokens. Right after a control token, however, older tokenizers do add a
+    # space, and some control tokens remove the white space that follows them. So encode a piece there after the control
+    # token itself.
     befores = ["\n", ""] if talk.known.begins_with_space and behind else [""]
     control = re.search(rf"(?:{talk.known.control_tokens.pattern})\s*\Z", behind)
     if control and len(befores) > 1 and not is_text:

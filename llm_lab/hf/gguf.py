@@ -1,4 +1,4 @@
-"""A GGUF file as a model: its config, tokenizer and weights, which transformers reads and dequantizes."""
+"""Load a GGUF file as a model: transformers reads its config and tokenizer, and dequantizes its weights."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _FIX = "Use the model that it was made from, as a Hugging Face folder or by its 
 def gguf_source(name: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (folder, options of from_pretrained) for a GGUF file.
 
-    The folder holds nothing else: transformers would also read a tokenizer.json or a config.json next to the file,
-    which may belong to another model.
+    The folder contains only the file: transformers would also read a tokenizer.json or a config.json next to it, which
+    may belong to another model.
     """
     from tqdm.auto import tqdm
     from transformers import modeling_gguf_pytorch_utils as reader
 
-    reader.tqdm = partial(tqdm, disable=True)  # transformers' own switch does not reach this bar
+    reader.tqdm = partial(tqdm, disable=True)  # transformers' own switch does not affect this progress bar
     file = Path(name).expanduser().resolve()
     with tempfile.TemporaryDirectory() as alone:
         try:
             os.symlink(file, Path(alone, file.name))
-        except OSError:  # Windows without the right to make links
+        except OSError:  # Windows without the permission to create links
             yield str(file.parent), {"gguf_file": file.name}
             return
         yield alone, {"gguf_file": file.name}
@@ -60,21 +60,21 @@ def require_readable(name: str | Path, *, key: str) -> None:
 def _newer_architectures() -> set[str]:
     try:
         from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
-    except ImportError:  # before its second reader of GGUF
+    except ImportError:  # older versions, which have only the first reader of GGUF
         return set()
     return set(GGUF_CONFIG_ARCHS)
 
 
 def dequantizing() -> dict[str, Any]:
-    """Return the options of from_pretrained with which it unpacks every weight: packed ones can't be trained."""
+    """Return the options of from_pretrained that dequantize every weight: quantized ones can't be trained."""
     import transformers
 
-    kind = getattr(transformers, "GgufConfig", None)  # older versions always unpack
+    kind = getattr(transformers, "GgufConfig", None)  # older versions always dequantize
     return {"quantization_config": kind(dequantize=True)} if kind is not None else {}
 
 
 def forget_quantization(model: Any) -> None:
-    """Remove what transformers notes on a model that it has unpacked: it is saved as a plain one."""
+    """Remove the marks of quantization from a dequantized model, so that it is saved as a plain one."""
     for part in (model.config, model.config.get_text_config()):
         part.__dict__.pop("quantization_config", None)
     for name in ("hf_quantizer", "quantization_method"):
@@ -83,7 +83,7 @@ def forget_quantization(model: Any) -> None:
 
 
 def load_gguf_tokenizer(name: str | Path, *, key: str) -> Any:
-    """Return the tokenizer and the chat template in a GGUF file, as a class that rebuilds nothing when it is loaded."""
+    """Return the tokenizer and the chat template in a GGUF file, as a class that is loaded without changes."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     require_readable(name, key=key)
@@ -99,7 +99,7 @@ def load_gguf_tokenizer(name: str | Path, *, key: str) -> Any:
 
 
 def require_every_weight(model: Any, name: str | Path, *, key: str) -> None:
-    """Raise UserError unless the model has as many weights as the GGUF file: transformers drops what it can't place."""
+    """Raise UserError unless the model has as many weights as the GGUF file: transformers may drop some."""
     tensors = (read_gguf_header(name) or {}).get("tensors", {})
     stored = sum(math.prod(shape) for tensor, shape in tensors.items() if tensor != "rope_freqs.weight")
     held = sum(parameter.numel() for parameter in model.parameters())
@@ -112,20 +112,20 @@ def require_every_weight(model: Any, name: str | Path, *, key: str) -> None:
 
 
 def restore_head_size(config: Any, name: str | Path) -> None:
-    """Set the size of an attention head that a GGUF file names, which transformers leaves at its default."""
+    """Set the size of attention heads from a GGUF file; transformers leaves it at its default."""
     size = (read_gguf_header(name) or {}).get(f"{gguf_architecture(name)}.attention.key_length")
     if size and hasattr(config, "head_dim"):
         config.head_dim = size
 
 
 def restore_rope_scaling(config: Any, name: str | Path, *, key: str) -> None:
-    """Set the RoPE scaling that a GGUF file describes, which transformers leaves out for most architectures.
+    """Set the RoPE scaling from a GGUF file; transformers leaves it out for most architectures.
 
-    Raises UserError for a scaling that can't be restored: the model would be another one.
+    Raises UserError for a scaling that can't be restored: the model would compute something else.
     """
     header, architecture = read_gguf_header(name) or {}, gguf_architecture(name)
     if architecture == "gpt-oss":
-        return  # transformers reads it
+        return  # transformers restores it
     kind = header.get(f"{architecture}.rope.scaling.type", "none")
     factor = header.get(f"{architecture}.rope.scaling.factor")
     rope = {"rope_theta": header.get(f"{architecture}.rope.freq_base", 10000.0)}
@@ -144,7 +144,7 @@ def restore_rope_scaling(config: Any, name: str | Path, *, key: str) -> None:
 
 
 def _llama3_factor(config: Any, theta: float, name: str | Path, key: str) -> float:
-    """Return the factor with which Llama 3's rule gives the divisors in the file. UserError if there is none."""
+    """Return the factor for which Llama 3's rule gives the divisors in the file. UserError if there is none."""
     import numpy
     from gguf import GGUFReader
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -1,4 +1,4 @@
-"""Models with GPT-2's parts as native GPT-2 checkpoints, whose weights have other names and are stored transposed."""
+"""Convert models with GPT-2's parts to native GPT-2, where weights have other names and are stored transposed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_lab.estimate.parameters import GPT2_NAMES
 
-# {our module: (GPT-2's module, whether it is a matrix, which GPT-2 stores as (inputs, outputs))}
+# {our module: (GPT-2's module, whether it is a matrix)}; GPT-2 stores matrices as (inputs, outputs)
 _LAYER = {
     "input_layernorm": ("ln_1", False),
     "self_attn.o_proj": ("attn.c_proj", True),
@@ -38,7 +38,7 @@ def gpt2_config(config: Any) -> Any:
 
 
 def to_gpt2_weights(weights: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """Return the weights of a model with GPT-2's parts as GPT2LMHeadModel has them. Missing biases become zeros."""
+    """Return the weights of a model with GPT-2's parts in GPT2LMHeadModel's format. Missing biases become zeros."""
     import torch
 
     def both(module: str, is_matrix: bool) -> Iterator[tuple[str, Any]]:
@@ -61,7 +61,7 @@ def to_gpt2_weights(weights: Mapping[str, Any], layers: int) -> dict[str, Any]:
 
 
 def from_gpt2_weights(weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return GPT-2's weights as a model with the weights `wanted` (by name) has them: biases it lacks are left out."""
+    """Return GPT-2's weights in the format of a model with the weights `wanted`; biases that it lacks are left out."""
     found = {}
     for name in wanted:
         module, kind = name.rsplit(".", 1)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub and other people's files: whether it answers, and errors that name what can't be read."""
+"""The Hugging Face Hub: check whether it answers, and turn errors of its files into errors for users."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from llm_lab.estimate.cached_models import cached_files, is_model_file
 from llm_lab.estimate.gguf_header import SUFFIX, how_to_download
 from llm_lab.estimate.machine import HUB_SECONDS
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file that was not downloaded begins
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # start of a file that Git LFS has not downloaded
 _SILENT: set[str] = set()  # endpoints that did not answer this process
-_MOST_FOLDERS = 2_000  # looked at for a suggestion
+_MOST_FOLDERS = 2_000  # checked for a suggestion, at most
 
 
 def go_offline_without_hub() -> bool:
     """Switch the Hub's libraries to their cache if the Hub does not answer: they would retry for 40 seconds.
 
-    Returns whether they use the cache only because the Hub does not answer.
+    Returns True if they use only the cache because the Hub does not answer.
     """
     import datasets.config
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE and constants.ENDPOINT not in _SILENT:
-        return False  # the user's choice
+        return False  # set by the user
     silent = not _answers(constants.ENDPOINT)
     if silent:
         _SILENT.add(constants.ENDPOINT)
@@ -40,7 +40,7 @@ def go_offline_without_hub() -> bool:
 
 @functools.cache
 def _answers(endpoint: str) -> bool:
-    """Return whether a connection can be made. Behind a proxy this can't be known without a request: assume it."""
+    """Return whether a connection can be made. Behind a proxy, only a request would show this: assume that it can."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     address = urlparse(endpoint)
@@ -60,7 +60,7 @@ def look_at_model(name: str, *, key: str) -> str | None:
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with files_of(name, key=key):  # it refuses what can't be a name
+    with files_of(name, key=key):  # HfApi raises for what can't be a name
         if any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json")):
             return None
     silent = go_offline_without_hub()
@@ -78,7 +78,7 @@ def look_at_model(name: str, *, key: str) -> str | None:
 
 
 def _gguf_only(name: str, files: Iterable[str], key: str) -> Problem | None:
-    """Return the problem with a model on the Hub that consists of GGUF files: which of them is not said."""
+    """Return the problem of a Hub model that has only GGUF files (the name does not say which one); None for others."""
     files = sorted(files)
     ggufs = [file for file in files if file.endswith(SUFFIX)]
     if not ggufs or "config.json" in files or "adapter_config.json" in files:
@@ -99,7 +99,7 @@ def require_models(names: Iterable[tuple[str, str]]) -> None:
 
 
 def current_files(name: str) -> dict[str, str]:
-    """Return {file: its id} of a model as it would be loaded now: from the Hub, or from the cache if that is silent."""
+    """Return {file: its id} of a model as loaded now: from the Hub, or from the cache if the Hub is silent."""
     from huggingface_hub import HfApi, constants
 
     go_offline_without_hub()
@@ -126,7 +126,7 @@ def near_folder(name: str) -> str | None:
 
 
 def lfs_pointers(folder: str | Path) -> list[str]:
-    """Return the names of the files of a folder that only point to what Git LFS would download."""
+    """Return the names of files in a folder that are only Git LFS pointers."""
     found = []
     for file in sorted(Path(folder).glob("*")):
         if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
@@ -148,10 +148,10 @@ def _look_for_gguf(name: str, key: str) -> Problem | None:
 
 @contextmanager
 def files_of(name: str | Path, *, key: str, what: str = "model") -> Iterator[None]:
-    """Turn everything that libraries raise while they read somebody's files into a UserError that names them.
+    """Turn everything that libraries raise while they read a user's or the Hub's files into a UserError with the name.
 
-    Damaged files raise dozens of types, from a SafetensorError to a TypeError deep in a config class. A name on the
-    Hub is only looked for in the cache if the Hub does not answer at once.
+    Damaged files raise dozens of types, from a SafetensorError to a TypeError deep in a config class. If the Hub does
+    not answer quickly, a name is only looked up in the cache.
     """
     if not Path(name).expanduser().exists():
         go_offline_without_hub()

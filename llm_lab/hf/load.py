@@ -45,9 +45,9 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
     # PEFT and TRL still use these deprecated names, which work until transformers 6.
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
-    # Our configs have this name next to the new one, for transformers 4.57.
+    # Our configs have the old name next to the new one, for transformers 4.57.
     warnings.filterwarnings("ignore", message="`rope_scaling` is deprecated", category=FutureWarning)
-    # The HTTP client logs each retry to standard error; the final error is reported by us.
+    # The HTTP client logs each retry to standard error; we report only the final error.
     get_logger("huggingface_hub").setLevel("ERROR")
 
 
@@ -67,7 +67,7 @@ def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
 
 
 def scale_residual_projections(model: Any) -> None:
-    """Scale what adds to the residual of a new mixture of experts by 1/sqrt(2 layers), as our own models start."""
+    """Scale the residual projections of a new mixture of experts by 1/sqrt(2 layers), as in our own models."""
     import torch
 
     scale = (2 * model.config.num_hidden_layers) ** -0.5
@@ -78,7 +78,7 @@ def scale_residual_projections(model: Any) -> None:
 
 
 def kernel_options(kernel: str | None) -> dict[str, str]:
-    """Return what transformers takes for an attention kernel.
+    """Return the options of transformers for an attention kernel.
 
     sdpa is its default, except for models that do not support it (BLOOM, MPT, Gemma 2), which get eager.
     """
@@ -91,7 +91,7 @@ def context_of(model: Any) -> int | None:
 
 
 def has_learned_positions(model: Any) -> bool:
-    """Return whether a model has a trained vector for each position, and so none beyond its context."""
+    """Return whether a model has a trained vector for each position, so that it can't go beyond its context."""
     config = model.config.get_text_config()
     learned = getattr(config, "position_embedding", None) == "learned"
     return learned or config.model_type in ("gpt2", "opt", "gpt_bigcode")
@@ -118,8 +118,8 @@ def load_model(
     """Load a causal LM with its weights, in eval mode.
 
     folder: a Hugging Face folder, an adapter folder, a GGUF file, or a Hub name. merge: merge an adapter into its base
-    instead of attaching it (a PeftModel), for training. load_in_4bit: as the frozen base of QLoRA, on CUDA. Raises
-    UserError if it can't be loaded.
+    instead of attaching it (a PeftModel), for training. load_in_4bit: load the frozen base of QLoRA, on CUDA only.
+    Raises UserError if it can't be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -141,7 +141,7 @@ def load_model(
             require_memory(config, str(folder), dtype=dtype, key=key)
         ours = config if config.model_type == "llm_lab" else lab_config(config)
     extra = kernel_options(attn_implementation)
-    if device == "cuda":  # cuDNN's attention plans each new length for about 0.1 s: not for texts that grow
+    if device == "cuda":  # cuDNN attention spends about 0.1 s on a plan for each new length: too slow for growing texts
         torch.backends.cuda.enable_cudnn_sdp(False)
     if is_gguf(folder):
         if load_in_4bit:
@@ -165,7 +165,7 @@ def load_model(
 
 
 def _load_gguf(file: str | Path, config: Any, *, dtype: str, key: str, **extra: Any) -> Any:
-    """Load the model in a GGUF file, with its weights unpacked."""
+    """Load the model in a GGUF file, with dequantized weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -193,10 +193,10 @@ def require_token_ids(model: Any) -> None:
 
 
 def require_all_weights(model: Any, found: Mapping[str, Any], name: str, *, key: str) -> None:
-    """Raise UserError if a checkpoint lacks weights of the model, or has weights that the model has no place for.
+    """Raise UserError if a checkpoint lacks weights of the model, or has weights that the model does not use.
 
     found: the loading info of `from_pretrained`. transformers only logs both: it initializes the former randomly, and
-    leaves out the latter.
+    drops the latter.
     """
     fix = "Fix its config.json, or download the model again."
     missing, left_out = sorted(found["missing_keys"]), weights_left_out(model, found["unexpected_keys"])
@@ -213,15 +213,15 @@ def require_all_weights(model: Any, found: Mapping[str, Any], name: str, *, key:
 
 
 def first_names(names: Sequence[str]) -> str:
-    """Return the first three names, and how many more there are."""
+    """Return the first three names, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def weights_left_out(model: Any, names: Iterable[str]) -> list[str]:
-    """Return the names of a checkpoint's weights that a model has no place for.
+    """Return the names of a checkpoint's weights that a model does not use.
 
-    transformers has removed the names that the model's class expects to be left out. Buffers that the model computes
-    were saved as weights by earlier versions of transformers.
+    names: the unexpected weights, without those that the model's class expects to be unused. Buffers that the model
+    computes are ignored: earlier versions of transformers saved them as weights.
     """
     computed = {_end_of(name) for name, _ in model.named_buffers()}
     return sorted(name for name in names if _end_of(name) not in computed and not OLD_BUFFERS.search(name))
@@ -232,10 +232,10 @@ def _end_of(name: str) -> tuple[str, ...]:
 
 
 def _describe_head(model: Any) -> None:
-    """Say in the config that the head has weights of its own, if it has.
+    """Record in the config that the head has its own weights, if it has.
 
-    transformers leaves such a head untied, whatever the config says. With the config unchanged, whatever ties weights
-    by the config (a resize of the vocabulary, saving as another class, other programs) would lose the head.
+    transformers leaves such a head untied, even if the config says that it is tied. But everything that ties weights by
+    the config (a resize of the vocabulary, saving as another class, other programs) would then lose the head.
     """
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
@@ -245,7 +245,7 @@ def _describe_head(model: Any) -> None:
 
 
 def hide_router_logits(model: Any) -> None:
-    """Let a mixture of experts return router logits on request only: in its config, they would break generation."""
+    """Let a mixture of experts return router logits only on request: as a config setting, they break generation."""
     config = model.config.get_text_config()
     if getattr(config, "output_router_logits", False):
         config.output_router_logits = False
@@ -299,7 +299,7 @@ def load_adapter(
     key: str = "adapter",
     **loading: Any,
 ) -> Any:
-    """Load the base of an adapter with the adapter attached, or merged into it (merge=True).
+    """Load the base of an adapter, with the adapter attached, or merged into it (merge=True).
 
     A base that is itself an adapter is merged into its own base first. loading: options of `load_model`.
     """
@@ -316,7 +316,7 @@ def load_adapter(
         import torch
 
         model = merge_into_base(model, adapter, key=key).to(getattr(torch, dtype))
-        # So an adapter trained on this model records this folder, not the base without this adapter.
+        # An adapter trained on this model then records this folder as its base, not the base without this adapter.
         model.config._name_or_path = model.name_or_path = str(folder)
         model.requires_grad_(True)  # PEFT leaves the base frozen, but this model will be trained
     return model.to(device).eval()
@@ -325,7 +325,7 @@ def load_adapter(
 def require_removable_adapter(folder: str) -> None:
     """Raise UserError if an adapter replaced its base's embeddings or head, which can't be restored.
 
-    PEFT saves them in full if the vocabulary has grown, and overwrites the base's when it loads them.
+    If the vocabulary has grown, PEFT saves them in full, and overwrites the base's when it loads the adapter.
     """
     from safetensors import safe_open
 
@@ -342,8 +342,8 @@ def require_removable_adapter(folder: str) -> None:
 def without_adapter(model: Any, folder: str) -> Iterator[Any]:
     """Make a PeftModel, loaded from `folder`, behave as its base; yields the base's tokenizer.
 
-    PEFT's disable_adapter keeps added vocabulary rows and the end tokens of the adapter's chat template. Here they are
-    the base's too, so the answers are those of the base loaded by itself.
+    PEFT's disable_adapter keeps added vocabulary rows and the end tokens of the adapter's chat template. This function
+    restores the base's too, so the answers are those of the base loaded by itself.
     """
     require_removable_adapter(folder)
     base = read_adapter(folder).base
@@ -385,7 +385,7 @@ def _rows(model: Any, rows: int | None) -> Iterator[None]:
         for weight in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
             if rows is not None and weight is not None and len(weight) > rows:
                 cut.append((weight, weight.data))
-                weight.data = weight.data[:rows]  # tied weights are the same parameter, cut once
+                weight.data = weight.data[:rows]  # tied weights are one parameter, cut only once
     try:
         yield
     finally:
@@ -406,9 +406,9 @@ def _plain(layer: Any) -> Any:
 def write_design(folder: Path, values: Mapping[str, Any]) -> Path:
     """Write a config.json for the resolved parts of a recipe to `folder` and return the folder.
 
-    Native parts give a Llama, Mistral or Qwen3 config; for others the model code is written too, also for GPT-2's,
-    whose own class would be trained with biases and without zero_init. The vocabulary size is the tokenizer's; for a
-    BPE that is not yet trained, it is set again when training starts.
+    Native parts give a Llama, Mistral or Qwen3 config. For other parts the model code is written too, and for GPT-2's:
+    training GPT-2's own class would add biases and ignore zero_init. The vocabulary size is the tokenizer's; for a BPE
+    that is not yet trained, it is set again when training starts.
     """
     # Registers the code that save_pretrained writes next to a LabConfig.
     import llm_lab.model.modeling_lab  # noqa: F401

@@ -1,4 +1,4 @@
-"""LoRA: choose the layers that get an adapter, and attach a new one (Hu et al., arXiv:2106.09685)."""
+"""LoRA: choose the layers that get an adapter, and attach a new adapter (Hu et al., arXiv:2106.09685)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 QUERIES = frozenset({"q_proj", "query", "q_lin", "wq", "q"})
 VALUES = frozenset({"v_proj", "value", "v_lin", "wv", "v"})
-# Queries, keys and values in one matrix: GPT-2, NeoX and Falcon, Phi-3, MPT.
+# Queries, keys and values in one matrix: GPT-2, NeoX, Falcon, Phi-3, MPT.
 FUSED = frozenset({"c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv", "W_pack"})
 # Feed-forward layers directly in the block, as in OPT.
 PLAIN_FEED_FORWARD = frozenset({"fc1", "fc2", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
@@ -118,7 +118,7 @@ def _is_linear(module: Any) -> bool:
 
 
 def expert_matrices(model: Any) -> list[str]:
-    """Return the ends of the names of tensors that hold a matrix of each expert, which are not linear layers."""
+    """Return the ends of the names of tensors with one matrix per expert, which are not linear layers."""
     fused = [name for name, parameter in model.named_parameters() if parameter.ndim == 3 and "expert" in name]
     return list(dict.fromkeys(".".join(name.split(".")[-3:]) for name in fused))
 
@@ -178,10 +178,10 @@ def attach_lora(
 ) -> Any:
     """Return the model with a new adapter, as a PeftModel: the adapter is trained, the rest is frozen.
 
-    options: the lora group of a resolved recipe. new_token_ids: tokens whose rows in embeddings and head are trained
-    too, in addition to those that the base on disk has no rows for. control_ids: other tokens whose rows are trained
-    where the model allows it. The score head of a reward model is trained in
-    full. The same seed gives the same adapter. Raises UserError if a preset or a name does not match the model.
+    options: the lora group of a resolved recipe. new_token_ids: tokens whose rows in embeddings and head are also
+    trained, in addition to tokens for which the base on disk has no rows. control_ids: other tokens whose rows are
+    trained if the model allows it. The score head of a reward model is trained in full. The same seed gives the same
+    adapter. Raises UserError if a preset or a name does not match the model.
     """
     import torch
     from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
@@ -248,7 +248,7 @@ def _rows_to_train(model: Any, new_token_ids: Iterable[int], control_ids: Iterab
 def describe_trainable(model: Any) -> Trainable:
     """Return the trainable parameters of a model."""
     names = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    if hasattr(model, "get_nb_trainable_parameters"):  # it knows the number of weights in 4-bit tensors
+    if hasattr(model, "get_nb_trainable_parameters"):  # PEFT counts the weights in 4-bit tensors correctly
         trained, total = model.get_nb_trainable_parameters()
         return Trainable(names, trained, total)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}

@@ -16,9 +16,9 @@ from .load import context_of, load_model
 from .save import save_model
 from .tokenizers import load_tokenizer
 
-# Maximum difference of logits relative to the largest logit. In float32 only the order of sums differs. bf16
-# weights have 8 significant bits, so errors of up to 2^-9 (0.2 %) each, which accumulate to a percent or two over
-# dozens of layers; fp16 has 11 bits.
+# Maximum difference of logits relative to the largest logit. In float32 only the order of sums differs. bf16 weights
+# have 8 significant bits, so each has an error of up to 2^-9 (0.2 %), and over dozens of layers these add up to a
+# percent or two; fp16 has 11 bits.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog. 12 + 30 = 42\n" * 4
 PROBE_ROWS, PROBE_TOKENS = 4, 64
@@ -28,8 +28,9 @@ PROBE_ROWS, PROBE_TOKENS = 4, 64
 class Merged:
     """The result of a merge, with maximum absolute differences of logits.
 
-    largest_logit: the scale for relative differences. effect: base against base with adapter. difference: attached
-    adapter against the saved model, whose weights are `dtype`; float32_difference: before rounding to `dtype`.
+    largest_logit: the scale for relative differences. effect: base compared with base plus adapter. difference:
+    attached adapter compared with the saved model, whose weights are `dtype`. float32_difference: the same before
+    rounding to `dtype`.
     """
 
     adapter: Adapter
@@ -79,7 +80,7 @@ def merge_adapter(
     scale = max(float(attached.abs().max()), 1e-12)
     model = merge_into_base(model, adapter, key=key)
     in_float32 = _difference(_logits(model, probe), attached)
-    # The saved weights may be rounded, the merge itself may not.
+    # The saved weights may be rounded; the merge itself must be exact.
     limit = tolerance if tolerance is not None and dtype == "float32" else TOLERANCES["float32"]
     if not in_float32 / scale <= limit:
         raise _too_different(in_float32 / scale, limit, key, folder, "merged in float32")
@@ -152,7 +153,7 @@ def _probe_tokens(model: Any, tokenizer: Any, adapter: Adapter, seed: int, key: 
 def _logits(model: Any, ids: Any) -> Any:
     import torch
 
-    with torch.inference_mode():  # one row at a time: a classifier without a padding token needs batch size 1
+    with torch.inference_mode():  # one row at a time: a classifier without a padding token requires batch size 1
         return torch.cat([model.eval()(input_ids=row[None], use_cache=False).logits for row in ids])
 
 

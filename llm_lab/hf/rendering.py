@@ -1,6 +1,6 @@
-"""Conversations as text: what a tokenizer's chat template writes, and which of it are control tokens.
+"""Render conversations as text with a tokenizer's chat template, and find its control tokens.
 
-A message that spells out a control token is text: such places are marked before the template is rendered.
+A control token that is spelled out in a message is text: such places are marked before the template is rendered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llm_lab.estimate.adapter_base import read_object
 from llm_lab.limits import memory_limit, time_limit
 
 Message = Mapping[str, Any]
-# The names under which messages hold the reasoning of an answer. Templates read one or another.
+# Names of the reasoning of an answer in messages. Templates use one or another.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 DATE = "template_date"  # in tokenizer_config.json: the date of a template that reads the clock
 # Unicode noncharacters, which valid text does not contain. Two of them mark control tokens in messages.
@@ -34,7 +34,7 @@ RENDER_BYTES = 2**30
 
 
 class Refused(UserError):
-    """A conversation that a chat template can't take. reason: why, without the key."""
+    """A conversation that a chat template can't render. reason: why, without the key."""
 
     def __init__(self, reason: str):
         self.reason = reason
@@ -69,7 +69,7 @@ class Properties:
 
 
 def mark(tokenizer: Any, messages: Sequence[Message]) -> Marked:
-    """Return messages as a template gets them: control tokens in their texts marked, reasoning under every name.
+    """Prepare messages for a template: mark control tokens in their texts, add reasoning under the usual names.
 
     Raises UserError for text that contains nearly all noncharacters.
     """
@@ -88,7 +88,7 @@ def mark(tokenizer: Any, messages: Sequence[Message]) -> Marked:
 
 
 def reasoning_of(message: Message) -> str:
-    """Return the reasoning that a message holds apart from its content, or ""."""
+    """Return a message's reasoning, if it is separate from its content, else ""."""
     return next((str(message[name]) for name in REASONING if message.get(name)), "")
 
 
@@ -142,7 +142,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False
             texts, _ = render_jinja_template([list(messages)], chat_template=template, **options)
     except UserError:
         raise
-    except Exception as error:  # a template is a program: it may raise anything
+    except Exception as error:  # a template is a program and may raise anything
         require_sound(tokenizer)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Refused(f"the template does not accept this conversation: {first[:200]}") from None
@@ -151,7 +151,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    """Stop a template that never ends, or that writes without end."""
+    """Stop a template that never ends, or that produces endless text."""
     why = f"the tokenizer's chat template takes more than {RENDER_SECONDS} seconds for one conversation"
     too_long = Problem(_KEY, why, fix="Set chat_template: chatml, which replaces it.")
     with time_limit(RENDER_SECONDS, too_long), memory_limit(RENDER_BYTES):
@@ -161,8 +161,8 @@ def _limits() -> Iterator[None]:
 def renderer_of(folder: Path) -> Callable[[Sequence[Message], bool], str] | None:
     """Return a function that renders messages, or a prompt, with the chat template of a model's folder.
 
-    For plans: it needs neither PyTorch nor transformers, and raises whatever the template raises. None: the folder has
-    no valid template.
+    For plans: it needs neither PyTorch nor transformers, and raises whatever the template raises. Returns None if the
+    folder has no valid template.
     """
     settings = read_object(folder / "tokenizer_config.json") or {}
     file, template = folder / "chat_template.jinja", settings.get("chat_template")
@@ -184,7 +184,7 @@ def renderer_of(folder: Path) -> Callable[[Sequence[Message], bool], str] | None
     try:
         with _limits():
             compiled = environment.from_string(_GENERATION.sub("", template))
-    except Exception:  # the run says what is wrong with it
+    except Exception:  # the run reports what is wrong with it
         return None
 
     def render_for_a_plan(messages: Sequence[Message], prompt: bool) -> str:
@@ -221,7 +221,7 @@ def require_sound(tokenizer: Any) -> None:
         raise UserError(Problem(_KEY, why, fix="Correct the template, or set chat_template: chatml.")) from None
     except UserError:
         raise
-    except Exception:  # of the empty conversation
+    except Exception:  # it may not accept an empty conversation
         return
 
 
@@ -242,7 +242,7 @@ def date_of(tokenizer: Any) -> str | None:
 def pin_date(tokenizer: Any, date: str | None = None) -> str | None:
     """Fix the date of a template that reads the clock, and return it; it is saved with the tokenizer.
 
-    date: by default the one it has already, or else the current date. None is returned for other templates.
+    date: default: the one it already has, or else the current date. Returns None for other templates.
     """
     if not reads_the_clock(tokenizer):
         return None
@@ -251,7 +251,7 @@ def pin_date(tokenizer: Any, date: str | None = None) -> str | None:
 
 
 def _with_pinned_date(template: str, date: str | None) -> str:
-    """Return a template in which strftime_now gives one date: transformers passes no functions to a template."""
+    """Return a template in which strftime_now returns a fixed date: transformers can't pass functions to a template."""
     if date is None or not _CLOCK.search(template):
         return template
     day = datetime.datetime.fromisoformat(date)
@@ -263,7 +263,7 @@ _KNOWN: WeakKeyDictionary[Any, tuple[Any, Properties]] = WeakKeyDictionary()
 
 
 def properties(tokenizer: Any) -> Properties:
-    """Return what is true of a tokenizer with its present template and special tokens."""
+    """Return the properties of a tokenizer with its present template and special tokens."""
     state = (str(tokenizer.chat_template), len(tokenizer), tuple(tokenizer.special_tokens_map.items()))
     known = _KNOWN.get(tokenizer)
     if known is None or known[0] != state:
@@ -278,7 +278,7 @@ def _look_up(tokenizer: Any) -> Properties:
     first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"][:1])
     begins_with_space = bool(first) and first[0].startswith(("\u2581", "\u0120"))
     question = [{"role": "user", "content": _WORD}]
-    # Templates of models that also see images read the content as a list of parts, and leave out or reject a string.
+    # Templates of models for text and images expect content as a list of parts, and ignore or reject a string.
     in_parts = not _shows(tokenizer, question) and _shows(tokenizer, [_in_parts(message) for message in question])
     return Properties(pattern, frozenset(special.values()), begins_with_space, in_parts, _opening(tokenizer, in_parts))
 

@@ -44,7 +44,7 @@ def native_config(config: Any) -> Any | None:
     values = {key: getattr(config, key) for key in _SHARED}
     values |= {"rms_norm_eps": config.norm_eps, "hidden_act": HIDDEN_ACTS[config.activation]}
     values["rope_parameters"] = dict(config.rope_parameters)
-    # Not keys of these classes, but a design is trained with them, and a run resumed.
+    # These classes don't have these keys, but training a design and resuming a run need them.
     values |= {key: getattr(config, key) for key in ("zero_init", "hidden_dropout") if getattr(config, key)}
     if kind == "llama":
         return LlamaConfig(**values, attention_bias=config.attention_bias, mlp_bias=config.mlp_bias)
@@ -128,7 +128,7 @@ def lab_config(config: Any) -> Any | None:
         norm="rmsnorm",
         norm_eps=config.rms_norm_eps,
         activation=activation,
-        # A config.json may contain any key; only the classes with such biases read these.
+        # A config.json may contain any key; these two only count for classes that have such biases.
         attention_bias=kind != "mistral" and bool(getattr(config, "attention_bias", False)),
         mlp_bias=kind == "llama" and bool(getattr(config, "mlp_bias", False)),
         qk_norm=kind == "qwen3",
@@ -146,7 +146,7 @@ def set_special_tokens(model: Any, tokenizer: Any) -> None:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    generates = getattr(model, "generation_config", None) is not None  # a classifier has none
+    generates = getattr(model, "generation_config", None) is not None  # a classifier has no generation config
     for key, value in ids.items():
         setattr(model.config, key, value)
         if generates:
@@ -158,7 +158,7 @@ def set_special_tokens(model: Any, tokenizer: Any) -> None:
 def to_native(model: Any) -> Any | None:
     """Return the model as LlamaForCausalLM (or Mistral, Qwen3) with shared weights, or None.
 
-    As GPT2LMHeadModel its matrices are copies: GPT-2 stores them transposed, and query, key and value as one.
+    In a GPT2LMHeadModel the matrices are copies: GPT-2 stores them transposed, and query, key and value as one.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -199,15 +199,15 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None, state_dict
 def restore_weights(model: Any, folder: str | Path) -> bool:
     """Load a checkpoint that the Trainer can't load into the model; returns whether it did so.
 
-    These are weights that `save_model` has written with other names, and models with YaRN or Llama 3's RoPE: the
-    Trainer reads the version from config.json as a plain PreTrainedConfig, which fails on the names of `older_config`
-    there, because it has no context length.
+    These are checkpoints whose weights `save_model` wrote under other names, and models with YaRN or Llama 3's RoPE: to
+    find the version, the Trainer reads config.json as a plain PreTrainedConfig, which has no context length and fails
+    on the names that `older_config` adds.
     """
     from safetensors.torch import load_file
     from transformers import PreTrainedConfig
 
     if any(parameter.ndim == 3 and ".experts." in name for name, parameter in model.named_parameters()):
-        # transformers stores each expert by itself, under the names of the first releases.
+        # transformers stores each expert separately, under the names of its first releases.
         weights = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
         model.load_state_dict(weights)
         return True
@@ -223,12 +223,12 @@ def restore_weights(model: Any, folder: str | Path) -> bool:
         return False
     except AttributeError:
         for part in sorted(Path(folder).glob("model*.safetensors")):
-            model.load_state_dict(load_file(part), strict=False)  # without a tied head, or a shard
+            model.load_state_dict(load_file(part), strict=False)  # a file lacks a tied head, or is a shard
         return True
 
 
 def older_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config.json with the names of transformers 4.57 next to those of version 5, which win there.
+    """Return a config.json that has transformers 4.57's names in addition to those of version 5, which take precedence.
 
     Version 4.57 ignores dtype and rope_parameters; without rope_theta it uses 10,000.
     """
@@ -236,7 +236,7 @@ def older_config(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("model_type") == "qwen3_moe":
         added["num_experts"] = config["num_local_experts"]
     rope = config.get("rope_parameters") or {}
-    if "rope_theta" in rope:  # not one dictionary per kind of layer, for which 4.57 has no common names
+    if "rope_theta" in rope:  # not if there is a dictionary per kind of layer: 4.57 has no names for that
         added["rope_theta"] = rope["rope_theta"]
         if rope.get("rope_type", "default") != "default":
             added["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}

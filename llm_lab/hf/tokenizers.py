@@ -14,8 +14,8 @@ from .gguf import load_gguf_tokenizer
 from .hub import files_of
 
 END_OF_TEXT = "<|endoftext|>"
-# BPE training time is quadratic in word length, and a text without spaces is one word. Cuts this far apart have no
-# effect on the merges that matter.
+# BPE training time is quadratic in word length, and a text without spaces is one word. Cuts this far apart do not
+# affect the merges that matter.
 LONG_TEXT = 10_000
 
 
@@ -72,7 +72,7 @@ def _wrap(backend: Any) -> Any:
 
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=END_OF_TEXT,  # as in GPT-2: the token between documents also starts one
+        bos_token=END_OF_TEXT,  # as in GPT-2: the token between documents also starts a document
         eos_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
     )
@@ -109,7 +109,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def write_older_names(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Rewrite a file of transformers 5 so that transformers 4.57 reads the same from it."""
+    """Rewrite a file of transformers 5 so that transformers 4.57 reads it the same way."""
     written = json.loads(path.read_text(encoding="utf-8"))
     changed = change(written)
     if changed != written:
@@ -121,6 +121,6 @@ def older_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
     changed = dict(config)
     if changed.get("tokenizer_class") == "TokenizersBackend":
         changed["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(changed.get("extra_special_tokens"), list):  # 4.57 takes only a dictionary under this name
+    if isinstance(changed.get("extra_special_tokens"), list):  # 4.57 accepts only a dictionary under this name
         changed["additional_special_tokens"] = changed.pop("extra_special_tokens")
     return changed

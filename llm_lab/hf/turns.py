@@ -1,7 +1,7 @@
-"""The answers of a conversation, read off what the chat template renders: where each starts, and where it ends.
+"""Find where each answer of a conversation starts and ends in the text that the chat template renders.
 
 An answer starts where the prompt at inference ends, and ends with the control token that the template writes after it
-in this very place.
+at this place.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CHANGED = (
     "the template changes the text before an answer once it is answered, so the prompt at inference would not match "
     "training"
 )
-# What a template opens at the end of the prompt and the answer has to close: <think>.
+# A tag that a template opens at the end of the prompt, and that the answer has to close: <think>.
 _OPENED = re.compile(r"<(\w+)>\s*\Z")
 _BEGINS_WITH_REASONING = re.compile(r"\s*<(\w+)>(.*?)</\1>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """An answer as the model must write it: the prompt at inference, and the text that follows, with its end of turn.
+    """An answer as the model must generate it: the prompt at inference, then the text with its end of turn.
 
     whole: the conversation up to this answer, which starts with both and may have more after the end of the turn.
     """
@@ -47,7 +47,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Talk:
-    """A conversation with its answers. prompts: the text before each answer, by its position, where there is one."""
+    """A conversation with its answers. prompts: {position of an answer: the text before it}, where there is one."""
 
     tokenizer: Any
     marked: Marked
@@ -71,7 +71,7 @@ class Talk:
 
 
 def is_trained(message: Message) -> bool:
-    """Return whether a message is an answer that its data does not exclude from training, with train: false."""
+    """Return whether a message is an answer that is trained on: its data may exclude it with train: false."""
     return message["role"] == "assistant" and message.get("train", True) is not False
 
 
@@ -102,7 +102,7 @@ def read_turn(talk: Talk, number: int) -> Turn:
 
 
 def without_reasoning(message: Message) -> dict[str, Any] | None:
-    """Return an answer without its reasoning, or None if it has none, or nothing else."""
+    """Return an answer without its reasoning; None if it has no reasoning, or nothing else."""
     content = message.get("content") or ""
     shorter = {key: value for key, value in message.items() if key not in REASONING}
     if isinstance(content, str) and (begins := _BEGINS_WITH_REASONING.match(content)):
@@ -138,7 +138,7 @@ def _continuation(prompt: str, whole: str, message: Message) -> str | None:
 
 
 def holds(talk: Talk, message: Message, text: str, *, with_reasoning: bool = False) -> bool:
-    """Return whether a text has all that a message says, apart from white space; its reasoning only if asked for."""
+    """Return whether a text contains all of a message, ignoring white space. Its reasoning only counts if requested."""
     content = str(message.get("content") or "")
     begins = _BEGINS_WITH_REASONING.match(content) if message["role"] == "assistant" else None
     parts = [content[begins.end() :] if begins else content, *_strings(message.get("tool_calls"))]
@@ -180,7 +180,7 @@ def control_tokens(talk: Talk, text: str, start: int = 0) -> list[re.Match[str]]
 
 
 def _tail(talk: Talk, text: str) -> list[re.Match[str]]:
-    """Return the control tokens at the end of a text, after which there is nothing but white space."""
+    """Return the control tokens at the end of a text, with at most white space between and after them."""
     tail: list[re.Match[str]] = []
     end = len(text.rstrip())
     for found in reversed(control_tokens(talk, text)):
@@ -194,8 +194,8 @@ def _tail(talk: Talk, text: str) -> list[re.Match[str]]:
 def _up_to_its_end(talk: Talk, number: int, prompt: str, text: str) -> tuple[str, str]:
     """Return the text of an answer with its end of turn, and the rest after it.
 
-    The end is the control token that the template writes after the answer in this place; where it writes none, the
-    one that begins the next message, with which such a model stops. Raises Refused if there is neither.
+    The end is the control token that the template writes after the answer at this place. If it writes none, it is the
+    token that begins the next message, at which such a model stops. Raises Refused if there is neither.
     """
     tail = _tail(talk, text)
     if len(tail) == 1:
