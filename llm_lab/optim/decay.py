@@ -1,4 +1,4 @@
-"""Weight decay that spares weights which the update moves away from zero, and that fades over the run."""
+"""Cautious weight decay, which skips weights that the update moves away from zero; decay that fades over the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-CAUTIOUS = "cautious_decay"  # the decay of a group that is applied after its step
+CAUTIOUS = "cautious_decay"  # key of a group: the decay that is applied after its step
 
 
 def decay_cautiously(optimizer: torch.optim.Optimizer) -> None:
@@ -43,7 +43,7 @@ def decay_cautiously(optimizer: torch.optim.Optimizer) -> None:
 def fade_decay(optimizer: torch.optim.Optimizer, factor: Callable[[], float]) -> None:
     """Multiply the weight decay of every group by factor() before each step.
 
-    The full decay is that of the optimizer as built, also after a saved state was loaded into it.
+    The full decay is the one that the optimizer was built with, also after a saved state was loaded into it.
     """
     full = [{key: group[key] for key in ("weight_decay", CAUTIOUS) if key in group} for group in optimizer.param_groups]
 

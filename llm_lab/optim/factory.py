@@ -1,4 +1,4 @@
-"""Build the torch optimizer that a recipe names. A new optimizer is one more function in BUILDERS."""
+"""Build the torch optimizer that a recipe names. To add an optimizer, add a function to BUILDERS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     per expert: (experts, rows, columns); their biases (experts, columns) are vectors.
     """
     ends = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    for name in ("get_input_embeddings", "get_output_embeddings"):  # PEFT wraps them, with extra rows for new tokens
+    for name in ("get_input_embeddings", "get_output_embeddings"):  # PEFT wraps them and adds rows for new tokens
         end = getattr(model, name)() if hasattr(model, name) else None
         ends += [end] if end is not None else []
     # The head of a classifier outputs scores, not hidden states.
@@ -66,13 +66,13 @@ def _build_adamw_8bit(model: nn.Module, options: AdamW8bit) -> torch.optim.Optim
     groups = _decay_groups(model, options.weight_decay)
     optimizer = AdamW8bitOptimizer(groups, lr=options.learning_rate, betas=tuple(options.betas), eps=options.eps)
     optimizer.check_overrides()
-    manager.module_weight_config_triple.clear()  # or the manager would keep these modules in memory forever
+    manager.module_weight_config_triple.clear()  # otherwise the manager would keep these modules in memory forever
     return optimizer
 
 
 def _build_muon(model: nn.Module, options: Muon) -> torch.optim.Optimizer:
     matrices, embeddings, vectors = split_parameters(model)
-    # GPT-2 stores its matrices the other way round, and so do some experts.
+    # GPT-2 stores its matrices transposed, and so do some mixtures of experts.
     transposed = {
         id(parameter)
         for module in model.modules()

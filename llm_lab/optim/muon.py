@@ -42,7 +42,7 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _multiplies_bf16(device_type: str) -> bool:
-    """Return whether the hardware multiplies bf16, which is precise enough here and up to four times as fast."""
+    """Return whether the hardware multiplies in bf16, which is precise enough here and up to four times as fast."""
     if device_type == "cpu":
         features = torch.cpu.get_capabilities()
         return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
@@ -50,7 +50,7 @@ def _multiplies_bf16(device_type: str) -> bool:
 
 
 def _ahead(grads: list[Tensor], buffers: list[Tensor], momentum: float) -> list[Tensor]:
-    """Return Nesterov's momentum: between the gradients and their moving means."""
+    """Return Nesterov's momentum, which interpolates between the gradients and their moving means."""
     if not isinstance(grads[0], DTensor):
         return list(torch._foreach_lerp(grads, buffers, momentum))
     ahead = [grad.clone() for grad in grads]  # sharded tensors have this operation only in place
@@ -73,13 +73,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Groups with algorithm "muon" take hidden matrices, also several in one 3-D tensor; "adamw" takes anything.
 
     A Muon step equals torch.optim.Muon's (adjust_lr_fn="original"): momentum, Newton-Schulz, decoupled
-    weight decay, and an update scaled by sqrt(max(1, outputs / inputs)). Gradients are left untouched.
+    weight decay, and an update scaled by sqrt(max(1, outputs / inputs)). Gradients are not changed.
 
     neuron_beta (of a group): if set, NorMuon (Li et al. 2025, arXiv:2510.05491): the orthogonal update of each row (of
-    each output neuron) is divided by a moving root mean square of its entries, and the matrix scaled back to the norm
-    that it had, as in modded-nanogpt, so that learning rates keep their meaning.
+    each output neuron) is divided by a moving root mean square of its entries. The matrix is then scaled back to its
+    previous norm, as in modded-nanogpt, so that learning rates keep their meaning.
 
-    Of sharded matrices, every process gathers the momentum, orthogonalizes all of it, and takes its part.
+    With sharded matrices, every process gathers the momentum, orthogonalizes the whole matrix, and keeps its own part.
 
     transposed (of a group): for each of its parameters, whether it is stored as (inputs, outputs); default: none is.
     """
@@ -101,8 +101,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
             assert group["algorithm"] == "adamw" or all(p.ndim in (2, 3) for p in group["params"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a saved state, whatever device it was loaded to."""
-        # torch moves the step counts to the parameters' device only in groups that say that they are fused.
+        """Load a saved state, on any device."""
+        # torch moves the step counts to the parameters' device only in groups that are marked as fused.
         groups = [{**group, "fused": group["algorithm"] == "adamw"} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
 
@@ -136,7 +136,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             dtype = torch.bfloat16 if _multiplies_bf16(device.type) else torch.float32
             stacked = torch.stack([_whole(update) for update in updates])
             directions = orthogonalize(stacked.flatten(0, -3), group["ns_steps"], dtype).to(alike[0].dtype)
-            beta = group.get("neuron_beta")  # which checkpoints of earlier versions don't have
+            beta = group.get("neuron_beta")  # checkpoints of earlier versions don't have it
             if beta is not None:
                 directions = self._normalize(alike, directions.view_as(stacked), beta, is_transposed)
             torch._foreach_mul_(alike, 1 - lr * group["weight_decay"])

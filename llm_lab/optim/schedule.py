@@ -43,7 +43,7 @@ def learning_rate_factor(
 def factor_of(scheduler: Mapping[str, Any], max_steps: int, *, scale: float = 1.0) -> Callable[[int], float]:
     """Return a function update -> factor for the scheduler of a resolved recipe, whose warm-up is in steps.
 
-    scale: on all factors, for a run that has returned to a checkpoint with a smaller learning rate.
+    scale: multiplies all factors, for a run that has returned to a checkpoint with a smaller learning rate.
     """
     options = {key: value for key, value in scheduler.items() if key not in ("warmup_ratio", "weight_decay")}
 

@@ -12,7 +12,7 @@ EPS = 1e-12
 class Sophia(torch.optim.Optimizer):
     """Sophia-G (Liu et al. 2023, algorithm 3, https://arxiv.org/abs/2305.14342).
 
-    theta <- theta - lr * clip(m / max(rho * h, eps), 1), with m the moving mean of gradients and h that of the
+    theta <- theta - lr * clip(m / max(rho * h, eps), 1), where m is the moving mean of gradients and h that of the
     Hessian's diagonal. The trainer must call `update_hessian` every few steps, with gradients of the loss on labels
     sampled from the model itself: h is not the mean of squared training gradients.
     """

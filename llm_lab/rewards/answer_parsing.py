@@ -78,7 +78,7 @@ def _boxed(text: str) -> str | None:
         depth += {"{": 1, "}": -1}.get(text[position], 0)
         if depth == 0:
             return text[start:position]
-    return None  # cut off before it was closed
+    return None  # the text ends before the closing brace
 
 
 def _number_of_line(line: str, *, first: bool) -> Fraction | None:

@@ -32,7 +32,7 @@ def build_rewards(
     """Build the reward of a recipe's terms; loads reward models and runs the user's files.
 
     terms: `{name | model | python: ..., weight: ..., and the keys of the function}`, None for keys that are left out.
-    find_model: returns the model folder for the name of a run. UserError with the problems of all terms.
+    find_model: returns the model folder for the name of a run. Raises UserError with the problems of all terms.
     """
     built: list[Term] = []
     problems: list[Problem | str] = []
@@ -76,18 +76,18 @@ def _build_term(given: dict[str, Any], weight: float, key: str, device: str, fin
     options = {option: value for option, value in given.items() if option in known.keys}
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str], columns: Columns) -> Sequence[Any]:
-        # Only the columns it reads: the data may have a column called `length`.
+        # Only the columns that the function reads: the data may have a column named `length`.
         return known.function(texts, **{name: columns[name] for name in known.columns}, **options)
 
     return Term(given["name"], weight, key, score, columns=known.columns, read_answer=known.read_answer)
 
 
 def _report_failures(function: Callable[..., Any], spec: str, key: str) -> Callable[..., Sequence[Any]]:
-    """Return a call of a user's function that reports at which completion it fails."""
+    """Wrap a user's function, so that an error says at which completion it failed."""
     path = Path(spec.rpartition(":")[0]).expanduser()
 
     def call(prompts: Sequence[Prompt], texts: Sequence[str], columns: Columns) -> Sequence[Any]:
-        # The data may have columns called prompts or completions.
+        # The data may have columns named prompts or completions.
         own = {name: values for name, values in columns.items() if name not in ("prompts", "completions")}
         try:
             return function(completions=list(texts), prompts=list(prompts), **own)
@@ -111,7 +111,7 @@ def _report_failures(function: Callable[..., Any], spec: str, key: str) -> Calla
 
 
 def _with_unique_names(terms: Sequence[Term]) -> list[Term]:
-    """Number terms of the same name, because each has its own column in the log."""
+    """Number terms with the same name, because each has its own column in the log."""
     counts: dict[str, int] = {}
     found = []
     for term in terms:
@@ -188,7 +188,7 @@ def load_function(spec: str, *, key: str = "rewards.python") -> Callable[..., An
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module  # dataclasses in the file look up their module here
     try:
-        exec(compile(source, str(path.resolve()), "exec"), module.__dict__)  # exactly what was allowed
+        exec(compile(source, str(path.resolve()), "exec"), module.__dict__)  # exactly the bytes that were allowed
     except Exception as error:
         raise UserError(Problem(key, f"running {path} failed: {describe_error(error, path)}", value=spec)) from error
     function = getattr(module, name, None)

@@ -21,7 +21,7 @@ HEADS = frozenset({"score", "classifier", "classification_head", "pooler"})
 
 
 def is_encoder(config: Any) -> bool:
-    """Return whether a classifier is bidirectional, as BERT and DeBERTa: it reads prompt and answer as a pair."""
+    """Return whether a classifier is bidirectional, like BERT and DeBERTa: it reads prompt and answer as a pair."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -39,9 +39,9 @@ def load_classifier(
 ) -> Any:
     """Load a sequence classifier in eval mode; a LoRA adapter is merged into its base.
 
-    new_head: one label, with a new head if the checkpoint has none that fits (a language model has none). Without
-    new_head, such a checkpoint is refused, because transformers would score with random weights. load_in_4bit: as the
-    frozen base of QLoRA, on CUDA. UserError if it can't be loaded.
+    new_head: use one label, with a new head if the checkpoint has no suitable one (a language model has none). Without
+    new_head, such a checkpoint is refused, because transformers would score with random weights. load_in_4bit: load the
+    frozen base of QLoRA, on CUDA only. Raises UserError if it can't be loaded.
     """
     options: dict[str, Any] = kernel_options(attn_implementation)
     if load_in_4bit:
@@ -105,7 +105,7 @@ def _load_whole(name: str, *, dtype: str, new_head: bool, key: str, options: Map
     missing = [parameter for parameter in loaded["missing_keys"] if HEADS.isdisjoint(parameter.split("."))]
     if missing:
         raise UserError(Problem(key, f"weights are missing: {', '.join(sorted(missing)[:3])}", value=name))
-    # Outside the backbone are only the heads for other tasks.
+    # Weights outside the backbone are heads for other tasks.
     backbone = f"{model.base_model_prefix}."
     left_out = [weight for weight in weights_left_out(model, loaded["unexpected_keys"]) if weight.startswith(backbone)]
     if left_out:
@@ -122,7 +122,7 @@ def _load_adapter(folder: Path, *, dtype: str, new_head: bool, key: str, options
 
     adapter = read_adapter(folder, key=key)
     if adapter.task == "SEQ_CLS":
-        # In float32 until merged: the small changes of an adapter would be lost in bf16.
+        # In float32 until merged: in bf16, the small changes of an adapter would be lost.
         base = load_classifier(adapter.base, new_head=True, key=key, **options)
         model = attach_adapter(base, adapter, key=key).merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
         model.requires_grad_(True)  # PEFT leaves the base frozen
@@ -130,7 +130,7 @@ def _load_adapter(folder: Path, *, dtype: str, new_head: bool, key: str, options
         model = add_head(load_model(folder, dtype=dtype, merge=True, key=key, **options))
     else:
         raise _not_a_reward_model(str(folder), key)
-    # An adapter trained on this model records it as its base.
+    # An adapter trained on this model records this folder as its base.
     model.config._name_or_path = model.name_or_path = str(folder)
     return model
 

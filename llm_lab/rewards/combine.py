@@ -26,7 +26,7 @@ class Term:
     about: str | None = None  # one line for the user
 
     def values(self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Columns) -> list[float]:
-        """Return one float for each completion, NaN where the term does not apply. UserError if the term fails."""
+        """Return one float per completion, NaN where the term does not apply. Raises UserError if the term fails."""
         return self._numbers(self.score(prompts, texts, columns), len(texts))
 
     def _numbers(self, found: Any, count: int) -> list[float]:
@@ -42,7 +42,7 @@ class Term:
         numbers = []
         for index, value in enumerate(values):
             try:
-                # float() would accept text, which is surely a mistake.
+                # float() would accept text, but a score that is text is a mistake.
                 number = math.nan if value is None else float("no number" if isinstance(value, str) else value)
             except (TypeError, ValueError):
                 where = f"completion {index + 1} of {count}"
@@ -92,7 +92,7 @@ class Rewards:
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Columns | None = None
     ) -> Scores:
-        """Score completions (text, or messages as in TRL). UserError if a term fails."""
+        """Score completions (text, or messages as in TRL). Raises UserError if a term fails."""
         texts = [text_of(completion) for completion in completions]
         rows = [term.values(prompts, texts, columns or {}) for term in self.terms]
         return Scores(self.names, tuple(map(tuple, rows)), tuple(self._sum(row) for row in zip(*rows, strict=True)))

@@ -1,7 +1,7 @@
 """Verifiable rewards: plain functions of the text of answers, f(completions, **columns) -> one number each.
 
-`columns` are the other columns of the data, with one value for each completion. None means that a reward does not
-apply to a completion.
+`columns` are the other columns of the data, with one value for each completion. A reward of None means that the
+function does not apply to a completion.
 """
 
 from __future__ import annotations

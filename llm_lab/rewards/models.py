@@ -1,4 +1,4 @@
-"""Reward models: any sequence classifier, with its tokenizer, as a function of (prompts, completions)."""
+"""Reward models: any sequence classifier with its tokenizer, used as a function of (prompts, completions)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_reward_model(
 
 
 class RewardModel:
-    """A classifier that scores answers: called with prompts and completions, returns one float for each.
+    """A classifier that scores answers: called with prompts and completions, it returns one float for each.
 
     How a conversation is encoded depends on the model. With a chat template: by the template, including special
     tokens, as in training. An encoder (BERT, DeBERTa) without a template: as a pair of texts, tokenizer(prompt,
@@ -73,7 +73,7 @@ class RewardModel:
 
     @property
     def about(self) -> str:
-        """How it reads a conversation, in one line."""
+        """How the model reads a conversation, in one line."""
         written = {
             "template": "with its own chat template",
             "pair": "as a pair of prompt and answer",
@@ -104,7 +104,7 @@ class RewardModel:
         if self.form == "template":
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             messages.append({"role": "assistant", "content": completion})
-            # Only the template writes special tokens; one that is spelled out in an answer stays text.
+            # Only the template writes special tokens; a special token that is spelled out in an answer stays text.
             ids = encode_conversation(self.tokenizer, messages, assistant_only=False).input_ids
         elif isinstance(prompt, str):
             ids = self.tokenizer(prompt + completion)["input_ids"]
@@ -136,7 +136,8 @@ class RewardModel:
             pad = self.tokenizer.pad_token_id or 0
         else:
             # A decoder is read at the last token that is not the padding token, or at the last token if there is no
-            # padding token. So pad with an id that no row contains: the end token would move that position.
+            # padding token. So pad with an id that no row contains: padding with the end token would move that
+            # position.
             used = {token for row in rows for token in row["input_ids"]}
             pad = next(token for token in range(len(used) + 1) if token not in used)
         longest = max(len(row["input_ids"]) for row in rows)

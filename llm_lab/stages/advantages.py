@@ -1,7 +1,7 @@
 """PPO: from the rewards of completions to the advantages of their tokens.
 
 Tensors are (rows, tokens) unless noted; `mask` is True for the tokens that the model generated. Values at other
-positions never matter, not even NaN.
+positions are ignored, even NaN.
 """
 
 from __future__ import annotations

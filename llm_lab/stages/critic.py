@@ -38,7 +38,7 @@ class Critic(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
         """Return float32 values (rows, tokens) of the states before each of the last `tokens` tokens."""
         base = base_of(self.model)
-        # Models without position ids (ALiBi) exist. In those with position ids, padding must not be counted.
+        # Some models (ALiBi) have no position ids. In the others, padding must not be counted.
         known = "position_ids" in inspect.signature(base.base_model.forward).parameters
         extra = {"position_ids": (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)} if known else {}
         hidden = base.base_model(
@@ -46,7 +46,7 @@ class Critic(nn.Module):
         ).last_hidden_state
         # The state before token t is the hidden state at position t - 1.
         before = hidden[:, -tokens - 1 : -1] if tokens else hidden[:, :0]
-        with torch.autocast(hidden.device.type, enabled=False):  # bf16 has only three digits
+        with torch.autocast(hidden.device.type, enabled=False):  # bf16 has only about three decimal digits
             return base.score(before.float()).squeeze(-1)
 
 
@@ -61,7 +61,7 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Critic:
         start = load_model(checkpoint, device=recipe.device, merge=True, **options)
         resize_for(start, tokenizer, seed=recipe.seed)
         model = add_head(start)
-        # A random head would start with random advantages.
+        # A random head would give random advantages at the start.
         nn.init.zeros_(model.score.weight)
         model.config._name_or_path = model.name_or_path = checkpoint
     else:
@@ -78,7 +78,7 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Critic:
 
 
 def _require_same_tokens(folder: str, name: str, tokenizer: Any) -> None:
-    """UserError if the critic has another vocabulary: it reads the token ids of the trained model."""
+    """Raise UserError if the critic has another vocabulary: it reads the token ids of the trained model."""
     own, other = tokenizer.get_vocab(), load_tokenizer(folder, key="ppo.critic").get_vocab()
     differing = sum(own.get(token) != number for token, number in other.items())
     if differing:

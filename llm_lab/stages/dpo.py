@@ -60,7 +60,7 @@ def run(recipe: DpoRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     measures = answer_measures(recipe, folder, listener, model, tokenizer, examples.validation)
     trainers: list[LabDPOTrainer] = []
     if held_out:
-        # The trainer holds the reference model, and is built only in fit().
+        # Measuring needs the trainer, which holds the reference model and is built later, in fit().
         measures.insert(0, lambda step: measure_preferences(trainers[0], held_out))
 
     def make(**common: Any) -> LabDPOTrainer:
@@ -74,7 +74,7 @@ def run(recipe: DpoRecipe, folder: RunFolder, listener: Listener, *, resume: boo
 def load_reference(recipe: DpoRecipe, model: Any, tokenizer: Any) -> Any | None:
     """Return the reference model, or None if it is the trained model without its adapter.
 
-    The initial model is copied and not loaded again, because its embeddings may have new rows.
+    The initial model is copied instead of loaded again, because its embeddings may have new rows.
     """
     if recipe.dpo.reference is not None:
         loaded = load_model(
@@ -129,7 +129,7 @@ class LabDPOTrainer(LabTrainerMixin, DPOTrainer):
         "logps/rejected": "logps_rejected",
     }
 
-    tokens_per_answer = 1.0  # average of the chosen answers that weigh the same in the SFT loss
+    tokens_per_answer = 1.0  # average over the chosen answers of a step
     sft_weight = 0.0
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -145,7 +145,7 @@ class LabDPOTrainer(LabTrainerMixin, DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if self.sft_weight:
-            # TRL takes the mean over the tokens of a batch, so that tokens next to short answers would weigh more.
+            # TRL takes the mean over the tokens of each batch, so tokens in batches of short answers would count more.
             tokens, pairs = _chosen_tokens(inputs)
             self.loss_weights[-1] = self.sft_weight * tokens / pairs / self.tokens_per_answer
         return super().compute_loss(model, inputs, *args, **kwargs)
@@ -170,7 +170,7 @@ def make_trainer(
         loss_type=losses,
         loss_weights=weights,
         label_smoothing=options.label_smoothing,
-        max_length=None,  # already cut by encode()
+        max_length=None,  # encode() has already truncated
         disable_dropout=True,
     )
     if reference is not None:

@@ -41,7 +41,7 @@ Own = tuple[RunFolder, StageRecipe]
 class _Subject:
     """The measured model, its device and dtype, and the run that trained it with that run's recipe.
 
-    own_data: whether it is measured on its own run's data, so that `run` is set.
+    own_data: whether it is measured on its own run's data; `run` is then set.
     """
 
     folder: str
@@ -67,13 +67,13 @@ def run(recipe: EvalRecipe, folder: RunFolder, listener: Listener, *, resume: bo
 def evaluate(
     recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool = False, evaluation: str | None = None
 ) -> dict[str, Any]:
-    """Measure a checkpoint as a resolved recipe says, and save the results with it.
+    """Measure a checkpoint according to a resolved recipe, and save the results with it.
 
-    evaluation: identifies it. If its results are saved already, by a run that was killed after that, they are returned.
-    Returns checkpoint, digest, device, dtype and the results: texts (a row each), total (of several texts), scores,
-    tasks, speed; each row with the previous results on the same data (`before`), if there are any. Raises UserError
-    if there is nothing to measure on, and UntrustedCode if the model's own run scores with code that the user has not
-    allowed.
+    evaluation: an id. If results with this id are already saved, by a run that was killed afterwards, they are
+    returned. Returns checkpoint, digest, device, dtype and the results: texts (a row each), total (of several texts),
+    scores, tasks, speed; each row with the previous results on the same data (`before`), if there are any. Raises
+    UserError if there is nothing to measure on, and UntrustedCode if the model's own run scores with code that the user
+    has not allowed.
     """
     quiet_libraries()
     folder = find_local(recipe.model.checkpoint)
@@ -113,7 +113,7 @@ def evaluate(
     if recipe.eval.speed_tokens:
         import torch
 
-        # As in chat: weights in the dtype of the computation.
+        # As in chat, weights have the dtype of the computation.
         model = subject.model.to(getattr(torch, subject.dtype))
         found["speed"] = measure_speed(model, subject.tokenizer, new_tokens=recipe.eval.speed_tokens)
     parent = describe_parent(folder)
@@ -146,7 +146,7 @@ def _weights_dtype(folder: str, trust_remote_code: bool) -> str:
 def _measure_texts(
     recipe: EvalRecipe, subject: _Subject, sources: Sequence[TextSource], listener: Listener
 ) -> tuple[list[dict[str, Any]], Scorer | None]:
-    """Return a row per text, and the scorer of answers; those of the model's own run if the recipe names no data."""
+    """Return a row per text, and the scorer of answers; both from the model's own run if the recipe names no data."""
     options, model, tokenizer = recipe.eval, subject.model, subject.tokenizer
     device, dtype = subject.device, subject.dtype
     if subject.own_data and subject.run is not None:

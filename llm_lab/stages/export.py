@@ -25,7 +25,7 @@ from llm_lab.training.loop import Result, describe_parent, not_written
 if TYPE_CHECKING:
     from llm_lab.recipe.export import ExportRecipe
 
-FOLDERS = {"gguf": "gguf", "space": "space"}  # in the run folder; hf: model
+FOLDERS = {"gguf": "gguf", "space": "space"}  # in the run folder; for hf: model
 
 
 class VerificationError(LabError):
@@ -36,7 +36,7 @@ class VerificationError(LabError):
 
 @dataclass(frozen=True)
 class Exported:
-    """An export in `folder`, and its verification; the folder does not exist if that failed."""
+    """An export in `folder`, and its verification. The folder does not exist if verification failed."""
 
     plan: ExportPlan
     folder: Path
@@ -44,7 +44,7 @@ class Exported:
     size_bytes: int
 
     def record(self) -> dict[str, Any]:
-        """Return it for run.json."""
+        """Return the export for run.json."""
         plan = self.plan
         where = self.folder / plan.file if plan.file else self.folder
         return {
@@ -66,7 +66,7 @@ def run(recipe: ExportRecipe, folder: RunFolder, listener: Listener, *, resume: 
     destination = find_destination(form.push, private=form.private) if form.push else None
     kept = folder.facts().get("export") if resume and out.exists() else None
     if kept is None:
-        remove_folder(out)  # of a process that was killed before it had recorded the result
+        remove_folder(out)  # left by a process that was killed before it recorded the result
         exported = export_into(
             recipe.model.checkpoint,
             out,
@@ -119,8 +119,8 @@ def export_into(
 ) -> Exported:
     """Export a checkpoint into the folder `out`, which appears complete, and only if verification did not fail.
 
-    repo: the owner/name on the Hub that it will be pushed to, for its card. Raises UserError if the format does not
-    support the model, or `out` is not empty.
+    repo: the owner/name on the Hub that the export will be pushed to, for its card. Raises UserError if the format does
+    not support the model, or `out` is not empty.
     """
     from llm_lab.export.gguf_file import LEADING_SPACE
     from llm_lab.export.verify import ask, make_probe
@@ -200,5 +200,5 @@ def _record_with_source(exported: Exported) -> None:
     run = run_of(exported.plan.folder) if Path(exported.plan.folder).is_dir() else None
     if run is not None:
         kept = run.facts().get("exports", [])
-        others = [row for row in kept if row.get("path") != exported.record()["path"]]  # once, also if it is repeated
+        others = [row for row in kept if row.get("path") != exported.record()["path"]]  # a repeated export has one row
         run.update(exports=[*others, {"created_at": now(), **exported.record()}])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run(recipe: MergeRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Merge the recipe's adapter into the run folder's model/."""
-    remove_folder(folder.model_path)  # of a process that was killed before it had recorded the result
+    remove_folder(folder.model_path)  # left by a process that was killed before it recorded the result
     merged = merge_into(
         recipe.model.checkpoint,
         folder.model_path,
@@ -49,7 +49,7 @@ def merge_into(
     seed: int = 0,
     key: str = "adapter",
 ) -> Merged:
-    """Merge an adapter, or that of a run, into the folder `out`, which appears complete or not at all.
+    """Merge an adapter (or a run's adapter) and write the result to `out`, which appears complete or not at all.
 
     Raises UserError if it is not an adapter, does not fit its base, changes the logits when merged, or if `out` is not
     empty.

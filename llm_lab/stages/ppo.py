@@ -23,7 +23,7 @@ class LabPPOTrainer(LabRolloutTrainer, PPOTrainer):
     """PPO for one run folder."""
 
     def loss_of_longest_batch(self) -> torch.Tensor:
-        loss = super().loss_of_longest_batch()  # while its activations are kept, as in a step
+        loss = super().loss_of_longest_batch()  # while the model's activations are in memory, as in a step
         shape = (self.args.per_device_train_batch_size, self.longest_tokens // self.args.per_device_train_batch_size)
         ids = torch.zeros(shape, dtype=torch.long, device=self.args.device)
         with self.accelerator.autocast():

@@ -28,9 +28,9 @@ CRITIC_FILE, CRITIC_OPTIMIZER_FILE = "critic.safetensors", "critic_optimizer.pt"
 class PPOConfig(GRPOConfig):
     """GRPOConfig with the options of PPO.
 
-    Of GRPO's options, beta weights the KL penalty, epsilon is the clip range of the policy, num_iterations is the
-    number of passes over a rollout, and steps_per_generation / gradient_accumulation_steps the number of its
-    minibatches. The others (loss_type, scale_rewards ...) have no effect.
+    GRPO's options have these meanings: beta weights the KL penalty, epsilon is the clip range of the policy,
+    num_iterations is the number of passes over a rollout, and steps_per_generation / gradient_accumulation_steps the
+    number of its minibatches. The others (loss_type, scale_rewards ...) have no effect.
 
     missing_eos_penalty: subtracted from the reward of a completion that was cut off.
     """
@@ -50,12 +50,12 @@ class PPOConfig(GRPOConfig):
             super().__post_init__()
         except ValueError as error:
             # GRPO compares the completions of a prompt; PPO has a critic instead and needs only one. After this check
-            # only checks of vLLM follow.
+            # of GRPOConfig, only checks of vLLM follow.
             if self.num_generations != 1 or "at least 2 generations" not in str(error):
                 raise
         filters = (self.top_p, self.top_k, self.min_p or 0.0, self.repetition_penalty)
         if filters != (1.0, 0, 0.0, 1.0) or self.use_vllm:
-            # Log-probabilities are over all tokens; a filter would sample from another distribution.
+            # Log-probabilities are over all tokens; with a filter, sampling would use another distribution.
             raise ValueError("PPO supports only a temperature: no top_p, top_k, min_p, repetition_penalty or vLLM")
 
 
@@ -68,7 +68,7 @@ class PPOTrainer(RolloutTrainer):
     def __init__(self, *, critic: Critic, args: PPOConfig, **kwargs: Any):
         disable_dropout(critic.train())
         base = base_of(critic.model)
-        shard(critic, base, args, exact=base.score)  # before there is a reference: three whole models need more memory
+        shard(critic, base, args, exact=base.score)  # before super(): the reference is a third whole model
         super().__init__(args=args, **kwargs)
         self.critic = critic if args.fsdp else self.accelerator.prepare_model(critic)
         self.critic_optimizer = self._create_critic_optimizer(critic)
@@ -106,7 +106,7 @@ class PPOTrainer(RolloutTrainer):
         rows = len(ids)
         scores = self._scores[self.accelerator.process_index * rows :][:rows]
         mask = rollout["completion_mask"].bool()
-        mask &= ~scores.isnan()[:, None]  # completions that no reward applies to are masked
+        mask &= ~scores.isnan()[:, None]  # mask completions to which no reward applies
         eos = torch.tensor(self.eos_token_ids, device=ids.device)
         cut_off = ~(torch.isin(rollout["completion_ids"], eos) & mask).any(dim=1)
         scores = scores.nan_to_num() - self.args.missing_eos_penalty * cut_off
@@ -140,17 +140,17 @@ class PPOTrainer(RolloutTrainer):
         return self.args.steps_per_generation // self.args.gradient_accumulation_steps
 
     def _own_rows(self, count: int) -> torch.Tensor:
-        """Return the numbers of this process's rows among those of all processes."""
+        """Return the numbers of this process's rows among the rows of all processes."""
         return torch.arange(count, device=self.accelerator.device) + self.accelerator.process_index * count
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """Return the next batch of the rollout, whose rows are divided into other minibatches in every pass."""
+        """Return the next batch of the rollout. Every pass divides its rows into new minibatches."""
         starts_a_pass = self._step % self.args.steps_per_generation == 0
         inputs = super()._prepare_inputs(generation_batch)
         if not (starts_a_pass and self._minibatches > 1):
             return inputs
         (rollout,) = divide(self._buffered_inputs, 1)
-        numbers = rollout.setdefault("row", self._own_rows(len(rollout["completion_ids"])))  # older checkpoints
+        numbers = rollout.setdefault("row", self._own_rows(len(rollout["completion_ids"])))  # older checkpoints lack it
         total = len(numbers) * self.accelerator.num_processes
         # Seeded by the step, so that a resumed run draws the same minibatches.
         drawn = draw_minibatches(total, self._minibatches, self.args.seed + self.state.global_step)
@@ -160,7 +160,7 @@ class PPOTrainer(RolloutTrainer):
         return self._buffered_inputs[0]
 
     def _share_of(self, rollout: list[dict[str, Any]], share: int, shares: int) -> list[dict[str, Any]]:
-        """Return a process's batches of a rollout: of the rows that it would have sampled, in their minibatches."""
+        """Return a process's batches of a rollout: the rows that it would have sampled itself, in their minibatches."""
         if shares == 1 or "row" not in rollout[0]:
             return super()._share_of(rollout, share, shares)
         (whole,) = divide(rollout, 1)
@@ -201,7 +201,7 @@ class PPOTrainer(RolloutTrainer):
         return per_token.sum() / self._tokens_per_step(inputs)
 
     def _tokens_per_step(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the average number of tokens of an optimizer step, so that all tokens of a rollout weigh the same."""
+        """Return the average number of tokens of an optimizer step, so that all tokens of a rollout count equally."""
         # Gradients are averaged over the processes, not summed.
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
         return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
@@ -229,7 +229,7 @@ class PPOTrainer(RolloutTrainer):
         return loss
 
     def _record_step(self) -> None:
-        """Record the means over the tokens of an optimizer step, however these are divided into batches."""
+        """Record the means over the tokens of an optimizer step, regardless of the division into batches."""
         tokens = max(self._sums_of_step.pop("tokens"), 1)
         for name, total in self._sums_of_step.items():
             self._metrics["train"][name].append(total / tokens)
@@ -293,15 +293,15 @@ def clipped_value_loss(
 def draw_minibatches(rows: int, count: int, seed: int) -> torch.Tensor:
     """Return the minibatch of each row, `rows` numbers below `count`.
 
-    Of any `count` rows that are sampled one after the other, each minibatch gets one. So processes have equally many
-    rows of a minibatch, and it has the same rows whatever their number.
+    Each group of `count` consecutive rows has one row in each minibatch. So all processes have the same number of rows
+    of a minibatch, and a minibatch has the same rows with any number of processes.
     """
     draws = torch.rand(rows // count, count, generator=torch.Generator().manual_seed(seed))
     return draws.argsort(dim=1).flatten()
 
 
 def _select(rollout: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return some rows of a rollout; what it has one of stays."""
+    """Return some rows of a rollout; values that are not per row are kept."""
     return {name: value[rows] if value.ndim else value for name, value in rollout.items()}
 
 

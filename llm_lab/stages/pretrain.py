@@ -266,7 +266,7 @@ class PretrainEvaluation:
     def measure(self, step: int) -> dict[str, float] | None:
         """Return eval_loss (nats per token), bits_per_byte and scores, and write the samples.
 
-        With an average of the weights all of them are the average's, and raw_eval_loss is that of the weights.
+        With an average of the weights, all of them are measured on the average, and raw_eval_loss on the weights.
         """
         if self.average is None:
             return self._measure(step)
@@ -308,7 +308,7 @@ class PretrainEvaluation:
 
     @torch.no_grad()
     def _generate(self, prompt: str) -> str:
-        """Return the model's continuation of a prompt. Same seed, same text; the run's random state is kept."""
+        """Return the model's continuation of a prompt, the same for the same seed; keeps the run's random state."""
         model, tokenizer, wanted = self.model, self.tokenizer, self.recipe.samples
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

@@ -49,7 +49,7 @@ from llm_lab.training.tuned_run import (
     record_parent,
 )
 
-# A preference in TRL's format: chosen_ids and rejected_ids. Encoders also need the segments of both.
+# A preference in TRL's format: chosen_ids and rejected_ids. For encoders, also the segments of both.
 Pair = dict[str, list[int]]
 SEGMENTS = "token_type_ids"
 
@@ -114,7 +114,7 @@ def build(recipe: RewardRecipe, folder: RunFolder, listener: Listener) -> tuple[
     elif recipe.chat_template is not None:
         why = f"a {model.config.model_type} model reads pairs of prompt and answer and uses no chat template"
         raise UserError(Problem("chat_template", why, value=recipe.chat_template, fix="Leave the key out."))
-    # As TRL does, but before the adapter is attached: the adapter's dropout is set by the recipe.
+    # As in TRL, but before the adapter is attached: the recipe sets the adapter's dropout.
     disable_dropout_in_model(model)
     model = prepare_training(model, recipe, chosen)
     if lora is not None:
@@ -128,9 +128,9 @@ def build(recipe: RewardRecipe, folder: RunFolder, listener: Listener) -> tuple[
 def encode(
     recipe: RewardRecipe, examples: Sequence[Example], model: Any, tokenizer: Any
 ) -> tuple[list[Pair], Counter[str]]:
-    """Return preferences as token ids, exactly as the trained model will read them, and how many were cut or left out.
+    """Return preferences as token ids, as the trained model will read them, and how many were cut or left out.
 
-    Conversations longer than max_length lose their beginning. Pairs whose two sides are then equal are left out.
+    Conversations longer than max_length lose their beginning. Pairs whose two sides are equal after that are left out.
     """
     reader = RewardModel(model, tokenizer, key=KEY, max_length=recipe.train.max_length)
 
@@ -183,7 +183,7 @@ def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, torch.T
     return batch
 
 
-_COLUMNS = {"input_ids": "ids", SEGMENTS: SEGMENTS}  # names in a batch, and in a pair after "chosen_" or "rejected_"
+_COLUMNS = {"input_ids": "ids", SEGMENTS: SEGMENTS}  # {name in a batch: name in a pair, after "chosen_" or "rejected_"}
 
 
 def score_batch(model: Any, batch: Mapping[str, Any], config: Any, device: str, dtype: str) -> Any:
@@ -231,8 +231,8 @@ def make_trainer(
         args=arguments(
             kind=RewardConfig,
             bf16=False,  # see score_batch()
-            max_length=None,  # already cut by encode()
-            disable_dropout=False,  # already off, except the adapter's
+            max_length=None,  # encode() has already truncated
+            disable_dropout=False,  # already off, except in the adapter
             center_rewards_coefficient=recipe.reward.center_rewards_coefficient or None,
         ),
         data_collator=partial(collate_pairs, pad_token_id=pad_token_id),

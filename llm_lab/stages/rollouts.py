@@ -88,7 +88,7 @@ class RolloutSetup(Generic[Recipe]):
             reward_weights=self.rewards.weights,
             shuffle_dataset=False,  # already shuffled; a resume continues in the same order
             disable_dropout=True,
-            include_num_input_tokens_seen=False,  # TRL counts generated tokens too
+            include_num_input_tokens_seen=False,  # TRL would count generated tokens too
             **settings,
         )
         return {
@@ -185,7 +185,7 @@ class RolloutTrainer(GRPOTrainer):
         if beta and not is_unchanged_by_adapter(model):
             reference = copy.deepcopy(model)
         super().__init__(model=model, args=args, **kwargs)
-        args.beta = self.beta = beta  # without a reference model, TRL disables the adapter instead
+        args.beta = self.beta = beta  # without a reference model, TRL uses the model with its adapter disabled
         if reference is not None:
             reference.eval().requires_grad_(False)
             add_fused_lm_head(
@@ -211,7 +211,7 @@ class RolloutTrainer(GRPOTrainer):
         )
 
     def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        # TRL would fill in what it leaves out, such as a min_p, from the model's own generation config.
+        # TRL would take missing settings, such as min_p, from the model's own generation config.
         model, rows = self.accelerator.unwrap_model(self.model), len(prompt_ids)
         first = self.accelerator.process_index * rows
         draws = Draws(self.args.seed, self.state.global_step, range(first, first + rows), self.temperature)
@@ -241,7 +241,7 @@ class RolloutTrainer(GRPOTrainer):
         if not files:
             return
         share, shares = self.accelerator.process_index, self.accelerator.num_processes
-        if len(files) == shares:  # as many processes as before: each takes its own rows, padded as they were
+        if len(files) == shares:  # the same number of processes: each takes its own rows, with the same padding
             files, share, shares = files[share : share + 1], 0, 1
         of_each, step = [], 0
         for file in files:
@@ -265,10 +265,10 @@ class RolloutTrainer(GRPOTrainer):
 
 
 class Draws(LogitsProcessor):
-    """Draws the next token of each row with a random number that depends on the seed, the step, the row and the place.
+    """Draws the next token of each row with a random number that depends on seed, step, row and position.
 
-    So a step has the same outputs in any number of processes. rows: their numbers among those of all processes.
-    temperature: of the distribution that is drawn from; it has no filters.
+    So a step has the same outputs with any number of processes. rows: their numbers among the rows of all processes.
+    temperature: of the sampling distribution, which has no filters.
     """
 
     def __init__(self, seed: int, step: int, rows: Sequence[int], temperature: float):
@@ -277,21 +277,22 @@ class Draws(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         numbers = torch.tensor([[source.random()] for source in self._sources], dtype=torch.float64)
-        # In float64: sums over a large vocabulary are rounded to much more than the chance of a rare token.
+        # In float64: in float32, the rounding of a sum over a large vocabulary is much larger than the probability of a
+        # rare token.
         sums = (scores.float() / self._temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
         places = numbers.to(scores.device, non_blocking=True) * sums[:, -1:]
         drawn = torch.searchsorted(sums, places, right=True).clamp(max=scores.shape[1] - 1)
-        # The only token that is left for `generate` to choose.
+        # Leave `generate` only this token to choose.
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
 @contextmanager
 def drawing(model: Any, draws: Draws) -> Iterator[None]:
-    """Let a model's `generate` draw its tokens so.
+    """Let a model's `generate` sample its tokens with `draws`.
 
-    The processes of a sharded model compute together: each continues until all of them have ended their outputs.
+    The processes of a sharded model compute together: each continues until all of them have finished their outputs.
     """
-    before = vars(model).get("generate")  # of a sharded model, it gathers what all calls of an adapter's base need
+    before = vars(model).get("generate")  # for a sharded model, Trainer's wrapper that gathers weights
     own, together = model.generate, is_sharded(model)
 
     def generate(*args: Any, **options: Any) -> Any:
@@ -313,7 +314,7 @@ def _process_of(file: Path) -> int:
 def divide(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str, torch.Tensor]]:
     """Return the rows of a rollout in a different number of batches, in the same order.
 
-    Processes pad to their own lengths: prompts on the left, everything else on the right. Here all have the same.
+    Each process pads to its own length: prompts on the left, everything else on the right. Here all get the same width.
     """
     divided: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
     for name, first in batches[0].items():
@@ -323,7 +324,7 @@ def divide(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str,
             rows = [_padded(batch[name], width, on_the_left) for batch in batches]
             parts = torch.cat(rows).chunk(count) if len(rows) != count else rows
         else:
-            parts = (first,) * count  # of the whole rollout
+            parts = (first,) * count  # one value for the whole rollout
         for batch, part in zip(divided, parts, strict=True):
             batch[name] = part
     return divided
@@ -335,7 +336,7 @@ def _padded(rows: torch.Tensor, width: int, on_the_left: bool) -> torch.Tensor:
 
 
 class LabRolloutTrainer(LabTrainerMixin, RolloutTrainer):
-    """RolloutTrainer for one run folder, with prompts encoded as chat encodes them."""
+    """RolloutTrainer for one run folder, with prompts encoded as in chat."""
 
     logged: ClassVar[dict[str, str]] = LOGGED
     stops_on_collapse = False
@@ -343,7 +344,7 @@ class LabRolloutTrainer(LabTrainerMixin, RolloutTrainer):
     _belts: RewardWatch | None = None
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
-        return RolloutTrainer._get_train_sampler(self, dataset)  # not in plain order: a prompt has several answers
+        return RolloutTrainer._get_train_sampler(self, dataset)  # not sequential: a prompt has several answers
 
     def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [encode_prompt(self.processing_class, prompt) for prompt in prompts], None, {}
@@ -382,7 +383,7 @@ class LabRolloutTrainer(LabTrainerMixin, RolloutTrainer):
 
 
 class _EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends only on seed and epoch; TRL's own restarts on resume."""
+    """TRL's sampler, with an order that depends only on seed and epoch; TRL's own order restarts on resume."""
 
     def __init__(self, epoch: Callable[[], int], **kwargs: Any):
         super().__init__(**kwargs)
@@ -401,7 +402,7 @@ def is_unchanged_by_adapter(model: nn.Module) -> bool:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Switch off all dropout, including attention dropout: probability ratios must not contain its noise."""
+    """Switch off all dropout, including attention dropout: its noise would change probability ratios."""
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0

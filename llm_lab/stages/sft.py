@@ -158,7 +158,7 @@ def pack(rows: Sequence[Encoded], max_length: int) -> list[Row]:
 
 
 class LabSFTTrainer(LabTrainerMixin, SFTTrainer):
-    """SFTTrainer for one run folder. The loss is the mean over the trained tokens of a step, in any batching."""
+    """SFTTrainer for one run folder. The loss is the mean over a step's trained tokens, for any batches."""
 
     loss_is_cross_entropy = True
 
@@ -183,7 +183,7 @@ def flatten(row: Sequence[Encoded]) -> dict[str, list[int]]:
     """Return the examples of a row concatenated."""
     return {
         "input_ids": [token for example in row for token in example.input_ids],
-        # The first token of an example is never a label: before it is another example, or nothing.
+        # The first token of an example is never a label: another example, or nothing, is before it.
         "labels": [label for example in row for label in (IGNORED, *example.labels[1:])],
         "seq_lengths": [len(example.input_ids) for example in row],
     }
@@ -200,7 +200,8 @@ def collate_rows(rows: Sequence[dict[str, torch.Tensor]], pad_token_id: int) -> 
     """Return input_ids and labels (rows, longest), padded on the right; labels are -100 for masked tokens.
 
     Rows of one example each get an attention_mask. Packed rows get position_ids, which separate the examples in
-    attention, and no mask, which would hide this; the padding of a row counts as an example of its own.
+    attention, and no mask, because transformers ignores such positions if there is a mask; the padding of a row counts
+    as a separate example.
     """
 
     def padded(name: str, fill: int) -> torch.Tensor:
@@ -226,7 +227,7 @@ def sum_nats(
     device: str,
     dtype: str,
 ) -> tuple[float, int]:
-    """Return the sum of nats over the trained tokens of examples, and how many tokens these are."""
+    """Return the sum of nats over the trained tokens of examples, and the number of these tokens."""
     nats = torch.zeros((), dtype=torch.float64)
     count = 0
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
@@ -258,9 +259,9 @@ def measure_held_out(
 ) -> dict[str, Any] | None:
     """Return the loss on the examples that a run held out, as a row of an evaluation, without bits per byte.
 
-    Measured as the run did, so that the loss equals its eval_loss. None if no example was left, but the run scored
-    prompts. Raises UserError if it did not, if the data has changed, or if eval.max_tokens is set, which has no effect
-    on conversations.
+    Measured as the run did, so that the loss equals its eval_loss. None if no held-out example is left and the run
+    scored prompts. Raises UserError if it scored none, if the data has changed, or if eval.max_tokens is set, which has
+    no effect on conversations.
     """
     if options.max_tokens is not None:
         why = "it applies to texts only; the conversations that a run held out are all measured"
