@@ -23,11 +23,11 @@ from llm_lab.recipe.resolve import Resolved, estimate_again
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import from_first_process, is_first_process, peak_memory_bytes, reset_peak_memory
 
-MIN_RUN_SECONDS = 20.0  # shorter runs are over before a better prediction would help
-MAX_SHARE = 0.04  # of the predicted time that a trial may take
+MIN_RUN_SECONDS = 20.0  # shorter runs end before a better prediction would help
+MAX_SHARE = 0.04  # share of the predicted time that a trial may take
 MAX_SECONDS = 10.0
 WARM_UP_STEPS = 3
-MIN_STEPS = 4  # the first one warms up; with three more, one slow step is not the median
+MIN_STEPS = 4  # the first is a warm-up; with three more, one slow step does not change the median
 SAMPLE_TOKENS = 16
 
 
@@ -61,12 +61,12 @@ def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
 
 
 def trial_seconds(resolved: Resolved) -> float:
-    """Return how long a trial may take; 0 if there is a measurement already, or a trial would cost too much."""
+    """Return how many seconds a trial may take; 0 if there is a measurement already, or a trial would cost too much."""
     cost, values = resolved.estimate, resolved.recipe.model_dump(by_alias=True)
     if not isinstance(resolved.recipe, PretrainRecipe) or resolved.shape is None or not cost.wall_seconds:
         return 0.0
     if resolved.recipe.train.distributed == "fsdp":
-        return 0.0  # a trial with whole weights would measure something else
+        return 0.0  # a trial does not shard the weights, so it would measure something else
     if cost.wall_seconds < MIN_RUN_SECONDS or find_measurement(values, resolved.shape, resolved.machine):
         return 0.0
     if cost.seconds_by_part.get("compiling", 0.0) > MAX_SHARE * cost.wall_seconds:
@@ -77,7 +77,7 @@ def trial_seconds(resolved: Resolved) -> float:
 def run_trial(resolved: Resolved, seconds: float) -> Measurement | None:
     """Train, evaluate and generate on random tokens for about `seconds`, with the run's own trainer.
 
-    None where a step needs more memory than there is: the run itself finds the batch that fits.
+    Returns None if a step runs out of memory: the run itself then finds a batch that fits.
     """
     import torch
 
@@ -104,13 +104,13 @@ def run_trial(resolved: Resolved, seconds: float) -> Measurement | None:
     typical = statistics.fmean if recipe.optimizer.name == "sophia" else statistics.median
     step = typical(
         steps[min(WARM_UP_STEPS, len(steps) // MIN_STEPS) :]
-    )  # Sophia's every k-th step is longer, so the mean counts
+    )  # every k-th step of Sophia is longer, so the mean counts
     compiling = max(0.0, steps[0] - step) if recipe.train.compile else None
     return Measurement("trial", step, peak, evaluation, sample, compiling)
 
 
 def _pretrain_recipe(resolved: Resolved) -> PretrainRecipe:
-    assert isinstance(resolved.recipe, PretrainRecipe)  # trial_seconds() allows no other
+    assert isinstance(resolved.recipe, PretrainRecipe)  # trial_seconds() returns 0 for others
     return resolved.recipe
 
 
@@ -149,7 +149,7 @@ class _RandomBlocks:
 
 
 def _train(resolved: Resolved, model: Any, folder: RunFolder, seconds: float) -> list[float]:
-    """Return the seconds of each step, including the first one, in which a model compiles."""
+    """Return the seconds of each step, including the first one, in which the model may be compiled."""
     import torch
     from transformers import TrainerCallback
 
@@ -196,7 +196,7 @@ def _train(resolved: Resolved, model: Any, folder: RunFolder, seconds: float) ->
         evaluate_step=lambda step: None,
         save=lambda path: None,
         build_optimizer=lambda model: build_optimizer(model, recipe.optimizer),
-        learning_rate_factor=lambda update: 0.0,  # constant weights: the loss can not diverge
+        learning_rate_factor=lambda update: 0.0,  # constant weights: the loss can't diverge
         model=model,
         args=training_arguments(folder.steps_path, device=recipe.device, seed=recipe.seed, train=train),
         data_progress=None,
@@ -256,7 +256,7 @@ def _time_generation(recipe: PretrainRecipe, model: Any) -> float:
 
 @contextmanager
 def _restored_random_state() -> Iterator[None]:
-    """Restore all random generators at the end: a run must not depend on whether a trial came before it."""
+    """Restore all random generators at the end: a run must not depend on whether there was a trial before it."""
     import torch
 
     python, numbers, torches = random.getstate(), copy.deepcopy(np.random.get_state()), torch.get_rng_state()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-MIN_ROWS = 64  # MKL is faster for fewer rows, as in text generation
+MIN_ROWS = 64  # for fewer rows, as in text generation, MKL is faster
 KEPT_BYTES = 256 * 2**20
 MAX_BLOCK_BYTES = 32 * 2**20  # glibc's upper limit for the mmap threshold
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -42,7 +42,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give back what `keep_freed_memory` has kept: after a step that was too large, the next ones need less."""
+    """Free what `keep_freed_memory` has kept: after a step that was too large, the next ones need less memory."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -51,7 +51,7 @@ class OneDnnLinear(nn.Linear):
     """nn.Linear that uses oneDNN for float32 on a CPU, and the default path otherwise."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) to (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         rows = x.numel() // self.in_features
         plain = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not plain or x.device.type != "cpu" or rows < MIN_ROWS:

@@ -13,7 +13,7 @@ IDLE_SHARE = 0.1  # of an equal share of the tokens
 
 @contextmanager
 def counting_experts(model: Any) -> Iterator[list[torch.Tensor]]:
-    """Count the tokens of each expert while the context lasts: one tensor (experts,) per layer; [] without experts."""
+    """Count the tokens of each expert inside the context: one tensor (experts,) per layer; [] without experts."""
     counts: list[torch.Tensor] = []
     hooks: list[Any] = []
 

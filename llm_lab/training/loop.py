@@ -1,4 +1,4 @@
-"""The loop of every trained run: where it starts, its steps and evaluations, and what it writes at the end."""
+"""The loop of every trained run: its start, its steps and evaluations, and what it writes at the end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Start:
 
     step: int
     checkpoint: Path | None
-    wall_seconds: float  # of training before it
+    wall_seconds: float  # spent before the start
 
 
 class Evaluates(Protocol):
@@ -56,15 +56,15 @@ def set_seed_and_precision(recipe: StageRecipe) -> None:
     torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
     use_cudnn_attention(False)
     torch.use_deterministic_algorithms(bool(getattr(getattr(recipe, "train", None), "deterministic", False)))
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it only finds mistakes of PyTorch
-    # Read when cuBLAS starts, so it is set in runs without the key too: the next stage of a pipeline may have it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it only helps to find bugs in PyTorch
+    # Read when cuBLAS starts, so it is set even if the key is not: a later stage of a pipeline may set it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def use_cudnn_attention(wanted: bool) -> None:
-    """Let PyTorch use cuDNN's attention: the fastest where all shapes are the same, as in compiled pretraining.
+    """Let PyTorch use cuDNN attention: the fastest if all shapes are the same, as in compiled pretraining.
 
-    It plans each new shape for about 0.1 s, so it is off where lengths change: other stages, generation, chat.
+    It spends about 0.1 s on a plan for each new shape, so it is off if lengths change: other stages, generation, chat.
     """
     import torch
 
@@ -78,9 +78,9 @@ def find_local(name: str) -> str:
 
 
 def describe_parent(checkpoint: str) -> dict[str, Any]:
-    """Return what the lineage records of a model: its path, and digests of its weights and of its other files.
+    """Return what the lineage records about a model: its path, and digests of its weights and of its other files.
 
-    Of a name on the Hub, the revision and the ids of its files instead of digests.
+    For a name on the Hub, the revision and the ids of its files instead of digests.
     """
     facts: dict[str, Any] = {
         "path": checkpoint,
@@ -93,7 +93,7 @@ def describe_parent(checkpoint: str) -> dict[str, Any]:
 
 
 def require_same_data(sources: Sequence[Any], folder: RunFolder) -> None:
-    """UserError if the data of a resumed run has changed since the run began: its record would be wrong."""
+    """Raise UserError if the data of a resumed run has changed since the run began: its record would be wrong."""
     before = [source["fingerprint"] for source in folder.facts().get("data", [])]
     changed = [source for source, old in zip(sources, before, strict=False) if source.fingerprint != old]
     if changed:
@@ -112,7 +112,7 @@ def find_start(folder: RunFolder, *, resume: bool) -> Start:
 def must_evaluate_first(start: Start, evaluation: Evaluates, eval_steps: int) -> bool:
     """Return whether the step of the checkpoint still has to be evaluated.
 
-    A checkpoint is saved before its step is evaluated, so a crash between the two leaves the evaluation out.
+    A checkpoint is saved before its step is evaluated, so a crash in between skips the evaluation.
     """
     return start.step > 0 and start.step % eval_steps == 0 and not evaluation.done_at(start.step)
 
@@ -150,7 +150,7 @@ def run_loop(
             if start.checkpoint is None or (start.step < max_steps and not has_ended(start.step)):
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             else:
-                # The run is complete already; Trainer would train one step too many.
+                # The run is already complete; Trainer would train one more step.
                 trainer.restore(start.checkpoint)
             step = trainer.state.global_step
             finished = step >= max_steps or has_ended(step)
@@ -165,7 +165,7 @@ def run_loop(
 
 
 def _write_rows(trainer: Any) -> None:
-    """Write the rows that a full disk did not take during the run. MachineError where it is still full."""
+    """Write the rows that could not be written because the disk was full. MachineError if it still is."""
     try:
         trainer.write_rows()
     except OSError as error:
@@ -175,7 +175,7 @@ def _write_rows(trainer: Any) -> None:
 
 
 def write_model(folder: RunFolder, model: Any, save: Callable[[Path], None]) -> None:
-    """Write model/, which appears complete or not at all; all processes call this. MachineError where the disk is full.
+    """Write model/, which appears complete or not at all; all processes call this. MachineError if the disk is full.
 
     save: writes `model` into a folder.
     """
@@ -198,7 +198,7 @@ def _write_whole_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
 
 
 def not_written(path: Path, error: Exception, fix: str) -> MachineError:
-    """Return the error that a model could not be written."""
+    """Return the error for a model that could not be written."""
     return MachineError(Problem(str(path), f"the model could not be written: {describe_disk_error(error)}", fix=fix))
 
 

@@ -1,6 +1,6 @@
 """The loss of a language model, in training and on held-out text, in nats.
 
-Where the logits of a whole batch would be large, they are computed in chunks.
+If the logits of a whole batch would be large, they are computed in chunks.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def next_token_loss(
 ) -> torch.Tensor:
     """Return the mean cross-entropy of labels[i, j], the token after input_ids[i, j].
 
-    head: the detached output head (see `detach_large_head`), or None if the model returns logits. balancing: the
-    weight of the loss that balances the experts (see `balancing_weight`), which is added.
+    head: the detached output head (see `detach_large_head`), or None if the model returns logits. balancing: the weight
+    of the loss that balances the experts (see `balancing_weight`), which is added to the result.
     """
     with autocast(device, dtype):
         if balancing:
@@ -93,7 +93,7 @@ def detach_large_head(model: Any, tokens: int) -> Iterator[nn.Linear | None]:
         model.set_output_embeddings(head)
 
 
-@torch.compiler.disable  # in one graph with the model, the inductor keeps several chunks of the logits at once
+@torch.compiler.disable  # in one graph with the model, the inductor would keep several chunks of the logits at once
 def linear_cross_entropy(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy of `head(hidden)`, with the gradients of both, without holding all logits.
 
@@ -129,7 +129,7 @@ def _chunks(hidden: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> Iter
     most = max(1, PIECE_OF_LOGITS_BYTES // (4 * vocabulary))
     rows = (
         math.ceil(len(hidden) / max(1, math.ceil(len(hidden) / most))) or 1
-    )  # of about equal size, so that few shapes are compiled
+    )  # chunks of about equal size, so that few shapes are compiled
     yield from zip(hidden.split(rows), labels.split(rows), strict=True)
 
 
@@ -165,7 +165,7 @@ def _loss_of_chunk(
     total = ((norm - logits.gather(1, chosen)) * kept).sum()
     # From here on the memory of the logits holds their gradient: softmax minus 1 at the target.
     slope = logits.sub_(norm).exp_()
-    if torch.compiler.is_compiling():  # part of the same pass; a scatter would be a pass of its own
+    if torch.compiler.is_compiling():  # fused with the line above; a scatter would be a separate pass
         slope.add_(torch.arange(slope.shape[1], device=slope.device) == chosen, alpha=-1)
     else:
         slope.scatter_add_(1, chosen, torch.full_like(norm, -1.0))
@@ -174,7 +174,7 @@ def _loss_of_chunk(
 
 
 def _padded(weight: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Return a head's weight with rows of zeros up to a multiple: GPUs multiply matrices of odd sizes slowly."""
+    """Return a head's weight with rows of zeros up to a multiple: GPUs are slow at matrix products of odd sizes."""
     missing = -len(weight) % multiple
     return F.pad(weight, (0, 0, 0, missing)) if missing else weight
 
@@ -190,7 +190,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         on_gpu, vocabulary = hidden.is_cuda, len(weight)
-        # Compiled on its own, a chunk is read once instead of eight times.
+        # Compiled separately, a chunk is read once instead of eight times.
         loss_of_chunk = torch.compile(_loss_of_chunk, dynamic=False) if on_gpu else _loss_of_chunk
         with torch.autocast(hidden.device.type, enabled=False):
             factor = _padded(weight.to(dtype), GPU_TILE if on_gpu else 1)
@@ -204,7 +204,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 loss, gradient, slope = loss_of_chunk(states, factor, targets, count, vocabulary, product)
                 total += loss
                 grads.append(gradient.to(hidden.dtype))
-                if on_gpu:  # without a float32 copy of the product
+                if on_gpu:  # avoids a float32 copy of the product
                     torch.addmm(grad_weight, slope.t(), states, out_dtype=grad_weight.dtype, out=grad_weight)
                 else:
                     grad_weight += product(slope.t(), states.t())
@@ -242,7 +242,7 @@ def total_loss(
     separator: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TotalLoss:
-    """Return the loss summed over token arrays, in which each token but the first is a target once.
+    """Return the loss summed over token arrays. In each array, every token except the first is a target once.
 
     separator: the token that ends a document.
     With several processes, each computes its share of the batches. progress: called with (tokens done, tokens in

@@ -1,6 +1,6 @@
-"""When memory runs out in training: keep what was trained, halve the batch, and continue from the same step.
+"""If training runs out of memory: keep what was trained, halve the batch, and continue from the same step.
 
-A step keeps its rows: half as many at a time, twice as many times. The gradient is their sum in either case.
+A step has the same rows: half as many at a time, in twice as many batches. The gradient is the same sum.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from llm_lab.runs.resume import BATCH, batch_of, batch_to_resume, with_batch
 
 from .cpu import release_freed_memory
 
-# The words of PyTorch and of oneDNN, which have no error of their own for this.
+# Messages of PyTorch and oneDNN, which have no special exception for this.
 ON_A_CPU = ("can't allocate memory", "could not create a primitive")
 
 
 class OutOfMemory(Exception):
-    """Memory ran out in a step after `step`. in_update: while the optimizer changed the weights, which are lost."""
+    """Memory ran out in the step after `step`. in_update: in the optimizer's update, so the weights are lost."""
 
     def __init__(self, step: int, *, in_update: bool):
         super().__init__(f"out of memory after step {step}")
@@ -41,9 +41,9 @@ class OutOfMemory(Exception):
 
 @contextmanager
 def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
-    """Save a trainer that runs out of memory as it was before the step, and raise OutOfMemory.
+    """If a trainer runs out of memory, save its state from before the step and raise OutOfMemory.
 
-    With several processes nothing is saved: the others wait in the middle of the step.
+    With several processes nothing is saved: the other processes wait in the middle of the step.
     """
     failed = False
     forget = _pass_that_ends_others()
@@ -52,7 +52,7 @@ def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
+        traceback.clear_frames(error.__traceback__)  # the frames hold the tensors of the step
         failed = True
         forget()
     if failed and process_count() > 1:
@@ -66,10 +66,10 @@ def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
 
 
 def _pass_that_ends_others() -> Callable[[], None]:
-    """Return a function that drops what failed backward passes had still to do, with the activations that it needs.
+    """Return a function that drops the unfinished work of failed backward passes, with the activations it holds.
 
-    On a CPU, PyTorch keeps that in the queue of the thread until a pass comes to it, which takes what was computed last
-    first. So that pass must begin at something that was computed before.
+    On a CPU, PyTorch keeps this work in the thread's queue until another backward pass empties the queue. Work of later
+    operations comes first, so that pass must start from a tensor that was computed earlier.
     """
     earlier = torch.zeros((), requires_grad=True) * 1
     return earlier.backward
@@ -84,13 +84,13 @@ def _save(trainer: Any) -> None:
     if step == 0 or step in dict(trainer.run.checkpoints()):
         return
     trainer.model.zero_grad(set_to_none=True)
-    if steps := step - trainer._globalstep_last_logged:  # a resumed run does not know the losses before it
+    if steps := step - trainer._globalstep_last_logged:  # a resumed run lacks the losses from before this step
         trainer.log({"loss": (trainer._tr_loss / steps).item(), "learning_rate": trainer._get_learning_rate()})
     trainer._save_checkpoint(trainer.model, None)
 
 
 class BeforeStep(TrainerCallback):
-    """Remembers what a step changes before its end: random states and counts."""
+    """Remembers what a step changes before it ends: random states and counts."""
 
     def __init__(self, trainer: Any):
         self.trainer, self.in_update = trainer, False
@@ -114,10 +114,10 @@ class BeforeStep(TrainerCallback):
         self.in_update = False
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self._random = None  # what fails from here on is an evaluation, which leaves the random state as it was
+        self._random = None  # from here on, an evaluation may fail, which does not change the random state
 
     def restore(self) -> None:
-        """Set the trainer back to the beginning of the step, if it is within one."""
+        """Restore the state at the start of the current step, if there is one."""
         if self._random is None:
             return
         for name, value in self._counts.items():
@@ -137,11 +137,11 @@ class BeforeStep(TrainerCallback):
 def with_remembered_batch(recipe: Any, folder: RunFolder, listener: Listener) -> Any:
     """Return the recipe with the batch of a resumed run.
 
-    It is the smaller one that was found to fit, or that of a different number of processes, which is remembered and
-    reported. The rows of a step are the same.
+    It is the smaller batch that was found to fit, or the batch for a different number of processes, which is recorded
+    and reported. A step has the same rows.
     """
     batch, before = batch_to_resume(folder, batch_of(recipe))
-    assert batch is not None  # require_same_beginning() has looked
+    assert batch is not None  # require_same_beginning() has checked this
     if before != process_count():
         if is_first_process():
             known = {"rows": batch.rows, "batches": batch.batches, "processes": process_count()}
@@ -159,7 +159,7 @@ def with_remembered_batch(recipe: Any, folder: RunFolder, listener: Listener) ->
 def halve_batch(recipe: Any, resolved: Resolved, folder: RunFolder, error: OutOfMemory, listener: Listener) -> Any:
     """Return the recipe with a smaller batch, remember it in run.json, and report it.
 
-    MachineError with what to change where no smaller batch would help.
+    Raises MachineError, which says what to change, if no smaller batch would help.
     """
     batch = batch_of(recipe)
     smaller = None if error.in_update or _obstacle(recipe) else batch.smaller()
@@ -188,7 +188,7 @@ def _obstacle(recipe: Any) -> str | None:
 
 
 def free_memory(device: str) -> None:
-    """Free what nothing refers to any more."""
+    """Free memory that is no longer referenced."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -197,7 +197,7 @@ def free_memory(device: str) -> None:
 
 
 def _advice(recipe: Any, resolved: Resolved, error: OutOfMemory) -> Problem:
-    """Return what to change, and what each change saves by the plan."""
+    """Return what to change, and how much memory each change saves according to the plan."""
     train, now = recipe.train, resolved.estimate.memory_bytes
     obstacle, smaller = _obstacle(recipe), batch_of(recipe).smaller()
     if obstacle and smaller and not error.in_update:
@@ -231,10 +231,10 @@ def _advice(recipe: Any, resolved: Resolved, error: OutOfMemory) -> Problem:
 
 
 def try_longest_batch(trainer: Any, listener: Listener) -> None:
-    """Compute the loss of the longest batch of the run and its gradient, and forget both.
+    """Compute and discard the loss and the gradient of the longest batch of the run.
 
-    So a batch that does not fit fails now, and not after an hour. The random state is kept. Not for a model that is to
-    be sharded: it is still whole.
+    So a batch that does not fit fails now, not after an hour. The random state does not change. Skipped if the model
+    will be sharded, because it is still whole at this point.
     """
     if trainer.args.fsdp:
         return

@@ -1,4 +1,4 @@
-"""The data of a pretraining run: open and tokenize it, plan in which order it is read, and track how far it is.
+"""The data of a pretraining run: open and tokenize it, plan the order of reading, and track progress.
 
 Also used after training, to measure a model on its run's own validation split.
 """
@@ -45,7 +45,7 @@ class TokenizedData:
 
 
 def open_sources(recipe: PretrainRecipe) -> list[TextSource | StreamSource]:
-    """Open every data source; of streams, hold out the first documents. UserError with the problems of all of them."""
+    """Open every data source; hold out the first documents of streams. UserError with the problems of all sources."""
     sources: list[TextSource | StreamSource] = []
     problems: list[Problem | str] = []
     for index, source in enumerate(recipe.data):
@@ -112,7 +112,7 @@ def validation_tokens(tokens: Sequence[TokenSet | StreamTokens], max_tokens: int
 def plan_reading(
     recipe: PretrainRecipe, data: TokenizedData, checkpoint: Path | None, listener: Listener
 ) -> DataProgress:
-    """Plan the order of reading, over as many steps as the data allows; streams resume where the checkpoint is.
+    """Plan the order of reading, for as many steps as the data allows; streams resume at the checkpoint's position.
 
     UserError if when_exhausted is stop and the data does not fill even one step.
     """
@@ -194,11 +194,12 @@ def read_stream_states(checkpoint: Path | None) -> dict[str, Any]:
 
 
 class DataProgress(TrainerCallback):
-    """What is read over `steps` steps and what was read so far.
+    """What is read over `steps` steps, and what has been read so far.
 
     Reports when a source starts its second epoch, and stops the run at the end of a stream if when_exhausted is stop.
 
-    scheduler: the recipe's, adjusted to these steps. exhausted: which source ends the run and when, once known.
+    scheduler: the recipe's, adjusted to these steps. exhausted: which source ends the run, and when, once this is
+    known.
     """
 
     def __init__(
@@ -219,7 +220,7 @@ class DataProgress(TrainerCallback):
 
     @property
     def to_train_on(self) -> BlockDataset | GrowingBatches:
-        """What the trainer reads, batch by batch."""
+        """The dataset that the trainer reads, batch by batch."""
         return GrowingBatches(self.dataset, self.rows, self.steps) if self.rows.warmup_steps else self.dataset
 
     @property
@@ -252,7 +253,7 @@ class DataProgress(TrainerCallback):
         return source is not None
 
     def metrics(self, step: int) -> dict[str, Any]:
-        """Return the measured shares of several sources, and the epochs of each (None: a stream, not finished yet)."""
+        """Return the measured shares of several sources, and the epochs of each (None: a stream in its first epoch)."""
         if len(self.paths) == 1:
             return {}
         samples = self.rows.before(step)

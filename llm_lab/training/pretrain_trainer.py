@@ -1,4 +1,4 @@
-"""The pretraining step: token ids in, mean loss out; compiled where it pays, and masked by document on request."""
+"""The pretraining step: token ids in, mean loss out; compiled if that saves time, with document masks on request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OFFSETS = ("q_offset", "kv_offset")
 
 
 def collate(places: list[dict[str, np.ndarray] | None]) -> dict[str, torch.Tensor]:
-    """Stack blocks into a batch of input_ids and shift_labels, each (rows, max_length); None is an empty place.
+    """Stack blocks into a batch of input_ids and shift_labels, each (rows, max_length); None means a missing row.
 
     Without attention mask and positions: either would switch attention from its is_causal kernel.
     """
@@ -38,8 +38,8 @@ def collate(places: list[dict[str, np.ndarray] | None]) -> dict[str, torch.Tenso
 def mask_where_needed(**inputs: Any) -> torch.Tensor | None:
     """Return the mask that sdpa needs, None if its own is_causal is enough.
 
-    transformers does so too, but some versions of it and torch build the mask while they compile (torch's
-    is_exporting is True then). A mask costs memory and the fastest kernels.
+    transformers does the same, but some versions of it and torch build the mask during compilation (torch's
+    is_exporting is then True). A mask takes memory and prevents the fastest kernels.
     """
     needed = inputs.get("attention_mask") is not None or not inputs.get("allow_is_causal_skip", True)
     at_start = all(isinstance(inputs.get(name, 0), int) and not inputs.get(name, 0) for name in OFFSETS)
@@ -52,10 +52,10 @@ def mask_where_needed(**inputs: Any) -> torch.Tensor | None:
 
 @contextmanager
 def unpacked_rows() -> Iterator[None]:
-    """Let no model look for several documents in a row.
+    """Stop models from looking for several documents in a row.
 
-    Models of transformers make positions of their own, look whether they restart, and can't know while they are
-    compiled: they would build a mask for what is never there.
+    Models in transformers create positions and check whether they restart. During compilation they can't know, so they
+    would build a mask for documents that don't exist.
     """
     before = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = _find_no_documents
@@ -70,12 +70,12 @@ def _find_no_documents(position_ids: torch.Tensor) -> None:
 
 
 def compiled_loss(*, document_mask: bool = False) -> Callable[..., torch.Tensor]:
-    """Return `next_token_loss`, compiled. document_mask: rows hold several documents, marked by positions."""
+    """Return `next_token_loss`, compiled. document_mask: rows contain several documents, marked by positions."""
     # Compiled code is kept per function and not guarded on hooks: without this, a run with document masks would use
     # the code of an earlier run without them in the same process.
     torch.compiler.reset()
     AttentionMaskInterface.register("sdpa", mask_where_needed)
-    # dynamic=False: all batches have the same shape, and a second graph would only cost time.
+    # dynamic=False: all batches have the same shape, and a second graph would only take time.
     compiled = torch.compile(next_token_loss, dynamic=False)
     if document_mask:
         return compiled
@@ -91,7 +91,7 @@ class PretrainTrainer(LabTrainer):
     """Trains on blocks of equal length, so the mean of the batch means is the mean over all tokens.
 
     data_progress: what is read over the run. curvature_every: steps between two estimates of the Hessian's diagonal,
-    for Sophia. average: of the weights, kept in checkpoints.
+    for Sophia. average: the average of the weights, which checkpoints contain.
     """
 
     loss_is_cross_entropy = True
@@ -138,7 +138,7 @@ class PretrainTrainer(LabTrainer):
     def estimate_curvature(self) -> None:
         """Give the optimizer gradients of the loss on labels sampled from the model (Sophia's estimator)."""
         model, ids = self.model_wrapped, self._last_ids
-        assert ids is not None  # a step comes first
+        assert ids is not None  # there is always a step before
         if self._is_compiled:
             count = self._backward_of_sampled_labels(model, ids)
         else:
@@ -160,7 +160,7 @@ class PretrainTrainer(LabTrainer):
         return labels.numel()
 
     def _backward_of_sampled_labels(self, model: Any, ids: torch.Tensor) -> int:
-        """Sample first, keeping nothing, then use the compiled step: its memory and speed are those of training."""
+        """Sample first, without gradients, then use the compiled step, with the memory and speed of training."""
         device, dtype = self.args.device.type, self._dtype
         with detach_large_head(self.model, ids.numel()) as head:
             with torch.no_grad(), autocast(device, dtype):
@@ -220,10 +220,10 @@ def document_positions(input_ids: torch.Tensor, separator: int) -> torch.Tensor:
 
 
 def mask_documents(model: Any, separator: int) -> Any:
-    """Restrict a model's attention to single documents wherever it gets only input_ids; returns the hook.
+    """Restrict a model's attention to single documents if it gets only input_ids; returns the hook.
 
     transformers finds the documents of a packed row by positions that restart, if there is no mask and no cache.
-    UserError for a model in which a document still influences the next one.
+    Raises UserError for a model in which a document still influences the next one.
     """
 
     def add_positions(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -249,7 +249,7 @@ def mask_documents(model: Any, separator: int) -> Any:
 def keeps_documents_apart(model: Any) -> bool:
     """Return whether documents in one row, marked by positions that restart, do not influence each other.
 
-    Tried out: the first document of a row is changed, and the logits of the second one must stay the same.
+    Tested by changing the first document of a row: the logits of the second one must stay the same.
     """
     tokens = range(min(16, model.config.get_text_config().vocab_size))
     ones, others, rest = tokens[:4], tokens[4:8], tokens[8:]
@@ -263,7 +263,7 @@ def keeps_documents_apart(model: Any) -> bool:
         logits = [
             model(input_ids=torch.tensor(rows, device=model.device), **inputs).logits[:, 4:].float() for rows in pairs
         ]
-    except TypeError:  # the model does not accept positions at all
+    except TypeError:  # the model does not accept positions
         return False
     finally:
         model.train(training)

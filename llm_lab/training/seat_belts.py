@@ -1,7 +1,7 @@
-"""Stops a run whose loss is lost, and warns of a run that learns from rewards and goes wrong or that learned nothing.
+"""Stop a run that diverges; warn if learning from rewards goes wrong, or if a run learned nothing.
 
-A loss is lost if it or the gradient is not a number, or if a language model predicts much worse than a guess. The
-sources of the limits of reinforcement learning are in BELTS.
+A run diverges if the loss or the gradient is not a number, or if a language model predicts much worse than a guess. The
+comments on the subclasses of Belt cite sources for reinforcement learning.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from .sharding import whole_weights
 ROLL_BACK, STOP = "roll_back", "stop"  # values of train.on_divergence and train.on_collapse
 MAX_ROLLBACKS, ROLLBACK_SCALE = 3, 0.5
 WORSE_THAN_A_GUESS = 1.5  # times the loss of a uniform guess, ln(vocabulary)
-EXPLODED_ROWS = 2  # log rows in a row: a single spike recovers (Chowdhery et al. 2022, section 5.1)
-BELT_ROWS = 3  # log rows that have to agree
-SAMPLED_WEIGHTS = 1024  # of each trained parameter, to see whether it changed
-STEPS_TO_MOVE = 20  # a shorter run only tries things out
-LEAST_CHANGE = 2e-3  # of the validation loss
+EXPLODED_ROWS = 2  # consecutive log rows: a single spike recovers (Chowdhery et al. 2022, section 5.1)
+BELT_ROWS = 3  # consecutive log rows that must agree
+SAMPLED_WEIGHTS = 1024  # of each trained parameter, to check whether it changed
+STEPS_TO_MOVE = 20  # shorter runs are only tests
+LEAST_CHANGE = 2e-3  # relative change of the validation loss
 SCORES = ("eval_reward", "eval_reward_sampled", "exact_match", "exact_match_sampled", "eval_completion_length")
 
 
 class Diverged(UserError):
-    """The loss or the gradient is not a number any more, or far too large."""
+    """The loss or the gradient is no longer a number, or the loss is far too large."""
 
     def __init__(self, problem: Problem, step: int):
         super().__init__(problem)
@@ -44,9 +44,9 @@ class Diverged(UserError):
 
 
 class LossWatch:
-    """Looks at the loss of every batch and at the norm of every gradient, without waiting for the GPU in each step.
+    """Checks the loss of every batch and the norm of every gradient, without waiting for the GPU in each step.
 
-    guess: the loss of a uniform guess, where the loss is a cross-entropy; None where large losses say nothing.
+    guess: the loss of a uniform guess, if the loss is a cross-entropy; None if a large loss has no such meaning.
     """
 
     def __init__(self, guess: float | None, batches_per_step: int, rows_per_step: int):
@@ -115,14 +115,14 @@ class LossWatch:
             f"scheduler.warmup_steps, or train.on_divergence: {ROLL_BACK}, which returns to the checkpoint with half "
             "the learning rate."
         )
-        rate = float(f"{learning_rate:.3g}")  # at this step: the schedule's
+        rate = float(f"{learning_rate:.3g}")  # the schedule's rate at this step
         return Diverged(Problem("optimizer.learning_rate", what, value=rate, fix=fix), step)
 
 
 class HealthWatch:
-    """Warns once of each thing that the numbers of a run show, such as overfitting.
+    """Warns once of each problem that the numbers of a run show, such as overfitting.
 
-    rows, known: of metrics.jsonl and of run.json, from before a resume.
+    rows, known: metrics.jsonl and the warnings in run.json, from before a resume.
     """
 
     def __init__(self, max_steps: int, rows: Iterable[Mapping[str, Any]] = (), known: Sequence[str] = ()):
@@ -148,9 +148,9 @@ def _of_gradient(norm: float | None) -> str:
 
 
 def roll_back(folder: RunFolder, error: Diverged, listener: Listener) -> bool:
-    """Record that a diverged run returns to its last checkpoint; returns whether it may. Frees the memory of the run.
+    """Record that a diverged run returns to its last checkpoint; returns whether it can. Frees the run's memory.
 
-    From a checkpoint to which the run has returned before, it returns to the one before that.
+    If the run has already returned to a checkpoint, it returns to the one before it.
     """
     before = folder.facts().get("rollbacks", [])
     if len(before) >= MAX_ROLLBACKS:
@@ -195,20 +195,20 @@ class Belt:
 
 class _Entropy(Belt):
     # Policies collapse to almost no entropy when the clip range or the learning rate is too large (Yu et al. 2025,
-    # DAPO, section 3.1; Cui et al. 2025, where the gains end as the entropy is used up).
+    # DAPO, section 3.1; Cui et al. 2025: gains end when the entropy is used up).
     def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
         start = first.get("entropy") or 0.0
         return start > 0 and all(row.get("entropy", math.inf) < ENTROPY_LEFT * start for row in rows)
 
 
 class _Truncation(Belt):
-    # Cut-off answers get the reward of half an answer, which punishes sound but long ones (DAPO, section 3.4).
+    # A cut-off answer is scored without its end, which punishes long but correct reasoning (DAPO, section 3.4).
     def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
         return all(row.get("cut_off_share", 0.0) > MOST_CUT_OFF for row in rows)
 
 
 class _Divergence(Belt):
-    # The true reward falls again beyond a KL of some tens of nats per answer (Gao et al. 2022, figure 1).
+    # Beyond a KL of a few tens of nats per answer, the true reward falls again (Gao et al. 2022, figure 1).
     def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
         return all(row.get("kl", 0.0) * row.get("completion_length", 0.0) > MOST_KL for row in rows)
 
@@ -242,7 +242,7 @@ BELTS: tuple[Belt, ...] = (
 
 
 class RewardWatch:
-    """Warns once of each thing that goes wrong in a run that learns from rewards. known: warnings from before."""
+    """Warns once of each problem in a run that learns from rewards. known: warnings from before a resume."""
 
     def __init__(self, known: Sequence[str] = ()):
         self._left = [belt for belt in BELTS if not any(text.startswith(belt.lead) for text in known)]
@@ -263,7 +263,7 @@ class RewardWatch:
 def return_to_best(trainer: Any, folder: RunFolder, listener: Listener) -> int:
     """Load the checkpoint with the best held-out reward into the model of a run that has collapsed; returns its step.
 
-    Without held-out rewards, the best is that with the best reward in training.
+    Without held-out rewards, the best checkpoint is the one with the best reward in training.
     """
     at = trainer.state.global_step
     checkpoints = dict(folder.checkpoints())
@@ -291,9 +291,9 @@ def sample_weights(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def why_nothing_moved(rows: Sequence[Mapping[str, Any]], *, weights_changed: bool) -> str | None:
-    """Return how the metrics of a complete run show that it learned nothing, or None.
+    """Return, in words, how the metrics of a complete run show that it learned nothing; None if they don't.
 
-    rows: of metrics.jsonl, from step 0 on.
+    rows: metrics.jsonl, from step 0 on.
     """
     trained = [row for row in rows if "loss" in row]
     if not trained:

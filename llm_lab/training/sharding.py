@@ -1,7 +1,7 @@
-"""A model sharded over the processes of a run (FSDP2, through accelerate), and how it becomes whole to be saved.
+"""Shard a model over the processes of a run (FSDP2, through accelerate), and gather it to save it.
 
-Each process has a part of every weight, of its gradient and of its moments. Checkpoints always hold whole tensors, in
-the form of a run with one process, so that any number of processes can resume them.
+Each process has a part of every weight, of its gradient and of its moments. Checkpoints always contain whole tensors,
+in the format of a run with one process, so that a run can be resumed with any number of processes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_map
 
 from llm_lab.runs.processes import is_first_process, process_count
 
-FSDP = "fsdp"  # of train.distributed
+FSDP = "fsdp"  # a value of train.distributed
 
 
 def sharding_options(distributed: str) -> dict[str, Any]:
-    """Return the TrainingArguments that shard a model, {} where it is not sharded."""
+    """Return the TrainingArguments that shard a model; {} if it is not sharded."""
     if distributed != FSDP or process_count() == 1:
         return {}
     # By default, each process keeps the gradients of the whole model until the last batch of a step.
@@ -33,7 +33,7 @@ def sharding_options(distributed: str) -> dict[str, Any]:
 
 
 def set_precision(arguments: Any, dtype: str) -> None:
-    """Gather weights in the precision of the run, and sum gradients in float32; what a process owns is float32 too."""
+    """Gather weights in the run's precision; sum gradients, and store each process's part, in float32."""
     if arguments.fsdp_plugin_args is not None:
         gathered = torch.bfloat16 if dtype == "bfloat16" else None
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
@@ -41,7 +41,7 @@ def set_precision(arguments: Any, dtype: str) -> None:
 
 
 def shard_on_a_cpu(trainer: Any) -> None:
-    """Let accelerate shard on a CPU too: by itself it copies the whole model to each process there, without a word."""
+    """Let accelerate shard on a CPU too: by default it silently copies the whole model to each process there."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -52,9 +52,9 @@ def shard_on_a_cpu(trainer: Any) -> None:
 
 
 def shard(model: nn.Module, base: Any, arguments: Any, *, exact: nn.Module | None = None) -> None:
-    """Shard a model that is not the trained one, if the run shards: accelerate takes only one.
+    """Shard a model other than the trained one, if the run shards: accelerate supports only one.
 
-    base: transformers' model in it, whose layers are gathered one at a time. arguments: TrainingArguments. exact: a
+    base: the transformers model in it, whose layers are gathered one at a time. arguments: TrainingArguments. exact: a
     part that computes in float32.
     """
     if not arguments.fsdp:
@@ -71,7 +71,7 @@ def shard(model: nn.Module, base: Any, arguments: Any, *, exact: nn.Module | Non
 def without_ends(model: Any) -> Iterator[None]:
     """Let accelerate shard embeddings and head with the model itself, so that they are whole in its forward pass.
 
-    PEFT needs the embeddings at the head too: it adds the trained rows of new tokens to both, where they are tied.
+    If the head is tied to the embeddings, PEFT adds the trained rows of new tokens in both places.
     """
     if not hasattr(model, "peft_config"):
         yield
@@ -84,14 +84,14 @@ def without_ends(model: Any) -> Iterator[None]:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether a model is sharded."""
+    """Return whether a model is sharded."""
     return isinstance(model, FSDPModule)
 
 
 def plain_type(module: nn.Module) -> type[nn.Module]:
     """Return the class of a module as it was before it was sharded."""
     kind = type(module)
-    return kind.__mro__[2] if issubclass(kind, FSDPModule) else kind  # FSDP2 derives from FSDPModule and from it
+    return kind.__mro__[2] if issubclass(kind, FSDPModule) else kind  # bases: FSDPModule, then the original
 
 
 def reshard(model: Any) -> None:
@@ -102,15 +102,15 @@ def reshard(model: Any) -> None:
 
 
 def as_tensor(value: Any) -> Any:
-    """Return a number of all processes as a plain tensor."""
+    """Return a distributed number as a plain tensor; other values unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 @contextmanager
 def whole_weights(model: Any, *, write: bool = False) -> Iterator[None]:
-    """Make a sharded model a plain one for a while, with whole weights on the CPU. Every process must enter.
+    """Make a sharded model plain inside the context, with whole weights on the CPU. All processes must enter.
 
-    Only the first process gets the values. write: all get them, and what they change is kept; each must make the same
+    Only the first process gets the values. write: all processes get them, and changes are kept; all must make the same
     changes.
     """
     if not is_sharded(model):
@@ -132,7 +132,7 @@ def whole_weights(model: Any, *, write: bool = False) -> Iterator[None]:
     hooks = {module: module._load_state_dict_post_hooks for module, _, _ in places}
     for module, name, parameter in places:
         module._parameters[name] = whole[id(parameter)][1]
-        module._load_state_dict_post_hooks = OrderedDict()  # FSDP2 would look for its part of what was loaded
+        module._load_state_dict_post_hooks = OrderedDict()  # FSDP2's hooks expect sharded weights
     for module, _ in classes:
         module.__class__ = plain_type(module)
     try:
@@ -150,7 +150,7 @@ def whole_weights(model: Any, *, write: bool = False) -> Iterator[None]:
 
 
 def whole_state(optimizer: Any) -> dict[str, Any]:
-    """Return the state of an optimizer with whole tensors on the CPU, in the first process; all must call this."""
+    """Return an optimizer's state with whole tensors on the CPU, in the first process; all processes must call this."""
 
     def whole(value: Any) -> Any:
         if not isinstance(value, DTensor):
@@ -161,7 +161,7 @@ def whole_state(optimizer: Any) -> dict[str, Any]:
 
 
 def shard_loaded_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer of a sharded model load a state of whole tensors: each process takes its part."""
+    """Let an optimizer of a sharded model load a state of whole tensors; each process takes its part."""
 
     def shard(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -175,7 +175,7 @@ def shard_loaded_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _shard_like(value: Any, parameter: torch.Tensor) -> Any:
-    """Return this process's part of a whole tensor of a parameter's shape; anything else as it is."""
+    """Return this process's part of a whole tensor with a parameter's shape; any other value unchanged."""
     if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
         return value
     if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:

@@ -1,4 +1,4 @@
-"""Sends the metrics of a run to trackers (TensorBoard, Weights & Biases, trackio) during training.
+"""Send the metrics of a run to trackers (TensorBoard, Weights & Biases, trackio) during training.
 
 transformers' callbacks can't be used: our rows carry their own step, evaluations also happen before and after
 training, and a resumed run must continue its curve.
@@ -43,13 +43,13 @@ class Tracking:
         self._open: dict[str, Tracker] = {}
 
     def __enter__(self) -> Tracking:
-        """Open the trackers. MachineError if one can't be opened."""
+        """Open the trackers. Raises MachineError if one can't be opened."""
         for name in self._names if is_first_process() else ():
             try:
                 self._open[name] = OPENERS[name](self._run, self._first_step, self._listener)
             except MachineError:
                 raise
-            except Exception as error:  # from the tracker's own code; nothing has been trained yet
+            except Exception as error:  # the tracker's code may raise anything; nothing has been trained yet
                 why = f"{name} can't be opened: {first_line(error)}"
                 raise MachineError(
                     Problem("train.report_to", why, fix="Fix the problem, or leave the key out.")
@@ -106,7 +106,7 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.path / FOLDER / "tensorboard"
-        # Removes what an earlier process wrote for steps that are repeated.
+        # purge_step removes what an earlier process wrote for steps that are repeated.
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
         listener(Notice(f"tensorboard: tensorboard --logdir {run.path}"))
 
@@ -120,7 +120,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases; without a login it is stored in the run folder, and nothing is asked."""
+    """A run of Weights & Biases; without a login it is stored in the run folder, without a question."""
 
     def __init__(self, run: RunFolder, first_step: int, listener: Listener):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own telemetry
@@ -164,7 +164,7 @@ class _Trackio:
         import trackio
 
         known = (run.facts().get("tracking") or {}).get("trackio")
-        # Runs of the same name in several folders would share one curve.
+        # Otherwise, runs with the same name in different folders would share one curve.
         name = known if known and first_step else f"{run.path.name}-{os.urandom(3).hex()}"
         with contextlib.redirect_stdout(io.StringIO()):
             self._run = trackio.init(
@@ -190,7 +190,7 @@ class _Trackio:
 
 
 def _remember(run: RunFolder, **names: str) -> None:
-    """Store in run.json which tracker runs a resumed run continues."""
+    """Store the names of tracker runs in run.json, so that a resumed run continues them."""
     run.update(tracking={**(run.facts().get("tracking") or {}), **names})
 
 

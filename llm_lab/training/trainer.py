@@ -49,7 +49,7 @@ CHECKPOINT_PREFIX = "checkpoint-"
 STAGING = ".saving"
 
 
-# Ctrl-C, the system's request to end, and a closed terminal (which Windows does not have).
+# Ctrl-C, the system's request to end, and a closed terminal (no such signal on Windows).
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -63,7 +63,8 @@ class Interruption:
     def listen(self, listener: Listener) -> Iterator[None]:
         """Handle a signal as a request to save and stop; a second Ctrl-C stops immediately.
 
-        The others often come in pairs: from the terminal and from its shell. SIGHUP stays ignored under nohup.
+        The other signals often come twice, from the terminal and from its shell, so a second one is ignored. Under
+        nohup, SIGHUP stays ignored.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -104,13 +105,13 @@ class LabTrainerMixin(_Base):
     save: called with a folder; writes model and tokenizer as a plain Hugging Face folder.
     tracking: the recipe's trackers, which get the rows of metrics.jsonl too.
     tokens_before: returns the tokens of the steps before one, counted from 0; None if the trainer counts tokens itself,
-    as TRL's do.
+    as TRL's trainers do.
     """
 
     # Metrics that TRL collects and the run logs: {TRL's name: name in metrics.jsonl}.
     logged: ClassVar[dict[str, str]] = {}
-    loss_is_cross_entropy: ClassVar[bool] = False  # of all tokens, so that a guess has the loss ln(vocabulary)
-    # Set by Trainer.
+    loss_is_cross_entropy: ClassVar[bool] = False  # over all tokens: a uniform guess has ln(vocabulary)
+    # Set by the Trainer.
     optimizer: Any
     lr_scheduler: Any
     control: Any
@@ -136,7 +137,7 @@ class LabTrainerMixin(_Base):
     ):
         super().__init__(**kwargs)
         if hasattr(self.model, "config"):
-            hide_router_logits(self.model)  # TRL sets them in the config, and requests them in each step as well
+            hide_router_logits(self.model)  # TRL switches them on in the config, and also requests them in each step
         self.tracking = tracking or Tracking((), run, listener)
         self.run, self.listener, self.interruption = run, listener, interruption
         self._tokens_before = tokens_before
@@ -147,7 +148,7 @@ class LabTrainerMixin(_Base):
         self._clock = _StepClock()
         self._staging: Path | None = None
         self._save_total_limit = save_total_limit
-        self._unwritten: list[dict[str, Any]] = []  # rows that a full disk did not take
+        self._unwritten: list[dict[str, Any]] = []  # rows that could not be written because the disk was full
         self._watch = self._watch_loss()
         self._health: HealthWatch | None = None
         self.remove_callback(PrinterCallback)
@@ -158,19 +159,19 @@ class LabTrainerMixin(_Base):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.accelerator.ddp_handler is not None:
-            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # without a second copy of all gradients
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # avoids a second copy of all gradients
         if self.args.fsdp and self.args.device.type == "cpu":
             shard_on_a_cpu(self)
 
     def begin(self) -> None:
-        """Start to measure the speed from the current step; the model is as it is trained."""
+        """Start to measure speed from the current step. The model must be ready for training."""
         assert is_sharded(self.model) == bool(self.args.fsdp), "train.distributed has no effect"
         self._clock.begin(self.train_tokens)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if not self.args.fsdp:
             return super()._prepare_for_training(*args, **kwargs)
-        self.create_optimizer()  # which needs to know the embeddings
+        self.create_optimizer()  # it needs to find the embeddings
         with without_ends(self.model):
             return super()._prepare_for_training(*args, **kwargs)
 
@@ -193,7 +194,7 @@ class LabTrainerMixin(_Base):
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        # The dataset is in its final order already; skipping on resume then only counts indices and reads no data.
+        # The dataset is already in its final order, so skipping on resume only counts indices and reads no data.
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -205,7 +206,7 @@ class LabTrainerMixin(_Base):
 
     @contextmanager
     def _as_one_process(self) -> Iterator[None]:
-        """Let Trainer save and load the optimizer of a sharded model as it does with one process."""
+        """Let Trainer save and load the optimizer of a sharded model as with one process."""
         if not self.is_fsdp_enabled:
             yield
             return
@@ -236,10 +237,10 @@ class LabTrainerMixin(_Base):
         rows = self.args.per_device_train_batch_size * batches * process_count()
         return LossWatch(math.log(vocabulary) if vocabulary else None, batches, rows)
 
-    longest_tokens = 0  # of the longest batch, with its padding
+    longest_tokens = 0  # in the longest batch, with padding
 
     def loss_of_longest_batch(self) -> torch.Tensor | None:
-        """Return the loss of the rows that are longest, as one batch; None where all rows have the same length."""
+        """Return the loss of a batch with the longest rows; None if all rows have the same length."""
         dataset = self.train_dataset
         lengths = {name: dataset[name] for name in getattr(dataset, "column_names", ()) if name.endswith("ids")}
         if not lengths:
@@ -306,14 +307,14 @@ class LabTrainerMixin(_Base):
                 self.listener(RunWarning(text))
 
     def write_rows(self) -> None:
-        """Write the rows that are not in metrics.jsonl yet. OSError on a full disk."""
+        """Write the rows that are not in metrics.jsonl yet. Raises OSError if the disk is full."""
         while self._unwritten:
             self.run.append_metrics(self._unwritten[0])
             del self._unwritten[0]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" not in logs:
-            return  # Trainer's closing summary; run.json has these facts
+            return  # Trainer's final summary; run.json has these facts
         self._watch.check(self.state.global_step, logs["loss"], logs.get("grad_norm"), logs["learning_rate"])
         if self._watch.is_worried and not self.control.should_training_stop:
             self.control.should_save = self.state.global_step >= self.state.max_steps
@@ -381,7 +382,7 @@ class LabTrainerMixin(_Base):
         return str(self._staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint atomically, into a temporary folder that is then moved; then delete what is not kept."""
+        """Write a checkpoint atomically, into a temporary folder that is then moved; then delete old checkpoints."""
         steps = Path(self.args.output_dir)
         self._staging = steps / STAGING
         step = self.state.global_step
@@ -424,7 +425,7 @@ class LabTrainerMixin(_Base):
             for old in saved.keys() - kept:
                 with suppress(OSError):
                     remove_folder(saved[old])
-            with suppress(OSError):  # a full disk; the next checkpoint writes them again
+            with suppress(OSError):  # the disk may be full; the next checkpoint writes them again
                 self.run.keep_results(step)
             self.listener(CheckpointSaved(step, str(final)))
 
@@ -494,7 +495,7 @@ class _StepCallback(TrainerCallback):
             control.should_evaluate = True
         if done:
             control.should_save = True
-        # All processes must stop at the same step, or the others would wait forever.
+        # All processes must stop at the same step: if only one stopped, the others would wait forever.
         if any_process(self.interruption.requested):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = done
@@ -513,12 +514,12 @@ def training_arguments(
     kind: type[TrainingArguments] = TrainingArguments,
     **options: Any,
 ) -> TrainingArguments:
-    """Return the TrainingArguments of a run; features that recipes do not have are switched off.
+    """Return the TrainingArguments of a run; features that recipes do not have are off.
 
     kind: TRL's arguments class for its trainers, with its options.
     """
     if kind is not TrainingArguments:
-        # On by default in TRL; here it is enabled on the model. The name changed after transformers 5.17.
+        # On by default in TRL; LLM Lab enables it on the model. The name changed after transformers 5.17.
         known = {field.name for field in fields(kind)}
         name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
         options[name] = False
@@ -546,11 +547,11 @@ def training_arguments(
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and process_count() > 1 else None,
         ddp_find_unused_parameters=False,
-        # loss.autocast is used instead: accelerate's makes a float32 copy of all logits.
+        # loss.autocast is used instead: accelerate's autocast would make a float32 copy of all logits.
         **{"bf16": False, "fp16": False, **options},
         **sharding_options(train.distributed),
     )
     set_precision(arguments, train.dtype)
-    # One process per GPU: Trainer would otherwise spread a batch over all GPUs with the slow DataParallel.
+    # One process per GPU: otherwise Trainer would split a batch over all GPUs with the slow DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

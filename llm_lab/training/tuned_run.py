@@ -91,9 +91,9 @@ def open_example_sets(recipe: TuneRecipe) -> list[ExampleSource]:
 def encode_each(
     examples: Sequence[Example], encode: Callable[[Example, Counter[str]], Iterable[Row]]
 ) -> tuple[list[Row], Counter[str]]:
-    """Return what the examples become as tokens, and how many were cut, changed or left out, by reason.
+    """Return the encoded examples, and how many were cut, changed or left out, by reason.
 
-    encode: takes an example and the counts. Examples that the chat template can't take are left out.
+    encode: takes an example and the counts. Examples that the chat template refuses are left out.
     """
     found: list[Row] = []
     counts: Counter[str] = Counter()
@@ -129,7 +129,7 @@ def encode_examples(
     """Return the encoded training examples of each source; warns about those that were cut or dropped.
 
     encode: turns examples into (rows, {reason: how many were cut or dropped}). noun: what one example is called.
-    UserError if a source has no examples left.
+    Raises UserError if a source has no examples left.
     """
     sets: list[list[Row]] = []
     problems: list[Problem | str] = []
@@ -152,7 +152,7 @@ def encode_examples(
 def order_examples(
     recipe: TuneRecipe, examples: Examples, sets: Sequence[Sequence[Row]], listener: Listener
 ) -> ExampleMix:
-    """Return the order in which the encoded examples are read over the run, and report the epochs of each source."""
+    """Return the order in which the run reads the encoded examples, and report the epochs of each source."""
     weights = [source.weight for source in recipe.data]
     rows = recipe.train.max_steps * rows_per_step(recipe)
     order = build_example_mix(sets, weights, num_samples=rows, seed=recipe.seed)
@@ -224,7 +224,7 @@ def load_model_to_train(recipe: TuneRecipe, folder: RunFolder, listener: Listene
     model = prepare_training(model, recipe, chosen)
     trainable = describe_trainable(model)
     listener(Notice(f"model: {type(base_of(model)).__name__}; {trainable.describe()}"))
-    # In training mode, for the dropout of the recipe. Trainers that must not have dropout switch it off.
+    # Training mode, so that the recipe's dropout applies. Trainers that must not have dropout switch it off.
     return model.train(), tokenizer
 
 
@@ -241,10 +241,10 @@ def prepare_training(model: Any, recipe: TuneRecipe, chosen: ChosenTemplate | No
 
 
 def drop_right_padding(model: Any) -> None:
-    """Leave out the mask of batches that are padded on the right: no token sees what comes after it.
+    """Drop the mask of batches that are padded on the right: no token attends to later ones anyway.
 
-    PyTorch's attention has its fastest kernels only without a mask, and transformers waits for the device to look
-    whether anything is padded. Models that balance experts keep it, because they count the tokens by it.
+    PyTorch uses its fastest attention kernels only without a mask, and transformers waits for the device to check the
+    mask for padding. Models that balance experts keep the mask, because they use it to count tokens.
     """
     if base_of(model).config._attn_implementation != "sdpa":
         return
@@ -258,7 +258,7 @@ def drop_right_padding(model: Any) -> None:
 
 
 def frozen_dtype(recipe: TuneRecipe) -> str:
-    """Return the precision of weights that are loaded to be trained: float32, or the run's where they are frozen."""
+    """Return the precision in which to load a model for training: float32, or the run's if the weights are frozen."""
     return recipe.train.dtype if recipe.lora is not None and recipe.device == "cuda" else "float32"
 
 
@@ -348,7 +348,7 @@ def fit(
         train=train,
         eval_on_start=must_evaluate_first(start, evaluation, train.eval_steps),
         include_num_input_tokens_seen="non_padding",
-        # accelerate's autocast copies no logits here: log-probabilities come from a fused float32 head.
+        # accelerate's autocast copies no logits in these stages: log-probabilities come from a fused float32 head.
         bf16=train.dtype == "bfloat16",
     )
     trainer = make_trainer(

@@ -33,7 +33,7 @@ class WeightAverage(TrainerCallback):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the model the averaged weights, and the others back afterwards."""
+        """Use the averaged weights inside the context, and restore the model's own afterwards."""
         self._exchange()
         try:
             yield
@@ -45,7 +45,7 @@ class WeightAverage(TrainerCallback):
             weight.data, self._average[name] = self._average[name], weight.data
 
     def save(self, folder: Path) -> None:
-        """Write the average into a checkpoint."""
+        """Write the average to a checkpoint."""
         save_file({name: value.contiguous() for name, value in self._average.items()}, folder / AVERAGE_FILE)
 
     @torch.no_grad()
