@@ -45,12 +45,12 @@ _PLACES["Run"] = "llm_lab.run_result"
 # No telemetry: TRL's trainers send usage statistics through the Hub client unless this is set before any Hugging Face
 # library is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# In notebooks; the progress bars of these libraries are not shown.
+# A warning in notebooks about progress bars, which LLM Lab does not show.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 class _BeforeTorch:
-    """Decides how PyTorch's threads wait just before it is imported, by whatever command, screen or script."""
+    """Sets how PyTorch's threads wait, just before anything imports PyTorch."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name == "torch":
@@ -72,7 +72,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Exports(ModuleType):
-    """The package llm_lab.export, which can be called: `llm_lab.export(run, to="gguf")`."""
+    """The package llm_lab.export, which is also a function: `llm_lab.export(run, to="gguf")`."""
 
     def __call__(self, model: Any, to: str = "hf", keys: Any = None, **options: Any) -> Any:
         """Write a model as a Hugging Face folder, a GGUF file or a Space, verify it, and return the run."""
@@ -81,7 +81,7 @@ class _Exports(ModuleType):
         return export(model, to, keys, **options)
 
 
-_exports.__class__ = _Exports  # the name of the function is that of the package
+_exports.__class__ = _Exports  # the function and the package have the same name
 
 
 def load(checkpoint: Any, **options: Any) -> Any:

@@ -17,8 +17,8 @@ from llm_lab.errors import DONE, INTERNAL_ERROR, LONGEST, STOPPED, LabError, Pro
 from llm_lab.safe_text import shorten, valid_text
 from llm_lab.terminal.console import SafeStream, print_error, safe_errors, set_plain
 
-# New objects before garbage is collected: with Python's own 700, that takes a tenth of the time that torch and
-# transformers need to be imported.
+# Number of new objects before garbage is collected. With Python's default of 700, collection takes a tenth of the time
+# to import torch and transformers.
 GARBAGE = 10_000
 
 
@@ -62,7 +62,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> int:
-    """Run a command and print its answer as JSON; whatever else it prints goes to standard error."""
+    """Run a command and print its answer as JSON; other output goes to standard error."""
     with redirect_stdout(sys.stderr):
         document = function_of(arguments)(arguments)
     print(document.as_json())  # noqa: T201
@@ -76,7 +76,7 @@ def function_of(arguments: argparse.Namespace) -> Callable[[argparse.Namespace],
 
 
 def _require_text(words: Sequence[str]) -> None:
-    """UserError for an argument that no file could have as its name."""
+    """Raise UserError for an argument that can't be a file name."""
     for word in words:
         try:
             os.fsencode(word)
@@ -86,7 +86,7 @@ def _require_text(words: Sequence[str]) -> None:
 
 
 def _is_closed(error: Exception) -> bool:
-    """Return whether an error means that nobody reads the output any more: a closed pipe or terminal."""
+    """Return whether an error means that the output is closed: a pipe or a terminal."""
     lost_terminal = isinstance(error, OSError) and error.errno == errno.EIO and error.filename is None
     return isinstance(error, BrokenPipeError) or lost_terminal
 

@@ -13,13 +13,13 @@ from typing import Any
 from .safe_text import redact, shorten
 
 _NO_VALUE = object()
-# The exit codes that come without an error for the user.
+# Exit codes without an error for the user.
 DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also beyond a quota, or the largest size of a file
-# The most characters of a key and of each part of an error, and the most problems of one error.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also for a quota, or the maximum size of a file
+# Maximum characters of a key and of each part of an error, and maximum number of problems in one error.
 LONGEST_KEY, LONGEST, MOST_PROBLEMS = 300, 2000, 50
-SIMILAR = 0.6  # at least, of a name that may be meant: the ratio of difflib
-MOST_NAMED = 8  # of what one might have meant
+SIMILAR = 0.6  # minimum ratio of difflib for a suggestion
+MOST_NAMED = 8  # names listed in a suggestion, at most
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Problem:
 
 
 class LabError(ValueError):
-    """An error that a user can fix. `exit_code` is that of the command line."""
+    """An error that a user can fix. exit_code: of the command line."""
 
     exit_code = 2
 
@@ -92,7 +92,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most similar to another one; None where none is similar enough."""
+    """Return the known name that is most similar to a name; None if none is similar enough."""
     return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=SIMILAR)), None)
 
 
@@ -108,14 +108,14 @@ def similar_path(path: str) -> str | None:
     stems = {Path(name).stem for name in names}
     near = difflib.get_close_matches(missing.name, names, n=len(names) or 1, cutoff=SIMILAR)
     alike = difflib.get_close_matches(missing.stem, stems, n=len(stems) or 1, cutoff=SIMILAR)
-    found = next((name for name in near if Path(name).stem in alike), None)  # the same ending alone is not enough
+    found = next((name for name in near if Path(name).stem in alike), None)  # the same suffix alone is not enough
     return f"Did you mean {missing.parent / found}?" if found else None
 
 
 def suggest(name: str, known: Sequence[str], none: str) -> str:
-    """Return which of the known names is meant: 'Did you mean X?', or what there is. none: said where there is nothing.
+    """Return 'Did you mean X?' with the closest known name, or a list of known names. none: the text if there are none.
 
-    It names no command and no page, so that it is right wherever the error is shown.
+    It mentions no command and no page, so that it is correct wherever the error is shown.
     """
     if near := did_you_mean(name, known):
         return near
@@ -146,7 +146,7 @@ def _sentence(text: str) -> str:
 
 
 def file_error(error: Exception) -> LabError | None:
-    """Return an error for the user where the system refuses a file that the user named, or the disk is full."""
+    """Return an error for the user if the system refuses a file that the user named, or the disk is full; else None."""
     if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home directory"):
         return UserError(Problem("~", "no user of this machine has this name", fix="Write the whole path."))
     if not isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""What a run reports while it works: small dataclasses, handed to one listener.
+"""What a run reports while it works: small dataclasses, passed to one listener.
 
 A listener is any callable that takes an event. The terminal, plain lines, JSON lines and tests each have one.
 """
@@ -34,7 +34,7 @@ class RunWarning:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a piece of preparation is; total is 0 where it is not known."""
+    """Progress of one part of the preparation. total: 0 if it is not known."""
 
     label: str
     done: int
@@ -60,7 +60,7 @@ class MetricsLogged:
 
 @dataclass(frozen=True)
 class Evaluating:
-    """An evaluation begins, or is over; its row and its samples come in between."""
+    """An evaluation starts or ends. Its row and its samples are reported in between."""
 
     is_over: bool = False
 
@@ -84,7 +84,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class ScoresReported:
-    """What the stages of a pipeline scored on the same held-out prompts, by stage."""
+    """Scores of each stage of a pipeline on the same held-out prompts."""
 
     scores: Mapping[str, Mapping[str, float]]
 
@@ -110,7 +110,7 @@ Listener = Callable[[Event], None]
 
 
 def progress_of(listener: Listener, label: str) -> Callable[[int, int], None]:
-    """Return a function that reports the progress of one piece of preparation: called with (done, total)."""
+    """Return a function that reports the progress of one part of the preparation. Call it with (done, total)."""
     return lambda done, total: listener(Progress(label, done, total))
 
 

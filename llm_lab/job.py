@@ -1,4 +1,4 @@
-"""A recipe as a job: found, read, resolved and checked once, and then handed to what shows or runs it."""
+"""A recipe as a job: found, read, resolved and checked once, then shown or run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs
 from llm_lab.runs.recipe_paths import require_own_data, with_paths_of
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
-# Names on the Hub without an owner. A run whose name begins like that needs its whole name.
+# Names on the Hub without an owner. A run whose name begins with one of them needs its full name.
 ONE_WORD_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 REFERENCE = "stage:"  # in a pipeline, stage:sft is the result of the stage named sft
 
@@ -41,10 +41,10 @@ class Job:
     name: str
     stages: tuple[Resolved, ...]
     is_pipeline: bool
-    remarks: tuple[str, ...] = ()  # what was noticed about the overrides and the data
-    dropped: tuple[str, ...] = ()  # of the remarks: what overrides dropped of the recipe
-    own_run: RunFolder | None = None  # the run that this is the recipe.yaml of
-    is_found: bool = False  # read from a run's folder, which may be someone else's: not written by the user
+    remarks: tuple[str, ...] = ()  # about the overrides and the data
+    dropped: tuple[str, ...] = ()  # the remarks about settings that overrides dropped
+    own_run: RunFolder | None = None  # the run whose recipe.yaml this is
+    is_found: bool = False  # read from a run's folder, which someone else may have written
 
     def code(self) -> list[Code]:
         """Return the code that the recipe runs."""
@@ -52,11 +52,11 @@ class Job:
 
     @property
     def home(self) -> Path:
-        """The folder in which the folders of the stages are created."""
+        """The folder in which the stages' folders are created."""
         return ROOT / self.name if self.is_pipeline else ROOT
 
     def values(self, name: str | None = None) -> dict[str, Any]:
-        """Return the values for recipe.yaml. name: of the folder, where it is not the job's."""
+        """Return the values for recipe.yaml. name: of the folder, if it differs from the job's."""
         if not self.is_pipeline:
             return {**self.stages[0].values, "name": name or self.name}
         stages = [_rename(resolved.values, self._as_reference) for resolved in self.stages]
@@ -112,7 +112,7 @@ def list_recipes() -> list[Path]:
 def check(
     recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), *, machine: Machine | None = None
 ) -> Job:
-    """Return the job of a recipe. UserError with every problem of the recipe and its data at once."""
+    """Return the job of a recipe. Raises UserError with every problem of the recipe and its data at once."""
     job, problems = read_job(recipe, overrides, machine=machine)
     remarks = [*job.dropped] if job else []
     for index, resolved in enumerate(job.stages if job else ()):
@@ -136,7 +136,7 @@ def check(
 def read_job(
     recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), *, machine: Machine | None = None
 ) -> tuple[Job | None, list[Problem | str]]:
-    """Read and resolve a recipe as far as possible, without a look at its data; returns the job and every problem."""
+    """Read and resolve a recipe as far as possible, without checking its data; returns the job and every problem."""
     machine = machine or find_machine()
     settle()
     if isinstance(recipe, Mapping):
@@ -172,7 +172,7 @@ def read_job(
 
 
 def _with_full_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a stage's values with the models that are named by a run, or by the beginning of its name, as paths."""
+    """Return a stage's values with paths in place of models that are named by a run, or the start of its name."""
     return _rename(values, _full_name, "model")
 
 
@@ -191,7 +191,8 @@ def _full_name(text: str) -> str:
 def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Problem | str], list[str]]:
     """Check whether data, prompts to score on and reward functions exist; returns problems and remarks.
 
-    home: of a pipeline. What an earlier stage will make is not looked at: the folder may hold a killed or an older run.
+    home: a pipeline's folder. Models that an earlier stage will create are not checked: the folder may contain a killed
+    or an older run.
     """
     from llm_lab.data.examples import look_at_examples
     from llm_lab.data.paths import default_split
@@ -253,7 +254,7 @@ def hub_models(resolved: Resolved) -> list[tuple[str, str]]:
 
 
 def problems_of_length(resolved: Resolved) -> list[Problem]:
-    """Return what does not fit the number of steps that a run in epochs has once its examples are counted."""
+    """Return the problems with the number of steps of a run in epochs, which is known once its examples are counted."""
     if not resolved.examples:
         return []
     examples, processes = resolved.examples.training, resolved.machine.processes
@@ -262,7 +263,7 @@ def problems_of_length(resolved: Resolved) -> list[Problem]:
 
 
 def with_sizes(resolved: Resolved) -> Resolved:
-    """Return a stage with the number and the sizes of its examples, and the estimate that follows from them."""
+    """Return a stage with the number and lengths of its examples, and an estimate based on them."""
     from llm_lab.data.split import measure_examples
 
     stage, recipe = resolved.stage, cast(Any, resolved.recipe)
@@ -281,13 +282,13 @@ def with_sizes(resolved: Resolved) -> Resolved:
             take=split.from_,
             **_tokens_of(recipe.model.checkpoint, recipe.chat_template),
         )
-    except UserError:  # the run reports it
+    except UserError:  # the run reports the error
         return resolved
     return estimate_again(replace(resolved, examples=found)) if found else resolved
 
 
 def _tokens_of(checkpoint: str, template: str | None) -> dict[str, Any]:
-    """Return how a model counts tokens and renders messages, as far as its files are on this machine."""
+    """Return functions that count a model's tokens and render messages, from its files on this machine."""
     from llm_lab.estimate.cached_models import cached_folder
     from llm_lab.hf.rendering import renderer_of
 
@@ -304,7 +305,7 @@ def _tokens_of(checkpoint: str, template: str | None) -> dict[str, Any]:
 def _read_pipeline(
     raw: dict[str, Any], name: str, overridden: set[str], machine: Machine
 ) -> tuple[Job | None, list[Problem | str]]:
-    """Resolve every stage of a pipeline; returns the job where all of them could be, and every problem."""
+    """Resolve every stage of a pipeline; returns the job (None unless all stages were resolved) and every problem."""
     pipeline, found, _ = validate_as(PipelineRecipe, raw)
     if pipeline is None:
         return None, [*found]
@@ -341,7 +342,7 @@ def _with_defaults(
     labels: list[str],
     resolved: Mapping[str, Resolved],
 ) -> dict[str, Any]:
-    """Return a stage's values with what it gets from the pipeline and from the stages before it."""
+    """Return a stage's values with the defaults from the pipeline and the stages before it."""
     values = {"seed": pipeline.seed, "device": pipeline.device, **expand_model(given)}
     stage = stage_of(values)
     if stage and stage.has("score") and raw.get("score") is not None:
@@ -355,20 +356,20 @@ def _with_defaults(
 
 
 def _default_model(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
-    """Return the result of the last stage that can be trained further and chatted with."""
+    """Return the result of the last stage whose model can be trained further and can chat."""
     models = [label for label in labels if not _makes_reward_model(label, resolved) and not _is_aside(label, resolved)]
-    if not models and _is_aside(labels[0], resolved):  # then what the first stages measured or exported
+    if not models and _is_aside(labels[0], resolved):  # only evaluations and exports so far: use their model
         return resolved[labels[0]].values["model"]["checkpoint"]
     return REFERENCE + (models or labels)[-1]
 
 
 def _is_aside(label: str, resolved: Mapping[str, Resolved]) -> bool:
-    """Return whether later stages do not continue from a stage: it measures or exports a model."""
+    """Return whether later stages don't continue from a stage, because it measures or exports a model."""
     return label in resolved and not resolved[label].stage.continues
 
 
 def _makes_reward_model(label: str, resolved: Mapping[str, Resolved]) -> bool:
-    """Return whether a stage makes a reward model, or merges the adapter of one."""
+    """Return whether a stage creates a reward model, or merges the adapter of one."""
     if label not in resolved:
         return False
     stage, values = resolved[label].stage, resolved[label].values
@@ -380,7 +381,7 @@ def _makes_reward_model(label: str, resolved: Mapping[str, Resolved]) -> bool:
 def _unfit_models(
     values: Mapping[str, Any], before: Resolved | None, resolved: Mapping[str, Resolved]
 ) -> Iterator[Problem]:
-    """Yield a problem where the stage before made no model that this one can start from."""
+    """Yield a problem if the stage before creates no model that this one can start from."""
     if before is None:
         return
     stage, label = stage_of(values), before.values["name"]
@@ -393,7 +394,7 @@ def _unfit_models(
 
 
 def _stage_before(values: Mapping[str, Any], home: Path) -> str | None:
-    """Return the name of the stage whose result is the model."""
+    """Return the name of the stage whose result is this stage's model, or None."""
     model = values.get("model")
     checkpoint = model.get("checkpoint") if isinstance(model, Mapping) else None
     return Path(checkpoint).name if checkpoint and _is_inside(checkpoint, home) else None
@@ -416,7 +417,7 @@ def _with_folders(values: Mapping[str, Any], labels: list[str], home: Path) -> t
 
 
 def _rename(values: Mapping[str, Any], change: Callable[[str], str], *kinds: str) -> dict[str, Any]:
-    """Return a stage's values with every model and tokenizer, or what kinds says, replaced by change(name)."""
+    """Return a stage's values with every name of a model or tokenizer, or of the given kinds, changed."""
     named = dict(named_in(values, *(kinds or ("model", "tokenizer"))))
 
     def renamed(node: Any, path: str) -> Any:
@@ -430,7 +431,7 @@ def _rename(values: Mapping[str, Any], change: Callable[[str], str], *kinds: str
 
 
 def move(resolved: Resolved, planned: Path, actual: Path) -> Resolved:
-    """Point a stage at the pipeline folder that was created, whose name may have got a number."""
+    """Point a stage to the pipeline folder that was created: a number may have been added to its name."""
     if planned == actual:
         return resolved
 
@@ -446,12 +447,12 @@ def _is_inside(text: Any, home: Path) -> bool:
 
 
 def within_stage(index: int, problem: Problem | str) -> Problem | str:
-    """Return a stage's problem with the key that it has in the pipeline's file."""
+    """Return a stage's problem with the key that the pipeline's file uses."""
     return replace(problem, key=f"stages.{index}.{problem.key}") if isinstance(problem, Problem) else problem
 
 
 def error_within_stage(index: int, resolved: Resolved, error: LabError) -> LabError:
-    """Return the error of a running stage, with its keys as they are in the pipeline's file."""
+    """Return the error of a running stage with the keys that the pipeline's file uses."""
     known = {info.alias or name for name, info in type(resolved.recipe).model_fields.items()}
     problems = [
         within_stage(index, problem) if isinstance(problem, Problem) and problem.key.split(".")[0] in known else problem
@@ -461,10 +462,10 @@ def error_within_stage(index: int, resolved: Resolved, error: LabError) -> LabEr
 
 
 def different_keys(job: Job, recipe: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (key, value in the recipe, value of the job) of what differs between a job and the recipe of a run.
+    """Return (key, the recipe's value, the job's value) for each difference between a job and the recipe of a run.
 
-    Derived values that the recipe leaves open are equal: an earlier stage's result may define them now. So are defaults
-    of keys that are newer than the recipe, because the run did what they say.
+    Derived values that the recipe leaves open do not count: an earlier stage's result may define them now. Neither do
+    defaults of keys that are newer than the recipe, because the run did the same.
     """
     before, after = dict(flatten(recipe)), dict(flatten(job.values()))
     derived, defaults = job.keys("derived"), job.keys("default")
@@ -479,7 +480,7 @@ def different_keys(job: Job, recipe: Mapping[str, Any]) -> list[tuple[str, Any, 
 
 
 def as_started(job: Job, recipe_file: Path) -> Job:
-    """Return a resumed pipeline with the derived values that its recipe.yaml leaves open left open.
+    """Return a resumed pipeline without the derived values that its recipe.yaml leaves open.
 
     An earlier stage's result may define them now, but the run would then differ from one that was not interrupted.
     """

@@ -1,4 +1,4 @@
-"""Limits of time and memory for programs and patterns from elsewhere, such as chat templates and adapters' patterns."""
+"""Time and memory limits for code and patterns from others, such as chat templates and adapters' patterns."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 from .errors import Problem, UserError
 
-MAX_DEPTH = 100  # of JSON; what reads it deeper down is recursive
+MAX_DEPTH = 100  # levels of JSON: code that reads it is recursive
 
 
 class _TimeIsUp(BaseException):
-    """Raised inside what takes too long. Not an Exception: libraries catch those."""
+    """Raised inside a computation that takes too long. Not an Exception, because libraries catch those."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -65,7 +65,7 @@ def time_limit(seconds: float, problem: Problem) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_limit(more_bytes: int) -> Iterator[None]:
-    """Let the block raise MemoryError where it wants more memory than this. Linux only."""
+    """Let the block raise MemoryError if it allocates more memory than this. Linux only."""
     try:
         import resource
 

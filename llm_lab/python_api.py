@@ -32,7 +32,7 @@ INNER_LIST = ".N."
 def pretrain(data: Data, model: Any = None, keys: Keys = None, **options: Any) -> Run:
     """Pretrain a model on texts; returns the run.
 
-    model: a preset size such as "nano", parts as a dict, a config.json, or a checkpoint to continue from; left out: the
+    model: a preset size such as "nano", parts as a dict, a config.json, or a checkpoint to continue from; None: the
     default size. keys, options: recipe keys, see `sft`.
     """
     given = {} if model is None else {"model": _model_to_pretrain(model)}
@@ -44,9 +44,9 @@ def sft(model: Model, data: Data, keys: Keys = None, **options: Any) -> Run:
 
     model: a run, a folder, a GGUF file, or a name on the Hub. data: a file, folder, glob, builtin:NAME or Hub name, a
     dict with "path" and other keys of a dataset, or a list of these. options: recipe keys by their short name
-    (learning_rate=1e-4), where it is the only key with that name; keys: a dict of dotted ones
-    ({"score.prompts": 50}). overwrite=True replaces a run of the same name. Raises UserError for what is wrong, with
-    every problem, before anything is written; MachineError for what this machine can't do.
+    (learning_rate=1e-4), if only one key has it; keys: a dict of dotted keys ({"score.prompts": 50}). overwrite=True
+    replaces a run of the same name. Raises UserError with every problem before anything is written, and MachineError if
+    this machine lacks something.
     """
     return _tune(SFT, model, data, keys, options)
 
@@ -88,10 +88,10 @@ def export(model: Model, to: str = "hf", keys: Keys = None, **options: Any) -> R
 
 
 def evaluate(model: Model, data: Data = None, keys: Keys = None, **options: Any) -> dict[str, Any]:
-    """Measure a model and keep the results with it; returns them by name.
+    """Measure a model and save the results with it; returns them by name.
 
-    data: texts whose loss is measured; without anything to measure, the validation data of the model's own run. keys,
-    options: recipe keys, such as score={"path": "builtin:word-problems"} or tasks={"names": ["arc_easy"]}.
+    data: texts whose loss is measured; if nothing to measure is given, the validation data of the model's own run.
+    keys, options: recipe keys, such as score={"path": "builtin:word-problems"} or tasks={"names": ["arc_easy"]}.
     trust_remote_code=True runs the code that comes with a model.
     """
     from llm_lab.job import check
@@ -124,9 +124,9 @@ def compare(
     trust_remote_code: bool = False,
     **settings: Any,
 ) -> Compared:
-    """Put models side by side: their answers to prompts, and their loss on texts; printed or shown in a notebook.
+    """Compare models side by side: their answers to prompts, and their loss on texts; printed or shown in a notebook.
 
-    steps: compare all checkpoints of one run. adapter_off: after each adapter, its base without it. settings:
+    steps: compare all checkpoints of one run. adapter_off: after each adapter, add its base model without it. settings:
     max_new_tokens, temperature, top_p, seed.
     """
     from llm_lab.run_result import compare_models
@@ -191,8 +191,8 @@ def _described(entry: LibraryEntry) -> dict[str, Any]:
 def recipe_of(stage: Stage, given: Mapping[str, Any], keys: Keys, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe of a stage from the arguments of a function.
 
-    given: what the function's own arguments say. keys, options: recipe keys, dotted or by a short name that only one
-    key of the stage has. UserError with all that are unknown or not unique.
+    given: keys from the function's own arguments. keys, options: recipe keys, dotted or by a short name that only one
+    key of the stage has. Raises UserError with all keys that are unknown or ambiguous.
     """
     raw: dict[str, Any] = {"stage": stage.name, "device": "auto", **given}
     problems: list[Problem] = []
@@ -212,7 +212,7 @@ def recipe_of(stage: Stage, given: Mapping[str, Any], keys: Keys, options: Mappi
 
 
 def _path_of(stage: Stage, name: str) -> str | Problem:
-    """Return the dotted key that a name means, or what is wrong with it."""
+    """Return the dotted key that a name means, or the problem with the name."""
     groups, short = _names_of(stage)
     if "." in name or name in groups:
         return name  # a wrong dotted key is reported with all other problems of the recipe
@@ -297,7 +297,7 @@ def _rewards(rewards: Any) -> list[dict[str, Any]]:
 
 
 def _entries(value: Any, key: str, name: str) -> Iterator[dict[str, Any]]:
-    """Yield {key: text} or the dict itself of each entry of a list, or of one entry."""
+    """Yield each entry of a list (or the single entry): a dict as it is, a text as {key: text}."""
     for entry in value if isinstance(value, list | tuple) else [value]:
         if isinstance(entry, Mapping):
             yield _plain(entry)

@@ -1,4 +1,4 @@
-"""What Python gets back: a run that reads its folder, pictures, comparisons and chats, each with a notebook display."""
+"""Results of the Python API: runs, pictures, comparisons and chats, each with a display in notebooks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run, read from its folder each time: its facts, numbers and pictures. It can be named wherever a model is.
+    """A run, read from its folder each time: its facts, numbers and pictures. It can be used wherever a model can.
 
-    path: the folder, or its name in checkpoints/ or a short prefix of it. UserError where there is no run.
+    path: the folder, its name in checkpoints/, or a prefix of that name. Raises UserError if there is no run.
     """
 
     def __init__(self, path: str | Path):
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What run.json says."""
+        """The contents of run.json."""
         return self._folder.facts()
 
     @property
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def base(self) -> str | None:
-        """The model that the run started from: a folder, or a name on the Hub; None where it started from scratch."""
+        """The model that the run started from: a folder, or a name on the Hub; None if it started from scratch."""
         return (self.facts.get("parent") or {}).get("path")
 
     @property
@@ -80,7 +80,7 @@ class Run:
         return file.read_text(encoding="utf-8") if file.is_file() else ""
 
     def plot(self) -> Picture:
-        """Return the curves of the run; of a pipeline, the scores of its stages. UserError where there are none."""
+        """Return the curves of the run, or the scores of a pipeline's stages. Raises UserError if there are none."""
         from llm_lab.runs.charts import draw_curves, draw_scores
         from llm_lab.runs.report import collect_scores
 
@@ -93,10 +93,10 @@ class Run:
         return Picture(svg, str(self.path))
 
     def compare(self, *prompts: str, against: Any = None, device: str | None = None, **settings: Any) -> Compared:
-        """Answer prompts with the model that the run started from and with the run's own, side by side.
+        """Compare answers to prompts from the model that the run started from and from the run's own, side by side.
 
         against: another model. settings: max_new_tokens, temperature, top_p, seed. Without prompts, the sample prompts
-        of the runs are used. UserError where the run started from scratch and `against` is missing.
+        of the runs are used. Raises UserError if the run started from scratch and `against` is missing.
         """
         other = str(against) if against is not None else self.base
         if other is None:
@@ -231,8 +231,8 @@ class Compared:
 class Chat:
     """A conversation with a model: chat("Hello") returns its answer and keeps both turns.
 
-    settings: max_new_tokens, temperature, top_p, seed, device. UserError where the model can't be loaded, or for a
-    setting that does not exist.
+    settings: max_new_tokens, temperature, top_p, seed, device. Raises UserError if the model can't be loaded, or for an
+    unknown setting.
     """
 
     def __init__(self, checkpoint: str, *, device: str | None = None, **settings: Any):

@@ -48,13 +48,13 @@ from llm_lab.runs.resume import (
     with_batch,
 )
 
-MIN_STEPS_TO_MEASURE = 100  # shorter runs say too little about the speed
+MIN_STEPS_TO_MEASURE = 100  # in shorter runs the speed is not reliable
 PACKAGES = ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a run starts: new, or resumed, or in place of the run that has its name.
+    """How a run starts: new, resumed, or replacing the run with its name.
 
     resume_from: resume from the checkpoint of this step instead of the newest one; 0 is the start.
     """
@@ -89,8 +89,8 @@ def run(
     """Run a recipe to its end; returns the facts of the run (its run.json, with "path").
 
     resume_from: resume from the checkpoint of this step instead of the newest one; 0 is the start. root: the folder in
-    which the run folder is created. UserError or MachineError, before anything is written, where
-    the recipe, the data or the machine doesn't fit.
+    which the run folder is created. Raises UserError or MachineError, before anything is written, if the recipe, the
+    data or the machine is unsuitable.
     """
     job = check(recipe, overrides)
     return run_job(job, Start(resume, resume_from, overwrite), listener=listener, root=root)
@@ -116,14 +116,14 @@ def run_job(job: Job, start: Start = NEW, *, listener: Listener = ignore, root: 
                 return _run_held(job, folder, listener, resume=resume, resume_from=start.resume_from)
             except KeyboardInterrupt:
                 if is_first_process() and not start.resumes and not folder.has_started():
-                    remove_folder(folder.path)  # its name is free again
+                    remove_folder(folder.path)  # so that its name is free again
                 raise
 
 
 def run_job_in(job: Job, path: Path, *, listener: Listener = ignore) -> dict[str, Any]:
-    """Run a checked job in a folder of its own: start it there, resume it, or leave it as it is if it is done.
+    """Run a checked job in a given folder: start it there, resume it, or do nothing if it is done.
 
-    A failure is recorded in the folder. UserError where the run in the folder has another recipe, or where another
+    A failure is recorded in the folder. Raises UserError if the run in the folder has another recipe, or another
     process works in it. Not for several processes.
     """
     for resolved in job.stages:
@@ -140,7 +140,7 @@ def run_job_in(job: Job, path: Path, *, listener: Listener = ignore) -> dict[str
         try:
             return _run_held(job, folder, listener, resume=resume)
         except Exception as error:
-            if not folder.has_started():  # nothing was trained, so what there was has been removed
+            if not folder.has_started():  # nothing was trained, so the run's files were removed
                 first = {"name": path.name, "asked_name": job.name, "created_at": now()}
                 folder.update(**first, ended_at=now(), **_how_it_ended(error))
             raise
@@ -149,7 +149,7 @@ def run_job_in(job: Job, path: Path, *, listener: Listener = ignore) -> dict[str
 def _run_held(
     job: Job, folder: RunFolder, listener: Listener, *, resume: bool, resume_from: int | None = None
 ) -> dict[str, Any]:
-    """Run a job in a folder that this process holds."""
+    """Run a job in a folder that this process has locked."""
     if resume and is_first_process():
         _find_resume_point(job, folder, resume_from, listener)
     if job.is_pipeline:
@@ -191,7 +191,7 @@ def _require_repositories(job: Job) -> None:
 
 
 def _open_folder(job: Job, start: Start, root: Path) -> RunFolder:
-    """Return a new run folder, or the one to resume; all processes use that of the first one."""
+    """Return a new run folder, or the one to resume; all processes use the first process's folder."""
     path = None
     if is_first_process():
         new = not start.resumes
@@ -201,7 +201,7 @@ def _open_folder(job: Job, start: Start, root: Path) -> RunFolder:
 
 
 def _folder_to_resume(job: Job, root: Path) -> RunFolder:
-    """Return the run that a job resumes. UserError where there is none, or where its recipe is different."""
+    """Return the run that a job resumes. Raises UserError if there is none, or its recipe is different."""
     if job.own_run:
         runs = [job.own_run]
     else:
@@ -224,7 +224,7 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
 
 
 def _require_same_recipe(job: Job, folder: RunFolder, fix: str) -> None:
-    """UserError with every key that has another value in the recipe of a run."""
+    """Raise UserError with every key that has another value in the recipe of a run."""
     before = with_paths_of(folder.facts().get("recipe") or read_recipe_file(folder.recipe_path), folder.path)
     problems = [
         Problem(key, f"the run in {folder.path} started with {then}", value=wanted)
@@ -235,7 +235,7 @@ def _require_same_recipe(job: Job, folder: RunFolder, fix: str) -> None:
 
 
 def _interrupted_stage(job: Job, folder: RunFolder) -> RunFolder | None:
-    """Return the folder of the stage that a resumed run continues; None where every stage of a pipeline is done."""
+    """Return the folder of the stage that a resumed run continues; None if every stage of a pipeline is done."""
     if not job.is_pipeline:
         return folder
     stages = (RunFolder(folder.path / resolved.values["name"]) for resolved in job.stages)
@@ -243,7 +243,7 @@ def _interrupted_stage(job: Job, folder: RunFolder) -> RunFolder | None:
 
 
 def _find_resume_point(job: Job, folder: RunFolder, resume_from: int | None, listener: Listener) -> None:
-    """Check the checkpoint from which a run resumes, and set aside what was saved after it. UserError if damaged."""
+    """Check the checkpoint to resume from, and set aside what was saved after it. UserError if it is damaged."""
     stage = _interrupted_stage(job, folder)
     if stage is None:
         return
@@ -266,7 +266,7 @@ def _find_resume_point(job: Job, folder: RunFolder, resume_from: int | None, lis
 
 
 def what_is_left(job: Job, resume_from: int | None = None) -> Job:
-    """Return the job with estimates of what a resumed run still has to do. UserError where nothing can be resumed."""
+    """Return the job with estimates for the rest of a resumed run. Raises UserError if nothing can be resumed."""
     folder = _folder_to_resume(job, ROOT)
     interrupted = _interrupted_stage(job, folder)
     stages = []
@@ -352,7 +352,7 @@ def _run_stage_here(resolved: Resolved, folder: RunFolder, listener: Listener, *
     was_there = resume
     if first:
         folder.delete_temporary()
-    # One that was killed before it had anything to continue from starts from the beginning.
+    # A run that was killed before it saved anything starts from the beginning.
     resume = from_first_process(resume and folder.has_started() and folder.has_progress())
     if first and not resume:
         header = (f"The full recipe of {folder.path}; run it again with:", f"llm-lab run {folder.recipe_path}")
@@ -361,9 +361,9 @@ def _run_stage_here(resolved: Resolved, folder: RunFolder, listener: Listener, *
     elif first:
         known, step = folder.facts(), max((step for step, _ in folder.checkpoints()), default=0)
         again = {"status": "running", "process": this_process(), "resumed_at": [*known.get("resumed_at", []), now()]}
-        # An older version recorded less, and a damaged record is begun again.
+        # Older versions recorded fewer facts, and a damaged run.json starts empty.
         first_facts = _first_facts(resolved, folder)
-        again["peak_flops"] = first_facts["peak_flops"]  # of all processes, which may be others now
+        again["peak_flops"] = first_facts["peak_flops"]  # over all processes: hardware and number may have changed
         folder.update(**{**first_facts, MANIFESTS_FROM: step + 1, **known, **again})
         if resolved.stage.trains:
             folder.forget_after(step)
@@ -380,11 +380,11 @@ def _run_stage_here(resolved: Resolved, folder: RunFolder, listener: Listener, *
         reset_peak_memory(device)
         with _record_warnings(folder, listener) as recorder:
             result = _run_or_roll_back(module, resolved, folder, recorder, resume=resume)
-        before = folder.facts().get("results", {}).get("memory_bytes", 0)  # of the run before it was resumed
+        before = folder.facts().get("results", {}).get("memory_bytes", 0)  # from before the run was resumed
         results = {**result.results, "memory_bytes": max(before, peak_memory_bytes(device))}
     except BaseException as error:
         if first and isinstance(error, LabError) and not (was_there or folder.has_progress()):
-            remove_folder(folder.path)  # nothing was trained or exported, so nothing half-finished is left behind
+            remove_folder(folder.path)  # nothing was trained or exported: leave nothing half-finished behind
         elif first:
             with suppress(OSError):  # a full disk may have ended the run
                 folder.update(ended_at=now(), **_how_it_ended(error))
@@ -402,7 +402,7 @@ def _run_stage_here(resolved: Resolved, folder: RunFolder, listener: Listener, *
 
 
 def _run_or_roll_back(module: Any, resolved: Resolved, folder: RunFolder, listener: Listener, *, resume: bool) -> Any:
-    """Run a stage; resume it at a smaller learning rate if its loss diverges, in smaller batches if memory is out."""
+    """Run a stage; resume it with a smaller learning rate if it diverges, or smaller batches if memory runs out."""
     if not resolved.stage.trains:
         return module.run(resolved.recipe, folder, listener, resume=resume)
     from llm_lab.training.out_of_memory import OutOfMemory, halve_batch, with_remembered_batch
@@ -418,14 +418,14 @@ def _run_or_roll_back(module: Any, resolved: Resolved, folder: RunFolder, listen
             if not (allowed and roll_back(folder, error, listener)):
                 raise
         except OutOfMemory as error:
-            full = OutOfMemory(error.step, in_update=error.in_update)  # without the frames, which hold the model
+            full = OutOfMemory(error.step, in_update=error.in_update)  # without frames: they hold the model
         if full:
             recipe = halve_batch(recipe, resolved, folder, full, listener)
         resume = True
 
 
 def _write_report_and_card(folder: RunFolder) -> None:
-    """Write report.md and the model's card, unless they are newer than the facts that they show."""
+    """Write report.md and the model's card, unless they are newer than the facts in them."""
     from llm_lab.runs.card import write_card
     from llm_lab.runs.card_answers import read_answers
     from llm_lab.runs.report import write_report
@@ -433,10 +433,10 @@ def _write_report_and_card(folder: RunFolder) -> None:
     with suppress(FileNotFoundError):
         if folder.report_path.stat().st_mtime_ns > folder.run_json.stat().st_mtime_ns:
             return
-    if folder.model_path.is_dir() and not folder.facts().get("proof"):  # an export writes a card with its proof
+    if folder.model_path.is_dir() and not folder.facts().get("proof"):  # an export writes its own card
         try:
             answers = read_answers(folder)
-        except UserError as error:  # the run is done: its card must not fail it
+        except UserError as error:  # the run is done, and an error in its card must not make it fail
             answers = {}
             warning = f"The model card has no author and no license: {error}"
             folder.update(warnings=list(dict.fromkeys([*folder.facts().get("warnings", ()), warning])))
@@ -483,7 +483,7 @@ def _record_warnings(folder: RunFolder, listener: Listener) -> Iterator[Listener
     def listen(event: Event) -> None:
         if isinstance(event, RunWarning) and is_first_process():
             unwritten.append(event.text)
-            with suppress(OSError):  # the disk is full; tried again with the next one, and at the end
+            with suppress(OSError):  # a full disk; retried with the next warning, and at the end
                 record()
         listener(event)
 
@@ -502,12 +502,12 @@ def _how_it_ended(error: BaseException) -> dict[str, str | None]:
 
 
 def _named(resolved: Resolved, folder: RunFolder) -> Resolved:
-    """Return a stage with the name of the folder that it got."""
+    """Return a stage with the name of its folder."""
     return replace(resolved, values={**resolved.values, "name": folder.path.name})
 
 
 def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
-    """Return what run.json holds before anything is done."""
+    """Return the contents of run.json before the run starts."""
     estimate, machine = resolved.estimate, resolved.machine
     device = resolved.values["device"]
     gpu = machine.gpus[0] if device == "cuda" and machine.gpus else None
@@ -534,7 +534,7 @@ def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
 
 
 def _facts_at_start(resolved: Resolved) -> dict[str, Any]:
-    """Return what is known when a stage starts: its estimate, and the other models and files that it uses."""
+    """Return the facts known when a stage starts: its estimate, and the other models and files that it uses."""
     import torch
 
     facts: dict[str, Any] = {"predicted": _predicted(resolved)}
@@ -553,7 +553,7 @@ def _references(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     found = {key: describe_parent(find_local(name)) for key, name in references_of(values)}
     for facts in found.values():
-        if not Path(facts["path"]).exists():  # its newest revision is downloaded later
+        if not Path(facts["path"]).exists():  # the newest revision is downloaded later
             facts.pop("revision", None)
             facts["files"] = current_files(facts["path"])
     found |= {key: describe_parent(name) for key, name in named_in(values, "tokenizer") if Path(name).is_dir()}
@@ -561,7 +561,7 @@ def _references(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _predicted(resolved: Resolved) -> dict[str, Any]:
-    """Return the estimate of a run, to compare with what it took."""
+    """Return the estimate of a run, to compare with the actual cost."""
     cost = resolved.estimate
     return {
         "wall_seconds": cost.wall_seconds,
@@ -581,7 +581,7 @@ def _keep_speed(resolved: Resolved, folder: RunFolder, results: Mapping[str, Any
 
 
 def _measured_before(resolved: Resolved, folder: RunFolder) -> Measurement | None:
-    """Return what a run that is resumed on the same machine measured before, or None."""
+    """Return what a run measured before it was resumed on the same machine, or None."""
     facts, machine = folder.facts(), resolved.machine
     here = (resolved.values["device"], machine.describe(), machine.processes)
     if (facts.get("device"), facts.get("machine"), facts.get("processes")) != here:
@@ -591,12 +591,12 @@ def _measured_before(resolved: Resolved, folder: RunFolder) -> Measurement | Non
 
 
 def _step_seconds(resolved: Resolved, folder: RunFolder) -> float | None:
-    """Return how long a step of a run took, without the first: a model compiles in it. None where it has no other."""
+    """Return how long a step of a run took, without the first one, in which a model compiles; None without others."""
     rows = folder.metrics()
     if resolved.stage.examples == "text":
         speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second", 0) > 0 and row["step"] > 1]
         return resolved.estimate.tokens_per_step / statistics.harmonic_mean(speeds) if speeds else None
-    # Rows of different lengths, and steps without new outputs.
+    # The mean over all steps: rows differ in length, and some steps generate no new outputs.
     trained = [(one, row) for one, row in pairwise(rows) if "loss" in one and "loss" in row and "wall_seconds" in row]
     steps = sum(row["step"] - one["step"] for one, row in trained)
     return sum(row["wall_seconds"] - one["wall_seconds"] for one, row in trained) / steps if steps else None

@@ -1,4 +1,4 @@
-"""Text from elsewhere, made safe to show and to write: no control characters, no secrets, no megabytes."""
+"""Make text from others safe to show and to save: no control characters, no secrets, limited length."""
 
 from __future__ import annotations
 
@@ -72,25 +72,25 @@ def redact(text: str) -> str:
 
 
 class StreamRedactor:
-    """Removes secrets from a text that arrives in pieces, such as a reply: a word is passed on when it is complete."""
+    """Removes secrets from a text that arrives in pieces, such as a reply. A word is passed on once it is complete."""
 
     _LONGEST_WORD = 200
     _IN_WORDS = r"\w.~+/=:@?&%*-"
     _WORD = re.compile(rf"[{_IN_WORDS}]{{0,{_LONGEST_WORD}}}\Z", re.ASCII)
     _BREAK = re.compile(rf"[^{_IN_WORDS}]", re.ASCII)
-    _LONGEST_LINE, _CONTEXT = 1_000, 400  # what comes before is not looked at again, so that a long line stays fast
+    _LONGEST_LINE, _CONTEXT = 1_000, 400  # earlier text is not checked again, so that a long line stays fast
 
     def __init__(self) -> None:
         self._line, self._shown = "", ""
 
     def push(self, piece: str) -> str:
-        """Take the next piece; returns what can be shown now."""
+        """Add the next piece; return what can be shown now."""
         self._line += piece
         word = self._WORD.search(self._line)
         return self._show(self._line[: word.start()] if word else self._line)
 
     def rest(self) -> str:
-        """Return what is left at the end."""
+        """Return the rest, at the end of the text."""
         return self._show(self._line)
 
     def _show(self, text: str) -> str:
@@ -116,10 +116,10 @@ def redact_values(values: Any) -> Any:
 
 
 def has_secret(text: str) -> bool:
-    """Return whether a text looks as if it holds a token, or an address with a password."""
+    """Return whether a text seems to contain a token, or an address with a password."""
     return any(pattern.search(text) for pattern, _ in _COMPILED)
 
 
 def shorten(text: str, most: int) -> str:
-    """Return a text of at most `most` characters."""
+    """Return a text, shortened to at most `most` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
