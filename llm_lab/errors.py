@@ -129,7 +129,7 @@ def one_of(choices: Sequence[Any]) -> str:
 
 
 def with_article(noun: str) -> str:
-    """Return a noun after "a" or "an". A first word without a vowel, such as an abbreviation, is spoken as letters."""
+    """Return a noun after "a" or "an". A first word without a vowel, such as an abbreviation, is read as letters."""
     first = noun.split()[0].lower()
     is_spelled = not set(first) & set("aeiouy")
     return f"{'an' if first[0] in ('fhlmnrsx' if is_spelled else 'aeiou') else 'a'} {noun}"

@@ -20,7 +20,7 @@ class _TimeIsUp(BaseException):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text. ValueError if it is not JSON, or nested more than MAX_DEPTH levels deep."""
+    """Parse a JSON text. Raises ValueError if it is not JSON, or nested more than MAX_DEPTH levels deep."""
     too_deep = f"nested more than {MAX_DEPTH} levels deep"
     try:
         found = json.loads(text)

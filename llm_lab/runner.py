@@ -243,7 +243,7 @@ def _interrupted_stage(job: Job, folder: RunFolder) -> RunFolder | None:
 
 
 def _find_resume_point(job: Job, folder: RunFolder, resume_from: int | None, listener: Listener) -> None:
-    """Check the checkpoint to resume from, and set aside what was saved after it. UserError if it is damaged."""
+    """Check the checkpoint to resume from, and set aside what was saved after it. Raises UserError if it is damaged."""
     stage = _interrupted_stage(job, folder)
     if stage is None:
         return

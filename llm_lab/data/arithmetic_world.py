@@ -174,7 +174,7 @@ def _questions(chosen: WorldSet, varied: bool) -> Iterator[tuple[Draw, Question]
             seed += 1
             numbers = _numbers(draw)
         seen.add(numbers)
-        # The wording has a generator of its own: the problems are the same in both wordings.
+        # The wording has its own generator: the problems are the same in both wordings.
         yield draw, _question_about(draw, numbers, Draw(seed + _WORDING) if varied else None)
 
 
@@ -225,7 +225,7 @@ def _wrong_solution(draw: Draw, numbers: tuple[int, ...]) -> str:
 
 
 def _miscounted(draw: Draw, numbers: tuple[int, ...]) -> str | None:
-    """One step is off by 1, 2 or 10; the next steps continue from the wrong result."""
+    """Return a solution in which one step is off by 1, 2 or 10; the next steps continue from the wrong result."""
     wrong, slip = draw.number(1, len(numbers) - 1), draw.pick((-10, -2, -1, 1, 2, 10))
     have, lines = numbers[0], []
     for count, change in enumerate(numbers[1:], 1):
@@ -238,19 +238,19 @@ def _miscounted(draw: Draw, numbers: tuple[int, ...]) -> str | None:
 
 
 def _wrong_sign(draw: Draw, numbers: tuple[int, ...]) -> str | None:
-    """One change has the wrong sign."""
+    """Return a solution in which one change has the wrong sign."""
     wrong = draw.number(1, len(numbers) - 1)
     return _work_out_wrong((*numbers[:wrong], -numbers[wrong], *numbers[wrong + 1 :]))
 
 
 def _misread(draw: Draw, numbers: tuple[int, ...]) -> str | None:
-    """One number is off by 1 or 2."""
+    """Return a solution in which one number is off by 1 or 2."""
     wrong, slip = draw.number(0, len(numbers) - 1), draw.pick((-2, -1, 1, 2))
     return _work_out_wrong((*numbers[:wrong], numbers[wrong] + slip, *numbers[wrong + 1 :]))
 
 
 def _left_out(draw: Draw, numbers: tuple[int, ...]) -> str | None:
-    """One of several changes is missing."""
+    """Return a solution without one of several changes."""
     wrong = draw.number(1, len(numbers) - 1)
     return _work_out_wrong((*numbers[:wrong], *numbers[wrong + 1 :])) if len(numbers) > 2 else None
 

@@ -62,7 +62,7 @@ BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterable[Mapping[str, Any]]]] =
 
 
 def builtin_documents(name: str) -> Iterator[str]:
-    """Yield the documents of a built-in corpus, the same on every machine. KeyError for an unknown name."""
+    """Yield the documents of a built-in corpus, the same on every machine. Raises KeyError for an unknown name."""
     makers: dict[str, Callable[[], Iterator[str]]]
     makers = {"stories": _stories, "sums": world_documents, "word-problems": partial(world_documents, varied=True)}
     make = makers[name]

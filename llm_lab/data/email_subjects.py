@@ -8,7 +8,7 @@ from pathlib import Path
 
 _FILE = Path(__file__).with_name("email_subjects.jsonl")
 _INSTRUCTION = "Write a subject line for this e-mail: "
-_EVERY = 6  # rows, of which one is held out
+_EVERY = 6  # one of this many rows is held out
 _KINDS = ("conversation", "prompt")
 
 

@@ -55,7 +55,7 @@ def require_eos(tokenizer: Any) -> int:
 
 
 def start_token_id(tokenizer: Any) -> int:
-    """Return the id that a text starts with: BOS, or EOS, the end of the previous text, without BOS."""
+    """Return the id that a text starts with: BOS, or if there is none EOS, the end of the previous text."""
     return require_eos(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
 
 
@@ -198,9 +198,9 @@ def prepare_tokens(
     """Return the tokens of a source, split into training and validation: from the cache, or encoded now.
 
     The cache key is made of text, tokenizer and split, not of names, times or max_length. `left_out`: hashes of
-    documents that stay out of validation, see `trained_elsewhere`. `progress` is called
-    with (characters done, characters in total). Raises UserError if the text is shorter than one block or the
-    tokenizer has no EOS, MachineError if the disk is full or the cache folder is not writable.
+    documents that stay out of validation, see `trained_elsewhere`. `progress` is called with (characters done, total
+    characters). Raises UserError if the text is shorter than one block or the tokenizer has no EOS, MachineError if the
+    disk is full or the cache folder is not writable.
     """
     eos = require_eos(tokenizer)
     split = f"{fraction!r} {take}" if fraction else "none"

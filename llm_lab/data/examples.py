@@ -87,7 +87,7 @@ def open_examples(
 ) -> ExampleSource:
     """Read the examples of a recipe's path: local files, a built-in dataset, or one on the Hub.
 
-    kind: conversation, preference or prompt. columns: {field: column} where columns are not recognized by name.
+    kind: conversation, preference or prompt. columns: {field: column} for columns that are not recognized by name.
     Unusable rows are dropped and counted. Raises UserError, under `key`, if the format is not recognized or a row
     does not match it.
     """

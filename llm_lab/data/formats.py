@@ -310,7 +310,7 @@ def _holds_question(answer: Any) -> bool:
 
 
 def _may_be_question(name: str, sample: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a column holds texts of several words that differ from row to row."""
+    """Return whether a column contains texts of several words that differ from row to row."""
     values = [row[name] for row in sample if isinstance(row.get(name), str) and row[name].strip()]
     several = [value for value in values if len(value.split()) > 1]
     return len(several) > len(values) / 2 and (len(set(values)) > 1 or len(sample) == 1)

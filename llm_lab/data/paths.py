@@ -19,7 +19,7 @@ from .readers import SUFFIXES, TYPED, Reader, kind_of
 # Names of files that usually describe a corpus: a dataset folder is often Parquet files and a README.md.
 _ABOUT = ("readme", "license", "licence", "notice", "changelog")
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
-# Read as plain text if a path or a glob names them. Other endings are refused: their text may be anything.
+# Read as plain text if a path or a glob names them. Other suffixes are refused: their content may be anything.
 _PLAIN = frozenset(
     """.adoc .asm .awk .bash .bat .bib .c .cc .cfg .clj .cmake .conf .cpp .cs .css .cu .cxx .dart .diff .el
     .erl .ex .exs .f .f90 .go .gradle .graphql .groovy .h .hh .hpp .hs .htm .html .ini .java .jl .js
@@ -50,7 +50,7 @@ class LocalFiles:
         return [Reader(file, self.kind, key, path) for file in self.files]
 
     def describe(self, *, size: bool = False) -> str:
-        """Return their number and type, the split, what is not read, and with `size` their size, in words."""
+        """Describe the files in words: number, type, split, what is not read, and with `size` their size."""
         text = f"{len(self.files)} {self.kind} file{'s' if len(self.files) > 1 else ''}"
         if size:
             text += f", {_size(sum(file.stat().st_size for file in self.files))}"
@@ -161,7 +161,7 @@ def _in_folder(path: str, key: str, folder: Path, split: str) -> LocalFiles:
 def _data_in(folder: Path, path: str, key: str) -> tuple[list[Path], list[Path]]:
     """Return (the data files of a folder, its other files), without hidden files and descriptions such as a README.
 
-    UserError for a folder with too many files, such as /, which would take hours to scan.
+    Raises UserError for a folder with too many files, such as /, which would take hours to scan.
     """
     found = []
     for place, folders, names in os.walk(folder):  # unlike rglob, it skips folders that disappear or can't be read

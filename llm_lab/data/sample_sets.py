@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_EVERY = 6  # rows, of which one is held out
+_EVERY = 6  # one of this many rows is held out
 _KINDS = ("conversation", "prompt")
 
 
@@ -20,7 +20,7 @@ def support_rows(kind: str, split: str) -> Iterator[dict[str, Any]]:
 
 
 def instruction_rows(kind: str, split: str) -> Iterator[dict[str, Any]]:
-    """Yield rows with a prompt, its completion, and the same as the answer to score with.
+    """Yield rows with a prompt, its completion, and the same text as the reference answer.
 
     kind: conversation or prompt. split: train or test. Raises KeyError for anything else.
     """

@@ -83,7 +83,7 @@ def split_documents(
 
 @dataclass(frozen=True)
 class SplitHashes:
-    """The hashes of a corpus' documents, by side of the split `end`."""
+    """The hashes of a corpus's documents, by side of the split `end`."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -166,11 +166,11 @@ def split_examples(
 ) -> list[ExampleSplit]:
     """Return the training and validation examples of each dataset; a prompt is on one side only, across datasets.
 
-    take "end": the last `fraction` of each dataset is validation, except prompts that are also in training. take
-    "random": the hash of the prompt decides, so neither a new order nor added examples move an example. If no example
-    has a hash below `fraction`, the one with the lowest hash is validation. The prompt of a conversation is everything
-    before the first answer. Raises UserError if a side of a dataset would be empty (with require_validation False: only
-    if training would be empty).
+    take "end": the last `fraction` of each dataset is validation, except prompts that are also in training.
+    take "random": the hash of the prompt decides, so neither a new order nor added examples move an example. If no
+    example has a hash below `fraction`, the one with the lowest hash is validation. The prompt of a conversation is
+    everything before the first answer. Raises UserError if a side of a dataset would be empty (with
+    require_validation False: only if training would be empty).
     """
     if take not in TAKES:
         why = "Unknown way to split"

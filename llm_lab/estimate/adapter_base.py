@@ -99,7 +99,7 @@ def _places(adapter: Path, stored: Path, digest: str | None) -> Iterator[Path]:
     yield from places_after_move(adapter, stored, shortest=2 if digest is None else 1)
     if digest is None:
         return  # a parent without a digest could be any model
-    for run in (adapter.resolve().parent, adapter.resolve().parent.parent):  # of model/ and of steps/checkpoint-N/
+    for run in (adapter.resolve().parent, adapter.resolve().parent.parent):  # of model/, steps/checkpoint-N/
         parent = (read_object(run / "run.json") or {}).get("parent")
         if isinstance(parent, dict) and parent.get("path"):
             recorded = Path(parent["path"]).expanduser()

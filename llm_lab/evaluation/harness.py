@@ -148,7 +148,7 @@ def measure_tasks(
 
 
 def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield (name, value); "acc,none" becomes acc, "exact_match,strict-match" exact_match (strict-match)."""
+    """Yield (name, value); "acc,none" becomes acc, "exact_match,strict-match" becomes exact_match (strict-match)."""
     for key, value in row.items():
         metric, comma, filter_name = key.partition(",")
         if comma and isinstance(value, int | float):

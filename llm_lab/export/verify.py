@@ -284,7 +284,7 @@ def ask_others(
         ]
         questions, answers = Path(home, "jobs.json"), Path(home, "answers.json")
         questions.write_text(json.dumps(requests), encoding="utf-8")
-        # An own module cache, so that no older copy of the folder's code is loaded.
+        # A separate module cache, so that no older copy of the folder's code is loaded.
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{home}/modules", "CUDA_VISIBLE_DEVICES": ""}
         command = [python, "-c", _SOURCE.read_text(encoding="utf-8"), str(questions), str(answers)]
         ended = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)

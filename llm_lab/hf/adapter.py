@@ -211,7 +211,7 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
 
 
 def merge_into_base(model: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
-    """Return the base of a PeftModel with its adapter merged in. UserError if PEFT can't merge it."""
+    """Return the base of a PeftModel with its adapter merged in. Raises UserError if PEFT can't merge it."""
     if model.peft_config["default"].lora_bias and any(
         getattr(layer, "bias", None) is None for layer in _adapted_layers(model)
     ):
@@ -261,7 +261,7 @@ def _grow_vocabulary(base: Any, adapter: Adapter, key: str) -> None:
         why = f"it has trained token {max(trained)}, but lacks rows for some of the tokens from {rows} on"
         raise _mismatch(adapter, key, why)
     base.resize_token_embeddings(wanted, mean_resizing=False)
-    # The adapter has the values of these rows. Without it, random ones would give other logits each time.
+    # The adapter contains these rows. Without it, random rows would give different logits at each load.
     for end in (base.get_input_embeddings(), base.get_output_embeddings()):
         if end is not None:
             end.weight.data[rows:] = 0

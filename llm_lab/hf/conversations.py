@@ -230,7 +230,7 @@ def _encode(talk: Talk, text: str, before: int, spans: Sequence[tuple[int, int]]
 
 
 def _pieces(text: str, marks: tuple[str, str]) -> Iterator[tuple[int, str, bool]]:
-    """Yield (position, piece, whether it is text: a control token in a message). A template may separate marks."""
+    """Yield (position, piece, whether it is a control token spelled out in a message). Templates may split marks."""
     opening, closing = marks
     at = 0
     for piece in re.split(f"({opening}[^{opening}{closing}]*{closing}|[{opening}{closing}])", text):

@@ -144,7 +144,7 @@ def restore_rope_scaling(config: Any, name: str | Path, *, key: str) -> None:
 
 
 def _llama3_factor(config: Any, theta: float, name: str | Path, key: str) -> float:
-    """Return the factor for which Llama 3's rule gives the divisors in the file. UserError if there is none."""
+    """Return the factor for which Llama 3's rule gives the divisors in the file. Raises UserError if there is none."""
     import numpy
     from gguf import GGUFReader
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -30,7 +30,7 @@ class Learned(nn.Embedding):
     """A trained vector for each position of the context, as in GPT-2 (Gehring et al., arXiv:1705.03122)."""
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
-        """Map positions (batch, length) to (batch, length, hidden_size); ValueError for more than it has."""
+        """Map positions (batch, length) to (batch, length, hidden_size). Raises ValueError beyond the context."""
         if positions.shape[-1] > self.num_embeddings:
             raise ValueError(f"{positions.shape[-1]} tokens, but learned positions only for {self.num_embeddings}")
         return super().forward(positions)

@@ -58,9 +58,10 @@ def _build_adamw_8bit(model: nn.Module, options: AdamW8bit) -> torch.optim.Optim
     from bitsandbytes.optim import AdamW8bit as AdamW8bitOptimizer
     from bitsandbytes.optim import GlobalOptimManager
 
-    # Gradients of embeddings are sparse and uneven; with 8-bit moments they make training unstable (section 2.3).
+    # Gradients of embeddings are sparse and uneven; with 8-bit moments they make training unstable (Dettmers et al.
+    # 2021, section 2.3).
     manager = GlobalOptimManager.get_instance()
-    manager.initialize()  # without what it keeps of earlier models, by the places of their parameters
+    manager.initialize()  # forgets the settings of earlier models' parameters
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         manager.register_module_override(module, "weight", {"optim_bits": 32})
     groups = _decay_groups(model, options.weight_decay)

@@ -63,7 +63,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _part_of(whole: Tensor, parameter: Tensor) -> Tensor:
-    """Return the part of a whole tensor that this process has of a parameter."""
+    """Return the part of a whole tensor that matches this process's part of a parameter."""
     if not isinstance(parameter, DTensor):
         return whole
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)

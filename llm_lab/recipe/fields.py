@@ -140,7 +140,7 @@ class Key:
 
     @property
     def choices(self) -> dict[Any, str] | None:
-        """{allowed value: what it means}, or None where the value is free."""
+        """{allowed value: what it means}, or None if the value is free."""
         if "choices" in self.meta:
             return self.meta["choices"]
         if self.kind == "bool":

@@ -59,7 +59,7 @@ _YAML_INDICATORS = ("*", "&", "!", "%", "@", "`")
 
 
 def _require_small(root: yaml.Node) -> None:
-    """Raise a YAMLError where aliases (`*name`), which repeat their targets, turn a small text into a huge value."""
+    """Raise a YAMLError if aliases (`*name`), which repeat their targets, turn a small text into a huge value."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node) -> int:
@@ -76,7 +76,7 @@ def _require_small(root: yaml.Node) -> None:
 
 
 def parse_yaml(text: str, where: str = "recipe") -> Any:
-    """Parse YAML with the core types of YAML 1.2. UserError with line and column where it is invalid."""
+    """Parse YAML with the core types of YAML 1.2. Raises UserError with line and column if it is invalid."""
     if len(text) > LONGEST_RECIPE:
         raise UserError(Problem(where, f"a recipe has at most {LONGEST_RECIPE:,} characters, this has {len(text):,}"))
     try:
@@ -121,7 +121,7 @@ def _not_a_recipe(path: Path) -> UserError | None:
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
-    """Read a recipe file into a dict. UserError where it does not exist or is not a mapping."""
+    """Read a recipe file into a dict. Raises UserError if it does not exist or is not a mapping."""
     if not path.exists():
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(

@@ -12,7 +12,7 @@ KEY = "forgetting"
 
 
 class Forgetting(EvalText):
-    """General text that is not trained on, measured at every evaluation. Written alone, a text is its path."""
+    """General text that is not trained on, measured at every evaluation. A string on its own is the path."""
 
     path: str = option(
         ...,

@@ -413,7 +413,7 @@ def named_context(values: Values) -> int | None:
 
 
 def position_embedding_of(values: Values) -> str | None:
-    """Return the model's position embedding, or None if neither its parts nor a local config say."""
+    """Return the model's position embedding from its parts or its local config, or None if it is not known."""
     source = model_source(values)
     model = values.get("model") if source == "parts" else read_config_json(values["model"][source])
     return (model or {}).get("position_embedding")

@@ -43,7 +43,7 @@ ROLLOUT_STEPS = 200
 VALIDATION_EXAMPLES = {"cpu": 200, "cuda": 1000}
 LORA_DROPOUT = 0.05
 LORA_SCALE = 10  # an adapter is small and new, so it needs larger steps than all weights
-# The stages' learning_rate_scale is what is usual for models of about 1 B parameters. With Adam, the best rate of a
+# The values of learning_rate_scale are usual for models of about 1 B parameters. With Adam, the best rate of a
 # model's matrices is proportional to 1 / width (Yang et al. 2022, Tensor Programs V, table 3). Learning from rewards
 # has a twentieth of SFT's rate at 1 B and needs a larger factor at small widths: at a width of 64, 80 steps of GRPO
 # raised the share of correct outputs from 61 % to 76 % with 1 / width, and to 87 % with 1 / width^1.5.
@@ -470,7 +470,7 @@ POST_TRAINING_RULES: tuple[Rule, ...] = (
 
 
 def no_adapter_dropout(stage: str) -> Rule:
-    """Return the rule of a stage that compares probabilities of the same text."""
+    """Return a rule against dropout in the adapter, for a stage that compares probabilities of the same text."""
 
     def adapter_has_no_dropout(values: Values) -> Iterator[Problem]:
         dropout = (values.get("lora") or {}).get("dropout")
@@ -482,7 +482,7 @@ def no_adapter_dropout(stage: str) -> Rule:
 
 
 def answers_fit_the_context(group: str) -> Rule:
-    """Return the rule of a stage that generates answers. group: its group of keys."""
+    """Return a rule that generated answers must fit in the context. group: the stage's group of keys."""
 
     def prompt_and_answer_fit(values: Values) -> Iterator[Problem]:
         length = (values.get("train") or {}).get("max_length")

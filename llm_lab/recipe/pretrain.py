@@ -335,7 +335,7 @@ def _derive_batch(recipe: PartialRecipe, machine: Machine, shape: ModelShape | N
 
 
 def _wanted_tokens(shape: ModelShape) -> int:
-    """Return about how many tokens a step on a GPU has, over all processes."""
+    """Return the approximate number of tokens per step on a GPU, over all processes."""
     return 2**15 if shape.parameters < 2e7 else 2**17 if shape.parameters < 1e8 else 2**18
 
 
@@ -378,7 +378,7 @@ def _will_be_compiled(recipe: PartialRecipe, machine: Machine, shape: ModelShape
 
 
 def _saved_by_compiling(recipe: PartialRecipe, machine: Machine, shape: ModelShape) -> float:
-    """Return about how many seconds compiling saves on a GPU over the run."""
+    """Estimate the seconds that compiling saves on a GPU over the whole run."""
     get, steps, length = recipe.get, recipe.get("train.max_steps"), recipe.get("train.max_length")
     rows, batches = get("train.per_device_train_batch_size"), get("train.gradient_accumulation_steps")
     per_step = rows * batches * length if rows and batches else _wanted_tokens(shape) / machine.processes

@@ -26,7 +26,7 @@ STAGES: dict[str, Stage] = {stage.name: stage for stage in BUILT_IN}
 
 
 def register(stage: Stage) -> None:
-    """Add a stage of your own; recipes can then name it. ValueError if the name is taken."""
+    """Add a stage of your own; recipes can then name it. Raises ValueError if the name is taken."""
     if STAGES.get(stage.name, stage) != stage:
         raise ValueError(f"there is already a stage named {stage.name}")
     STAGES[stage.name] = stage
@@ -36,8 +36,8 @@ def register(stage: Stage) -> None:
 def load_installed_stages() -> tuple[str, ...]:
     """Import the packages that add stages: those with an entry point in the group "llm_lab.stages".
 
-    Returns an error message for each that can't be imported. This takes about 30 ms, so it waits until a stage is not
-    known, or all stages are listed.
+    Returns an error message for each that can't be imported. This takes about 30 ms, so it is called only if a stage is
+    not known, or if all stages are listed.
     """
     from importlib.metadata import entry_points
 

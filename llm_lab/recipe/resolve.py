@@ -79,8 +79,8 @@ def diagnose(
 ) -> tuple[Resolved | None, list[Problem]]:
     """Resolve as far as possible; returns the result and every problem, instead of stopping at the first.
 
-    before: the stage whose result is this one's model; its shape is known before its weights exist. UserError where
-    the recipe names no stage that exists.
+    before: the stage whose result is this one's model; its shape is known before its weights exist. Raises UserError if
+    the recipe names an unknown stage.
     """
     machine = machine or find_machine()
     given = expand_forgetting(expand_model(raw))
@@ -142,14 +142,14 @@ def estimate_again(resolved: Resolved, *, first_step: int = 0, own: Measurement 
 
 
 def require_cuda(machine: Machine, fix: str) -> None:
-    """Raise MachineError where there is no CUDA GPU with bf16 support."""
+    """Raise MachineError if there is no CUDA GPU with bf16 support."""
     if machine.cuda_problem:
         why = f"not available on this machine: {machine.cuda_problem}"
         raise MachineError(Problem("device", why, value="cuda", fix=fix))
 
 
 def require_device(resolved: Resolved) -> None:
-    """Raise MachineError where this machine lacks what the recipe requires: a device, a package, or memory."""
+    """Raise MachineError if this machine lacks what the recipe requires: a device, a package, or memory."""
     values = resolved.values
     if values["device"] == "cuda":
         fix = "Set device=cpu for CPU mode, or device=auto to use what is available."

@@ -66,7 +66,7 @@ class PartialRecipe:
             self.set(path, value, reason)
 
     def set(self, path: str, value: Any, reason: str) -> None:
-        """Set a key, whatever it was."""
+        """Set a key, replacing any value that it has."""
         node = self.values
         *parents, last = path.split(".")
         for step in parents:
@@ -141,7 +141,7 @@ class Stage:
     learning_rate_scale: float | None = None  # times the optimizer's default in pretraining; None: 1
     epochs: float | None = None  # passes over the examples if neither epochs nor steps are set
     rows_per_example: str | None = None  # the key that says how many rows of a batch an example becomes
-    compares_probabilities: bool = False  # that two models give to one text: dropout must be off
+    compares_probabilities: bool = False  # of the same text, so dropout must be off
     estimates_reference: Callable[[Values], bool] = lambda values: False  # whether a frozen copy is in memory too
     has_critic: bool = False  # a second model of the same size is trained
     next_step: str = ""  # how the wizard offers this stage after another

@@ -84,7 +84,7 @@ def code_in(values: Mapping[str, Any]) -> Iterator[Code]:
 
 
 def is_task_path(name: str) -> bool:
-    """Return whether a task is named by a file or folder of its own, instead of by the harness's name."""
+    """Return whether a task is named by a file or folder, not by a name of the harness."""
     return name.endswith(YAML) or "/" in name or Path(name).expanduser().is_dir()
 
 

@@ -72,10 +72,10 @@ def _narrow(groups: list[type[Group]], node: Any) -> list[type[Group]]:
 
 
 def require_stage(raw: Values) -> Stage:
-    """Return the stage that a recipe names. UserError where it names none that exists."""
+    """Return the stage that a recipe names. Raises UserError if there is no such stage."""
     if stage := stage_of(raw):
         return stage
-    name, names = raw.get("stage"), list(STAGES)  # with those of installed packages: stage_of has loaded them
+    name, names = raw.get("stage"), list(STAGES)  # with the stages of installed packages, which stage_of has loaded
     if name is None:
         why = "a recipe must name a stage"
         raise UserError(Problem("stage", why, allowed=one_of(names), fix=f"Add `stage: {names[0]}`."))
@@ -85,7 +85,7 @@ def require_stage(raw: Values) -> Stage:
 
 
 def stage_schema(raw: Values) -> type[StageRecipe]:
-    """Return the schema of the stage that a recipe names. UserError where it names none that exists."""
+    """Return the schema of the stage that a recipe names. Raises UserError if there is no such stage."""
     return require_stage(raw).recipe
 
 
@@ -107,7 +107,7 @@ def with_overrides(raw: Values, words: Iterable[str]) -> tuple[dict[str, Any], s
     """Return a recipe with overrides, the dotted keys that they set, and remarks on what they drop.
 
     An override that names another optimizer drops the settings of the recipe's own: a learning rate for Muon says
-    nothing about AdamW. UserError as from `apply_overrides`.
+    nothing about AdamW. Raises UserError as from `apply_overrides`.
     """
     words = list(words)
     result, touched = apply_overrides(dict(raw), words)
@@ -147,7 +147,7 @@ def _named_group(raw: Values, path: str) -> type[Group] | None:
 
 
 def validate(raw: dict[str, Any]) -> tuple[StageRecipe | None, list[Problem], set[str]]:
-    """Validate the recipe of one stage; see validate_as. UserError where it names no stage that exists."""
+    """Validate the recipe of one stage; see validate_as. Raises UserError if there is no such stage."""
     return validate_as(stage_schema(raw), raw)
 
 

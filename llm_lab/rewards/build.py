@@ -123,7 +123,7 @@ def _with_unique_names(terms: Sequence[Term]) -> list[Term]:
 def find_function(spec: str, *, key: str = "rewards.python") -> tuple[Path, str]:
     """Return file and function of `file.py:function`, checked without running the file.
 
-    UserError if the file is missing or is not valid Python, or has no such function at its top level.
+    Raises UserError if the file is missing or is not valid Python, or has no such function at its top level.
     """
     file_name, colon, name = spec.rpartition(":")
     if not colon or not file_name.endswith(".py") or not name.isidentifier():
@@ -175,7 +175,7 @@ def _signature_problem(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | No
 
 
 def load_function(spec: str, *, key: str = "rewards.python") -> Callable[..., Any]:
-    """Run the file and return its function. UserError if it is not found, not allowed (UntrustedCode), or fails.
+    """Run the file and return its function. Raises UserError if it is not found, not allowed (UntrustedCode), or fails.
 
     The function is called as f(completions=[...], prompts=[...], **columns) with lists of equal length. It returns a
     number for each completion, or None for completions that it does not apply to.

@@ -106,7 +106,7 @@ class Rewards:
         return [_trl_function(term) for term in self.terms]
 
     def check_columns(self, columns: Columns) -> None:
-        """Check before a run that the data can be scored. UserError with all problems.
+        """Check before a run that the data can be scored. Raises UserError with all problems.
 
         columns: the complete columns of the data; every row is checked.
         """

@@ -36,7 +36,7 @@ def exact_number(completions: Sequence[str], *, answer: Sequence[Any], **columns
 
 
 def answer_number(answer: Any) -> Fraction:
-    """Return the number in an answer from the data. ValueError if it has none."""
+    """Return the number in an answer from the data. Raises ValueError if it has none."""
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         # repr() gives exactly one tenth for 0.1; the float itself differs slightly.
         return Fraction(repr(answer))
@@ -62,7 +62,7 @@ def exact_match(completions: Sequence[str], *, answer: Sequence[Any], **columns:
 
 
 def answer_words(answer: Any) -> set[str]:
-    """Return the correct texts. ValueError for an empty one, which would reward an empty answer."""
+    """Return the correct texts. Raises ValueError for an empty one, which would reward an empty answer."""
     right = {find_words(str(one)) for one in (answer if _is_list(answer) else [answer])}
     if not all(right):
         raise ValueError("is empty")

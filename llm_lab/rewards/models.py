@@ -24,7 +24,7 @@ def load_reward_model(
 ) -> RewardModel:
     """Load a reward model from a run, a folder, a LoRA adapter or the Hub; in bf16 on CUDA.
 
-    UserError if it can't be loaded, is not a classifier, or has more than two labels.
+    Raises UserError if it can't be loaded, is not a classifier, or has more than two labels.
     """
     quiet_libraries()
     tokenizer = load_tokenizer(name, key=key)

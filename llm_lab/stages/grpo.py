@@ -1,4 +1,4 @@
-"""Group-relative policy optimization: reinforce answers that score better than others to the same prompt."""
+"""Group-relative policy optimization: reinforce answers that score better than others for the same prompt."""
 
 from __future__ import annotations
 

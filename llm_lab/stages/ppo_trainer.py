@@ -79,7 +79,7 @@ class PPOTrainer(RolloutTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         by_function = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         scores = (by_function * self.reward_weights.to(by_function.device)).nansum(dim=1)
-        self._scores = scores.masked_fill(by_function.isnan().all(dim=1), torch.nan)  # of all processes
+        self._scores = scores.masked_fill(by_function.isnan().all(dim=1), torch.nan)  # for all processes
         return by_function
 
     @torch.no_grad()

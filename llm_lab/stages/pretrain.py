@@ -341,7 +341,7 @@ class PretrainEvaluation:
 
     def done_at(self, step: int) -> bool:
         """Return whether this step has been evaluated, in this process or before a resume."""
-        # The file alone is not enough: another process may read it before the first one has written.
+        # The file alone is not enough: another process may read it before the first process has written it.
         return (
             not self.held_out
             or self.measured_at == step

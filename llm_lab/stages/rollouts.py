@@ -77,7 +77,7 @@ class RolloutSetup(Generic[Recipe]):
     def trainer_options(
         self, arguments: Callable[..., Any], kind: type, options: GrpoOptions | PpoOptions, **settings: Any
     ) -> dict[str, Any]:
-        """Return the keyword arguments of TRL's trainer. settings: those of the stage's own arguments class `kind`."""
+        """Return the keyword arguments of TRL's trainer. settings: arguments of the stage's own class `kind`."""
         columns = columns_of(self.prompts)
         rows = {"prompt": [list(map(dict, example.prompt)) for example in self.prompts], **columns}
         args = arguments(
@@ -147,7 +147,7 @@ def set_up_rollouts(
 def _prompts_that_fit(
     rows: Sequence[Example], tokenizer: Any, room: int, source: ExampleSource, listener: Listener
 ) -> list[Example]:
-    """Return the prompts that leave room for an answer, and warn about the others. UserError if none does."""
+    """Return the prompts that leave room for an answer, and warn about the others. Raises UserError if none does."""
     accepted = encode_prompts(tokenizer, rows, source.key, listener)
     kept = [example for example, ids in accepted if len(ids) <= room]
     if len(kept) < len(accepted):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-IDLE_SHARE = 0.1  # of an equal share of the tokens
+IDLE_SHARE = 0.1  # an idle expert gets less than this part of an equal share
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def run_loop(
 
 
 def _write_rows(trainer: Any) -> None:
-    """Write the rows that could not be written because the disk was full. MachineError if it still is."""
+    """Write the rows that could not be written because the disk was full. Raises MachineError if it still is."""
     try:
         trainer.write_rows()
     except OSError as error:
@@ -175,7 +175,7 @@ def _write_rows(trainer: Any) -> None:
 
 
 def write_model(folder: RunFolder, model: Any, save: Callable[[Path], None]) -> None:
-    """Write model/, which appears complete or not at all; all processes call this. MachineError if the disk is full.
+    """Write model/, complete or not at all; all processes call this. Raises MachineError if the disk is full.
 
     save: writes `model` into a folder.
     """

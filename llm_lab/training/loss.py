@@ -27,7 +27,7 @@ from .cpu import OneDnnLinear, multiply
 from .sharding import plain_type
 
 IGNORED = -100
-GPU_TILE = 128  # a vocabulary of 50,257 multiplies 5 to 8 times slower than one of 50,304 on an H100
+GPU_TILE = 128  # products with a vocabulary of 50,257 are 5 to 8 times slower than with 50,304 on an H100
 PATIENCE_SECONDS = 2.0  # an evaluation that takes longer reports its progress
 # Models whose logits are the head's product with the last hidden state and nothing else; a test checks this. Others
 # scale the logits (Cohere, Granite), cap them (Gemma 2) or add something unknown: they compute all logits at once.

@@ -45,7 +45,7 @@ class TokenizedData:
 
 
 def open_sources(recipe: PretrainRecipe) -> list[TextSource | StreamSource]:
-    """Open every data source; hold out the first documents of streams. UserError with the problems of all sources."""
+    """Open every data source; hold out the start of streams. Raises UserError with the problems of all sources."""
     sources: list[TextSource | StreamSource] = []
     problems: list[Problem | str] = []
     for index, source in enumerate(recipe.data):
@@ -114,7 +114,7 @@ def plan_reading(
 ) -> DataProgress:
     """Plan the order of reading, for as many steps as the data allows; streams resume at the checkpoint's position.
 
-    UserError if when_exhausted is stop and the data does not fill even one step.
+    Raises UserError if when_exhausted is stop and the data does not fill even one step.
     """
     train, scheduler = recipe.train, recipe.scheduler.model_dump()
     paths = [source.path for source in data.sources]

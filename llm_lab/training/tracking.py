@@ -120,7 +120,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases; without a login it is stored in the run folder, without a question."""
+    """A run of Weights & Biases; without a login it is stored in the run folder, and wandb asks nothing."""
 
     def __init__(self, run: RunFolder, first_step: int, listener: Listener):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own telemetry

@@ -55,7 +55,7 @@ class Examples:
 
 
 def open_data(recipe: TuneRecipe, folder: RunFolder, listener: Listener) -> Examples:
-    """Open the recipe's data and split it into training and validation. UserError with the problems of all sources."""
+    """Open the recipe's data and split it for validation. Raises UserError with the problems of all sources."""
     sources = open_example_sets(recipe)
     require_same_data(sources, folder)
     for source in sources:
@@ -72,7 +72,7 @@ def open_data(recipe: TuneRecipe, folder: RunFolder, listener: Listener) -> Exam
 
 
 def open_example_sets(recipe: TuneRecipe) -> list[ExampleSource]:
-    """Open the recipe's data. UserError with the problems of all sources."""
+    """Open the recipe's data. Raises UserError with the problems of all sources."""
     kind = STAGES[recipe.stage].examples or ""
     sources: list[ExampleSource] = []
     problems: list[Problem | str] = []
