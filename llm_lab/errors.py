@@ -19,7 +19,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also for a quota, or th
 # Maximum characters of a key and of each part of an error, and maximum number of problems in one error.
 LONGEST_KEY, LONGEST, MOST_PROBLEMS = 300, 2000, 50
 SIMILAR = 0.6  # minimum ratio of difflib for a suggestion
-MOST_NAMED = 8  # names listed in a suggestion, at most
+MOST_NAMED = 8  # maximum number of names in a suggestion
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Problem:
 
 
 class LabError(ValueError):
-    """An error that a user can fix. exit_code: of the command line."""
+    """An error that a user can fix. exit_code: the command line's exit code."""
 
     exit_code = 2
 

@@ -56,7 +56,7 @@ class Job:
         return ROOT / self.name if self.is_pipeline else ROOT
 
     def values(self, name: str | None = None) -> dict[str, Any]:
-        """Return the values for recipe.yaml. name: of the folder, if it differs from the job's."""
+        """Return the values for recipe.yaml. name: the folder's name, if it differs from the job's."""
         if not self.is_pipeline:
             return {**self.stages[0].values, "name": name or self.name}
         stages = [_rename(resolved.values, self._as_reference) for resolved in self.stages]
@@ -69,7 +69,7 @@ class Job:
         return REFERENCE + Path(text).name if _is_inside(text, self.home) else text
 
     def to_yaml(self, name: str) -> str:
-        """Return a pipeline's recipe.yaml. name: of the folder that was created for it."""
+        """Return a pipeline's recipe.yaml. name: the name of the folder that was created for it."""
         return to_yaml(self.values(name), PipelineRecipe, lambda path, text: None)
 
     def keys(self, origin: str) -> set[str]:

@@ -157,7 +157,7 @@ def _unpickled(tokens: Any) -> Any:
 # A chunk is encoded in one call. A resumed run reads at most one chunk again.
 CHUNK_CHARACTERS = 250_000
 CHUNK_PIECES = 1_000
-_AHEAD = 8  # chunks encoded in advance, at most
+_AHEAD = 8  # maximum number of chunks encoded in advance
 
 
 @dataclass(frozen=True)

@@ -358,7 +358,7 @@ def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def _damaged_file(folder: Path, key: str) -> Path | None:
-    """Return the name of a file of cached tokens that has changed since it was written, or None."""
+    """Return the path of a file of cached tokens that has changed since it was written, or None."""
     meta = _read_meta(folder, key) or {}
     for file in (folder / "train.bin", folder / "validation.bin", folder / _SIZES):
         with suppress(FileNotFoundError):

@@ -22,7 +22,7 @@ from .rows import Example as Example
 from .rows import read_example
 
 _FORMAT = "1"  # part of every fingerprint: increase it when the same rows would produce different examples
-LOOKED_AT_ROWS = 2_000  # rows that a check of a recipe reads, at most
+LOOKED_AT_ROWS = 2_000  # maximum number of rows that a check of a recipe reads
 Rows = Iterator[tuple[str, Mapping[str, Any]]]  # (location for messages, row)
 
 
@@ -158,7 +158,7 @@ def first_rows_of_set(
 def _read_table(
     table: _Table, kind: str, key: str, path: str, named: Mapping[str, str] | None, limit: int | None = None
 ) -> tuple[Format, list[Example], Counts]:
-    """Return the format of a table, its examples, and the counts of its first `limit` rows (None: of all).
+    """Return the format of a table, its examples, and the counts of its first `limit` rows (None: all rows).
 
     A column whose first value comes after the sampled rows may change the format; then the table is read again.
     """

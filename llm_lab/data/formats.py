@@ -10,7 +10,7 @@ from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .messages import is_dialogue, is_question, written_messages
 
-_LISTED = 8  # column names in one line, at most
+_LISTED = 8  # maximum number of column names in one line
 PREFERRED = ("text", "content", "body", "document", "story")
 _CLEARLY_LONGER = 3.0
 

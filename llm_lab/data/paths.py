@@ -28,7 +28,7 @@ _PLAIN = frozenset(
     .tex .tokens .toml .ts .tsx .v .vb .vhd .vim .vtt .vue .wiki .xml .yaml .yml .zig .zsh""".split()
 )
 SNIFFED_ROWS = 20
-MOST_FILES = 1_000_000  # in a folder, at most
+MOST_FILES = 1_000_000  # maximum number in a folder
 _HUB_HINT = "Hub datasets are named owner/name."
 
 

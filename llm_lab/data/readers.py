@@ -16,7 +16,7 @@ from llm_lab.hf.hub import LFS_POINTER
 from .opening import PACKED, explain, open_unpacked, packing_of, reading_errors, strange_beginning, zip_member
 from .tables import HEAD, Lines, Place, TypedTable, csv_cells, find_separator
 
-MOST_COLUMNS = 10_000  # of a table: each row becomes a mapping with all of them
+MOST_COLUMNS = 10_000  # limit for a table: each row becomes a mapping with all columns
 
 _PIECE_BYTES = 500_000
 

@@ -134,7 +134,7 @@ def look_at_source(
 
     Local and built-in text is opened as by open_source or open_stream; the warning names the columns that are not read.
     For a Hub dataset, only check that it exists; an unreachable Hub is a warning, not an error, because the recipe may
-    be meant for another machine.
+    be for another machine.
     """
     path = str(path)
     if not is_on_hub(path):

@@ -20,7 +20,7 @@ from .rows import Example
 TAKES = ("end", "random")
 READ_AT_ONCE_BYTES = 16 * 2**20  # larger files are not read for a plan
 MEASURED_ROWS = 200  # rows whose tokens are counted for a plan
-TOKENS_OF_TEMPLATE = 5  # about this many around each message
+TOKENS_OF_TEMPLATE = 5  # about what a chat template adds to each message
 Documents = Callable[[], Iterator[str]]
 Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 
@@ -275,7 +275,7 @@ def measure_examples(
 
 
 def _tokens_of(example: Example, count_tokens: Callable[[str], int], render: Render | None = None) -> int:
-    """Estimate the tokens of an example: of a pair, those of the longer one; without answers, those of the prompt."""
+    """Estimate the tokens of an example: of a pair, the longer side; without answers, the prompt alone."""
     if example.text is not None:
         return count_tokens(example.text) + 1
     answers = [text for text in (example.completion, example.chosen, example.rejected) if text is not None]

@@ -106,7 +106,7 @@ def open_stream(
 
 
 def hold_out(stream: TextStream, documents: int) -> StreamSource:
-    """Hold out the head of a stream: this many documents, or 4 million characters; 0 holds out nothing.
+    """Hold out the head of a stream: this many documents, up to about 4 million characters; 0 holds out nothing.
 
     Raises UserError if the stream is not longer than that.
     """

@@ -74,7 +74,7 @@ def _is_count(value: Any) -> bool:
 def find_base(folder: str | Path) -> str | None:
     """Return the base of an adapter (or of a run's adapter): a folder, or a name on the Hub.
 
-    The stored path is tried first. If there is nothing, the base may have moved together with the adapter, or the
+    The stored path is tried first. If nothing is there, the base may have moved together with the adapter, or the
     adapter's run may name it as its parent. Its weights must have the recorded digest; without one, only paths of two
     or more parts are tried. None if it is not found, not named, or the adapter itself.
     """

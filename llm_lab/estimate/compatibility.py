@@ -37,8 +37,8 @@ class Loads:
     """What loads a model, with reasons for the user.
 
     architecture: the model_type of a native folder, which Transformers, vLLM and others load; None if the model needs
-    its own code. gguf: the architecture of its GGUF file; None if GGUF does not support it. gguf_readers: of llama.cpp
-    and Transformers, those that read the file as the same model.
+    its own code. gguf: the architecture of its GGUF file; None if GGUF does not support it. gguf_readers: which of
+    llama.cpp and Transformers read the file as the same model.
     """
 
     architecture: str | None

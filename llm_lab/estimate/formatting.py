@@ -1,4 +1,4 @@
-"""Numbers for people: counts, bytes, times, shares. Every screen and report formats through these functions."""
+"""Format counts, bytes, times and shares for people. Every screen and report uses these functions."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ class LibraryModel:
     """A model on the Hugging Face Hub.
 
     gated: whether its owner requires accepting terms before the download; None if that is not certain. is_chat: whether
-    it is trained to answer, with a chat template. parameters: of the loaded model. context: the longest input, in
-    tokens. shape: its dimensions, for estimates. note: other facts for users, or "".
+    it is trained to answer, with a chat template. parameters: their number in the loaded model. context: the longest
+    input, in tokens. shape: its dimensions, for estimates. note: other facts for users, or "".
     """
 
     name: str

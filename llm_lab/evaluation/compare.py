@@ -174,7 +174,7 @@ def _compare_one(
     reference: ReferenceAnswers | None,
     listener: Listener,
 ) -> tuple[Compared, ReferenceAnswers, list[dict[str, Any]]]:
-    """Return one model's results, its answers, with which others are compared, and what was measured per text."""
+    """Return one model's results, its answers as a reference for others, and what was measured per text."""
     session = ChatSession(model, tokenizer, name=candidate.name, settings=task.settings)
     numbers = {"parameters": float(sum(weight.numel() for weight in _weights(model, candidate)))} | candidate.numbers
     answers, texts, speeds = [], [], []

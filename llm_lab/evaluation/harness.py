@@ -40,7 +40,7 @@ def load_tasks(wanted: EvalTasks) -> Any:
             raise UserError(*problems)
         try:
             return manager.load(found)
-        except ValueError as error:  # a task is named by itself and in a group
+        except ValueError as error:  # a task is listed on its own and in a group
             raise UserError(Problem(KEY, str(error))) from None
 
 

@@ -1,4 +1,4 @@
-"""The data X-ray: a recipe's data as tokens, and which of them the model is trained on, before any training."""
+"""The data X-ray: a recipe's data as tokens, and which tokens the model will be trained on."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Answers:
 class Check:
     """How one program's results compare with the original model's.
 
-    version: of the program; "" if it is not installed. reason: why it failed, or was not tried. logit_difference: the
+    version: the program's; "" if it is not installed. reason: why it failed, or was not tried. logit_difference: the
     largest absolute one. relative_logit_difference: the largest one divided by the largest logit, in the
     compared_positions (the share that differs least). greedy_agreement: the share of `positions` with the same top
     token; continuation_agreement: the share of greedily generated tokens before the first that differs. texts_alike:
@@ -182,7 +182,7 @@ def make_probe(model: Any, tokenizer: Any, *, seed: int = 0, trimmed: bool = Fal
 
 
 def _generate(model: Any, ids: Sequence[int], length: int, choose: Callable[[Any], int]) -> list[int]:
-    """Return ids continued to `length` tokens. choose: from the last logits to the next token."""
+    """Return ids continued to `length` tokens. choose: a function from the last logits to the next token."""
     ids = list(ids)
     fresh, cache = ids, None
     with torch.inference_mode():

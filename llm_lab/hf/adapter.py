@@ -38,7 +38,7 @@ class Adapter:
     files: dict[str, str]
     in_4bit: bool
     task: str | None
-    token_rows: dict[str, tuple[int, ...]]  # {module: trained rows}, of embeddings and head
+    token_rows: dict[str, tuple[int, ...]]  # {module: its trained rows}, for embeddings and head
 
 
 def is_adapter(folder: str | Path) -> bool:

@@ -18,7 +18,7 @@ from llm_lab.estimate.machine import HUB_SECONDS
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # start of a file that Git LFS has not downloaded
 _SILENT: set[str] = set()  # endpoints that did not answer this process
-_MOST_FOLDERS = 2_000  # checked for a suggestion, at most
+_MOST_FOLDERS = 2_000  # maximum number of folders checked for a suggestion
 
 
 def go_offline_without_hub() -> bool:

@@ -47,7 +47,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Talk:
-    """A conversation with its answers. prompts: {position of an answer: the text before it}, where there is one."""
+    """A conversation with its answers. prompts: {position of an answer: the text before it}, if it can be rendered."""
 
     tokenizer: Any
     marked: Marked

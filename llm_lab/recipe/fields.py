@@ -270,7 +270,7 @@ def keys_of(group: type[Group], prefix: str = "") -> Iterator[Key]:
 
 
 def leaf_keys(group: type[Group], prefix: str = "") -> Iterator[tuple[Key, str]]:
-    """Yield (key, name of its group) for every key that holds a value; the members of a union one after the other."""
+    """Yield (key, name of its group) for every key that has a value; members of a union follow each other."""
     for key in keys_of(group, prefix):
         inner = groups_of(key.info)
         if not inner or key.name == "tokenizer":

@@ -1,4 +1,4 @@
-"""The optimizers of a recipe: with default learning rates for pretraining, without them for fine-tuning."""
+"""The optimizers of a recipe. They have default learning rates for pretraining, and none for fine-tuning."""
 
 from __future__ import annotations
 

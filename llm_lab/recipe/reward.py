@@ -13,7 +13,7 @@ ABOUT = "train a reward model on preference pairs"
 
 
 class RewardOptions(Group):
-    """What a reward model learns: the better answer gets the higher score (Bradley & Terry)."""
+    """Options of reward models, which learn to give the better answer the higher score (Bradley & Terry)."""
 
     center_rewards_coefficient: Float = option(
         0.01,

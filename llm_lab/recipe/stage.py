@@ -136,8 +136,8 @@ class Stage:
     accepts_reward_model: bool = False  # whether it can start from a reward model
     takes_adapter: bool = False  # whether it must start from an adapter
     continues: bool = True  # in a pipeline, the next stage starts from the result by default
-    made: str = ""  # what a model card says of the result
-    loss_unit: str = ""  # "nats per token" where the loss is the cross-entropy of text
+    made: str = ""  # what a model card says about the result
+    loss_unit: str = ""  # "nats per token" if the loss is the cross-entropy of text
     learning_rate_scale: float | None = None  # times the optimizer's default in pretraining; None: 1
     epochs: float | None = None  # passes over the examples if neither epochs nor steps are set
     rows_per_example: str | None = None  # the key that says how many rows of a batch an example becomes

@@ -417,7 +417,7 @@ LOOP_RULES: tuple[Rule, ...] = (
 
 
 def rows_longer_than_context(values: Values, shape: ModelShape | None) -> Iterator[Problem]:
-    """Yield a problem if sequences exceed the model's context. shape: of the resolved model, if it is known."""
+    """Yield a problem if sequences exceed the model's context. shape: the resolved model's, if it is known."""
     longest = (shape and shape.max_position_embeddings) or named_context(values)
     length = _train(values).get("max_length")
     if longest and length and length > longest:

@@ -2,7 +2,7 @@
 
 A recipe that the user names runs its code. A recipe that is found in a run's folder, which may be someone else's, runs
 only code that the user has allowed: now, or earlier by running the same file on this machine. That record is in the
-user's own state folder and holds the digests of the files, so no file in a run's folder can forge it.
+user's own state folder and contains digests of the files, so that no file in a run's folder can forge it.
 """
 
 from __future__ import annotations

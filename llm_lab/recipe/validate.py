@@ -21,7 +21,7 @@ from .stage import Stage, StageRecipe, Values
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 OFF, NULL = "off", {type(None)}
 _UNIONS = ("model", "optimizer", "tokenizer")
-MOST_NAMED = 3  # keys listed in a remark or a suggestion, at most
+MOST_NAMED = 3  # maximum number of keys in a remark or a suggestion
 
 
 def find_key(group: type[Group], path: str, raw: dict[str, Any] | None = None) -> Key | None:

@@ -227,7 +227,7 @@ def _measure_tasks(
 
 
 def _find_kept(folder: str, evaluation: str | None) -> dict[str, Any] | None:
-    """Return the saved results of an evaluation, with the previous ones; None if the model has changed since then."""
+    """Return an evaluation's saved results, with the previous ones; None without any, or if the model has changed."""
     rows = _evaluations_of_model(folder)
     at = next((i for i, row in enumerate(rows) if evaluation is not None and row.get(EVALUATION) == evaluation), None)
     if at is None or rows[at]["digest"] != describe_parent(folder)["digest"]:

@@ -268,7 +268,7 @@ class Draws(LogitsProcessor):
     """Draws the next token of each row with a random number that depends on seed, step, row and position.
 
     So a step has the same outputs with any number of processes. rows: their numbers among the rows of all processes.
-    temperature: of the sampling distribution, which has no filters.
+    temperature: for sampling, which has no filters.
     """
 
     def __init__(self, seed: int, step: int, rows: Sequence[int], temperature: float):

@@ -101,7 +101,7 @@ def encode(
 ) -> tuple[list[Encoded], Counter[str]]:
     """Return the examples as sequences of tokens, and how many were cut, changed or left out, by reason.
 
-    max_length: in tokens; default: that of the recipe.
+    max_length: in tokens; default: the recipe's.
     """
     length = max_length or recipe.train.max_length
 

@@ -138,7 +138,7 @@ class PretrainTrainer(LabTrainer):
     def estimate_curvature(self) -> None:
         """Give the optimizer gradients of the loss on labels sampled from the model (Sophia's estimator)."""
         model, ids = self.model_wrapped, self._last_ids
-        assert ids is not None  # there is always a step before
+        assert ids is not None  # there was a step before
         if self._is_compiled:
             count = self._backward_of_sampled_labels(model, ids)
         else:

@@ -150,7 +150,7 @@ def _of_gradient(norm: float | None) -> str:
 def roll_back(folder: RunFolder, error: Diverged, listener: Listener) -> bool:
     """Record that a diverged run returns to its last checkpoint; returns whether it can. Frees the run's memory.
 
-    If the run has already returned to a checkpoint, it returns to the one before it.
+    If the last return was to the same checkpoint, the run returns to the one before it.
     """
     before = folder.facts().get("rollbacks", [])
     if len(before) >= MAX_ROLLBACKS:

@@ -95,7 +95,7 @@ def grouped(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _settings(run: RunFolder) -> dict[str, Any]:
-    """Return the recipe. It holds no secrets: recipes must not contain any."""
+    """Return the recipe. It contains no secrets: recipes must not contain any."""
     return read_recipe_file(run.recipe_path) if run.recipe_path.is_file() else {}
 
 

@@ -328,7 +328,7 @@ def fit(
     resume: bool,
     save: Callable[..., None] = save_model,
 ) -> Result:
-    """Train, evaluate and save; returns the last value of each metric. recipe: with max_steps derived.
+    """Train, evaluate and save; returns the last value of each metric. recipe: its max_steps are set.
 
     make_trainer(arguments=..., **common): builds the stage's trainer; `arguments(kind, **options)` builds its
     TrainingArguments.
