@@ -22,7 +22,7 @@ Messages = list[dict[str, Any]]
 
 
 class MessagesLostError(UserError):
-    """A file was not replaced, because it has messages that the new conversation lacks."""
+    """A file was not replaced, because it has messages that the new conversation does not have."""
 
 
 def write_conversation(
@@ -38,10 +38,10 @@ def write_conversation(
 ) -> None:
     """Write a conversation. Raises UserError if the file holds something else or can't be written.
 
-    Raises MessagesLostError if the file has messages that this conversation lacks: it stays as it is.
+    Raises MessagesLostError if the file has messages that this conversation does not have; then it is not changed.
 
     against: the mode, model and messages of a second model that got the same prompts. turns: the prompts with all
-    answers of both models, where the messages don't say everything.
+    answers of both models, if the messages don't contain everything.
     """
     conversation = {
         "kind": KIND,
@@ -65,14 +65,14 @@ def write_conversation(
         raise
     except OSError as error:
         raise UserError(Problem(str(file), f"it can't be written: {error.strerror}")) from None
-    except ValueError as error:  # no name of a file, such as one with a NUL character
+    except ValueError as error:  # not a valid file name, such as one with a NUL character
         raise UserError(Problem(str(file), f"it can't be written: {error}")) from None
 
 
 def read_conversation(file: Path, *, why: str = "this is not a saved conversation") -> dict[str, Any]:
-    """Return the mode, model, settings, system and messages of a saved conversation, and what is `against` it.
+    """Return the mode, model, settings, system, messages and `against` of a saved conversation.
 
-    turns: the prompts with all answers, or None where the file has only messages. Raises UserError if it is not one.
+    turns: the prompts with all answers, or None if the file has only messages. Raises UserError if it is not one.
     """
     try:
         found = parse_json(file.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def _side(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _said(conversation: Mapping[str, Any]) -> Counter[tuple[str, ...]]:
-    """Return how often a conversation has each prompt, and each answer of each model to it."""
+    """Return how often each prompt, and each answer of each model to it, occurs in a conversation."""
     said: Counter[tuple[str, ...]] = Counter()
     for key, side in (("a", conversation), ("b", conversation.get("against") or {"messages": []})):
         texts = [message["content"] for message in side["messages"]]
@@ -120,7 +120,7 @@ def _is_valid(found: dict[str, Any]) -> bool:
 
 
 def are_messages(messages: Any) -> bool:
-    """Return whether a value from elsewhere is a list of messages: of the user and the assistant in turn."""
+    """Return whether an unchecked value is a list of messages in which user and assistant alternate."""
     return (
         isinstance(messages, list)
         and len(messages) % 2 == 0

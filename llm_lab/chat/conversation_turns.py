@@ -1,4 +1,4 @@
-"""The turns of a conversation with one model, or two side by side: each prompt, and all answers that it got."""
+"""The turns of a conversation with one model, or two side by side: each prompt, and all answers to it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Answer(BaseModel):
 
 
 class Answers(BaseModel):
-    """The answers of one model to a prompt. at: the one that counts."""
+    """The answers of one model to a prompt. at: the index of the one that counts."""
 
     variants: Annotated[list[Answer], Field(min_length=1)]
     at: Annotated[int, Field(ge=0)] = 0
 
 
 class Turn(BaseModel):
-    """A prompt, and the answers of the models a and b. A model that joined later has none to the first prompts."""
+    """A prompt, and the answers of the models a and b. A model that joined later has none for the first prompts."""
 
     text: str
     seed: Annotated[int, Field(ge=0)] = 0
@@ -53,7 +53,7 @@ _TURNS = TypeAdapter(list[Turn])
 
 
 def turns_from(value: Any) -> list[Turn] | None:
-    """Return the turns that a value from elsewhere holds, or None if it holds no turns."""
+    """Return the turns in an unchecked value, or None if it does not contain turns."""
     try:
         turns = _TURNS.validate_python(value, strict=True)
     except ValidationError:

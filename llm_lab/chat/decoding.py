@@ -13,16 +13,16 @@ from llm_lab.errors import MachineError, Problem, UserError, did_you_mean, one_o
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Below this, dividing by the temperature could overflow, and the top token already has all the probability.
+# Below this, dividing by the temperature could overflow, and the top token already has all of the probability.
 GREEDY_BELOW = 1e-4
-# An incomplete UTF-8 character has at most three bytes, which decode to at most three of these.
+# An incomplete UTF-8 character has at most three bytes, which decode to at most three of these characters.
 REPLACEMENT = "\ufffd"
 MAX_INCOMPLETE = 3
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The type of a sampling setting, its limits, the allowed values as text, and what it does."""
+    """The type of a sampling setting, its limits, a description of the allowed values, and its effect."""
 
     kind: type
     minimum: float
@@ -68,7 +68,7 @@ class ChatSettings:
             if not right_kind or not setting.minimum <= value <= setting.maximum:
                 problems.append(Problem(name, "invalid value", value=value, allowed=setting.allowed))
             elif is_float:
-                object.__setattr__(self, name, float(value))  # transformers refuses a temperature of 1
+                object.__setattr__(self, name, float(value))  # transformers refuses the integer 1 as temperature
         if problems:
             raise UserError(*problems)
 
@@ -94,7 +94,7 @@ class ChatSettings:
 
 
 class Predictor:
-    """Computes next-token logits with a KV cache that is kept between calls and cut to the shared prefix."""
+    """Computes next-token logits with a KV cache that is reused between calls and cut to the shared prefix."""
 
     def __init__(self, model: Any):
         self._model = model.eval()
@@ -137,7 +137,7 @@ class Predictor:
         if length < len(ids) and ids[:length] == cached:
             return length
         shared = 0
-        for old, new in zip(cached, ids[:-1], strict=False):  # the last token is always fed: its logits are needed
+        for old, new in zip(cached, ids[:-1], strict=False):  # the last one is always fed, for its logits
             if old != new:
                 break
             shared += 1
@@ -149,7 +149,7 @@ class Predictor:
 
 
 def _can_crop(cache: Any) -> bool:
-    """Return whether a cache can be shortened: sliding-window and recurrent layers have dropped what that needs."""
+    """Return whether a cache can be shortened. Sliding-window and recurrent layers no longer have the old state."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
@@ -204,16 +204,16 @@ def make_sampler(settings: ChatSettings, *, turn: int = 0) -> Callable[[Sequence
 
 
 class TextStream:
-    """Decodes tokens to text as they arrive; a character is held back until all of its bytes are there."""
+    """Decodes tokens to text as they arrive; a character is held back until all of its bytes have arrived."""
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()):
-        """before: tokens in front of the text; some tokenizers drop a space at the start of a text."""
+        """before: tokens in front of the text, as some tokenizers drop a space at the start of a text."""
         self._tokenizer = tokenizer
         self._ids = list(before)
         while self._ids and self._decode(self._ids).startswith(REPLACEMENT):
             del self._ids[0]
         self._context = len(self._ids)  # tokens that are only decoded as context
-        self._shown = 0  # characters of the remaining text that were returned already
+        self._shown = 0  # characters of the remaining text that were already returned
 
     def push(self, token: int) -> str:
         """Add a token; return the text that is now complete."""

@@ -21,8 +21,8 @@ from .web_search import Hit, hits_from
 
 __all__ = ["ChatSession", "ChatSettings", "ReplyStats"]
 
-REPLIES = 4  # that fit into the context of a small model at first
-DECODED_BEFORE = 16  # tokens in front of a continuation that are decoded with it
+REPLIES = 4  # replies that fit into the context of a small model at first
+DECODED_BEFORE = 16  # tokens in front of a continuation that are decoded together with it
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ReplyStats:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The tokens of a text: the text itself loses bytes that are not valid characters."""
+    """The tokens of a text, which are kept because the text loses bytes that are not valid characters."""
 
     text: str
     ids: list[int]
@@ -60,8 +60,8 @@ class ChatSession:
         self.mode = "chat" if getattr(tokenizer, "chat_template", None) else "completion"
         self.messages: list[dict[str, Any]] = []
         self.system: str | None = None
-        self.unseen: str | None = None  # what no longer fitted into the context of the last reply
-        self.has_unseen_results = False  # of a web search
+        self.unseen: str | None = None  # what did not fit into the context of the last reply
+        self.has_unseen_results = False  # whether results of a web search did not fit
         self.last_stats: ReplyStats | None = None
         self._tokens: _Tokens | None = None
         self.model = model
@@ -76,9 +76,9 @@ class ChatSession:
 
     @property
     def usual_length(self) -> int:
-        """How many tokens a reply has at most by default: of a small model that continues a text, fewer.
+        """The most tokens of a reply by default; fewer for a small model that continues a text.
 
-        One reply alone would fill its context.
+        Otherwise a single reply would fill its context.
         """
         most = ChatSettings().max_new_tokens
         if self.mode != "completion" or not self.context_length:
@@ -86,7 +86,7 @@ class ChatSession:
         return min(most, max(1, self.context_length // REPLIES))
 
     def leave_room(self) -> None:
-        """Shorten the replies of a model that continues a text, where one alone would fill its context."""
+        """Shorten the replies of a model that continues a text, if one reply alone would fill its context."""
         self.settings = replace(self.settings, max_new_tokens=min(self.settings.max_new_tokens, self.usual_length))
 
     def reply(self, text: str, hits: Sequence[Hit] = ()) -> Generator[str, None, None]:
@@ -140,8 +140,8 @@ class ChatSession:
     def regenerate(self, text: str | None = None) -> Generator[str, None, None]:
         """Yield the pieces of another reply to the last message, which then replaces the last reply.
 
-        text: the message to send in place of the last one. Raises UserError if there is none. Where the new reply fails
-        or is stopped before its first piece, the conversation stays as it was.
+        text: the message to send in place of the last one. Raises UserError if there is none. If the new reply fails or
+        is stopped before its first piece, the conversation is not changed.
         """
         if not self.messages:
             raise UserError(Problem("message", "the conversation is empty", fix="Write a message first."))
@@ -156,7 +156,7 @@ class ChatSession:
 
     @property
     def notice(self) -> str | None:
-        """What the model did not see for the last reply, in sentences."""
+        """What the model did not see for the last reply, as sentences."""
         full = f"The context of {self.context_length:,} tokens is full: the model no longer sees {self.unseen}."
         results = "The model does not see the search results: there is no room."
         said = [text for text, holds in ((full, self.unseen), (results, self.has_unseen_results)) if holds]
@@ -219,7 +219,7 @@ class ChatSession:
         self.last_stats = None
 
     def take_up(self, messages: list[dict[str, Any]], system: str | None) -> None:
-        """Replace this conversation; keep the settings. Raises UserError if the model supports no system prompt."""
+        """Replace this conversation; keep the settings. Raises UserError if the model can't take its system prompt."""
         if system:
             self.set_system(system)
         else:
@@ -228,7 +228,7 @@ class ChatSession:
         self.messages = messages
 
     def _fitting(self, text: str, hits: Sequence[Hit]) -> list[dict[str, Any]]:
-        """Return the sources made of as many search results as fit: at most a quarter of the context."""
+        """Return as many search results as fit into a quarter of the context, as sources."""
         if not hits:
             return []
         self.require_search()
@@ -254,7 +254,7 @@ class ChatSession:
         system = [{"role": "system", "content": self.system}] if self.system else []
         last = {"role": "user", "content": text}
         for dropped in range(0, len(self.messages) + 1, 2):
-            # The same function as in training, so that the prompt has exactly the trained format.
+            # The same function as in training, so that the prompt has the exact format of training.
             ids = encode_prompt(self._tokenizer, [*system, *map(seen, self.messages[dropped:]), last])
             if longest is None or len(ids) <= longest:
                 break
@@ -290,7 +290,7 @@ class ChatSession:
         return "".join(message["content"] for message in self.messages[ended[-1] + 1 if ended else 0 :])
 
     def _tokens_so_far(self) -> _Tokens | None:
-        """Return the tokens of the text so far, if this session generated its end."""
+        """Return the tokens of the text so far, if this session generated the end of it."""
         written = self._tokens
         return written if written and not written.ended and written.text == self._so_far() else None
 
@@ -300,7 +300,7 @@ class ChatSession:
             return TextStream(self._tokenizer)
         written = self._tokens_so_far()
         if written and not text:
-            return written.stream  # it may hold the first bytes of an incomplete character
+            return written.stream  # it may hold back the first bytes of a character
         return TextStream(self._tokenizer, ids[-DECODED_BEFORE:])
 
     def _require_room(self, tokens: int) -> None:
@@ -312,7 +312,7 @@ class ChatSession:
         ids = list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
         if special and ids[-1:] == [self._tokenizer.eos_token_id]:
             ends = self._encode(text, special=False)[-1:] == ids[-1:]
-            return ids if ends else ids[:-1]  # a tokenizer that adds the end; the reply comes before it
+            return ids if ends else ids[:-1]  # the tokenizer added an end token, before which the reply belongs
         return ids
 
 

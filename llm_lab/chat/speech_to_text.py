@@ -19,14 +19,14 @@ MODEL_VARIABLE = "LLM_LAB_WHISPER"
 DEFAULT_MODEL = "openai/whisper-tiny"
 RATE = 16_000  # samples per second
 LONGEST_SECONDS = 120
-LARGEST_WAV = LONGEST_SECONDS * RATE * 2 + 4096  # bytes; the rest is for the header
-WINDOW_SECONDS = 30  # what Whisper hears at once
+LARGEST_WAV = LONGEST_SECONDS * RATE * 2 + 4096  # bytes; the extra ones are for the header
+WINDOW_SECONDS = 30  # what Whisper processes at once
 FRAME = RATE // 10
 # Speech is at least -40 dB of full scale, the noise of an open microphone below -50. Whisper invents a "Thank you" for
-# noise, so it is not asked.
+# noise, so noise is not passed to it.
 SILENCE = 0.004
-NO_SPEECH = 0.6  # the probability from which on OpenAI's own code takes a window for silence
-MAX_NEW_TOKENS = 224  # of one window; half of what Whisper's decoder holds
+NO_SPEECH = 0.6  # the probability from which OpenAI's own code treats a window as silence
+MAX_NEW_TOKENS = 224  # for one window; half of what Whisper's decoder can hold
 
 
 def default_whisper() -> str:
@@ -42,7 +42,7 @@ def too_long() -> UserError:
 def read_wav(data: bytes) -> np.ndarray:
     """Return the samples of a WAV file: float32 from -1 to 1, shape (samples,), 16 kHz.
 
-    Raises UserError if it is not one of 16 bits, one channel and 16 kHz, or too long.
+    Raises UserError if it does not have 16 bits, one channel and 16 kHz, or is too long.
     """
     import numpy as np
 
@@ -67,12 +67,12 @@ def read_wav(data: bytes) -> np.ndarray:
 
 
 def is_silent(samples: np.ndarray) -> bool:
-    """Return whether no tenth of a second is as loud as speech."""
+    """Return whether every tenth of a second is quieter than speech."""
     return bool((_loudness(samples) < SILENCE).all())
 
 
 def split(samples: np.ndarray) -> list[np.ndarray]:
-    """Return a recording in windows that Whisper can hear, cut where it is quietest in the last third."""
+    """Return a recording in windows that Whisper can process, cut at the quietest point of their last third."""
     import numpy as np
 
     window = WINDOW_SECONDS * RATE
@@ -86,7 +86,7 @@ def split(samples: np.ndarray) -> list[np.ndarray]:
 
 
 def _loudness(samples: np.ndarray) -> np.ndarray:
-    """Return the root mean square of each tenth of a second, without the mean: a microphone may have an offset."""
+    """Return the root mean square of each tenth of a second minus the mean, because a microphone may have an offset."""
     import numpy as np
 
     frames = np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)
@@ -96,7 +96,7 @@ def _loudness(samples: np.ndarray) -> np.ndarray:
 class Transcriber:
     """A Whisper model. The first recording that is not silent loads it.
 
-    name: a folder or a Hub name. Raises UserError if it can't be loaded or is not a Whisper.
+    name: a folder or a Hub name. Raises UserError if it can't be loaded or is not a Whisper model.
     """
 
     def __init__(self, name: str | None = None, *, device: str = "cpu"):
@@ -105,7 +105,7 @@ class Transcriber:
         self._loaded: tuple[Any, Any] | None = None
 
     def transcribe(self, wav: bytes) -> str:
-        """Return what is said in a WAV file (see read_wav), in its own language; "" for silence and noise."""
+        """Return the text spoken in a WAV file (see read_wav), in its own language; "" for silence and noise."""
         samples = read_wav(wav)
         if is_silent(samples):
             return ""
@@ -139,18 +139,19 @@ class Transcriber:
 
 
 def _text_of(model: Any, processor: Any, samples: np.ndarray) -> str:
-    """Return what is said in a window; "" if it is not speech."""
+    """Return the text spoken in a window; "" if it is not speech."""
     import torch
 
     features = processor.feature_extractor(samples, sampling_rate=RATE, return_tensors="pt").input_features
     with torch.inference_mode():
         encoded = model.get_encoder()(features.to(model.device))
-        # Whisper's own estimate: the probability of its <|nospeech|> token, the one before <|notimestamps|>.
+        # Whisper's own estimate: the probability of its <|nospeech|> token, which precedes <|notimestamps|> in the
+        # vocabulary.
         start = torch.tensor([[model.config.decoder_start_token_id]], device=model.device)
         logits = model(encoder_outputs=encoded, decoder_input_ids=start).logits[0, 0]
         if logits.softmax(-1)[model.generation_config.no_timestamps_token_id - 1] > NO_SPEECH:
             return ""
-        # Without a task, a multilingual model may translate; one for English only refuses the option.
+        # Without a task, a multilingual model may translate; an English-only model refuses the option.
         multilingual = getattr(model.generation_config, "is_multilingual", False)
         more = {"task": "transcribe"} if multilingual else {}
         ids = model.generate(encoder_outputs=encoded, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, **more)

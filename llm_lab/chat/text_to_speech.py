@@ -1,4 +1,4 @@
-"""Text to speech with Piper, as a program of its own: its license (GPL) rules out importing it."""
+"""Text to speech with Piper, run as a separate program, because its license (GPL) rules out importing it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llm_lab.safe_text import printable, shorten, valid_text
 KEY = "piper"
 PROGRAM_VARIABLE = "LLM_LAB_PIPER"
 VOICE_VARIABLE = "LLM_LAB_PIPER_VOICE"
-LONGEST_TEXT = 5_000  # characters: some six minutes of speech
+LONGEST_TEXT = 5_000  # characters: about six minutes of speech
 LARGEST_SPEECH = 64 * 1024 * 1024  # bytes
 SECONDS = 120.0
 GET_A_VOICE = (
@@ -49,8 +49,9 @@ def synthesize(
 ) -> bytes:
     """Return a text as speech: a WAV file of 16 bits and one channel, with the voice's rate.
 
-    voice: a Piper voice (.onnx); by default that in LLM_LAB_PIPER_VOICE. stop: asked ten times a second whether to give
-    up. Raises MachineError without Piper, UserError without a voice, or if Piper fails or takes longer than `seconds`.
+    voice: a Piper voice (.onnx); by default that in LLM_LAB_PIPER_VOICE. stop: called ten times a second; returns
+    whether to give up. Raises MachineError without Piper, UserError without a voice, or if Piper fails or takes longer
+    than `seconds`.
     """
     text = printable(valid_text(text)).strip()
     if not text:
@@ -67,7 +68,7 @@ def synthesize(
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 cwd=folder,
-                env={**os.environ, "PYTHONUTF8": "1"},  # it reads the text in the system's encoding
+                env={**os.environ, "PYTHONUTF8": "1"},  # it would read the text in the system's encoding
             )
             try:
                 _wait(process, text, seconds, stop)
@@ -82,9 +83,9 @@ def synthesize(
 
 
 def _wait(process: subprocess.Popen[bytes], text: str, seconds: float, stop: Callable[[], bool]) -> None:
-    """Give Piper the text, and wait until it ends. Raises UserError if it takes too long or nobody listens."""
+    """Give Piper the text, and wait until it ends. Raises UserError if it takes too long or the caller has left."""
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended, and said why
+    with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended, and its output says why
         process.stdin.write(text.encode())
     until = time.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""Web search: titles, snippets and addresses from ddgs or a SearXNG. The pages that are found are never opened."""
+"""Web search: titles, snippets and addresses from ddgs or a SearXNG. The pages found are never opened."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ LONGEST_QUERY = 400
 LONGEST_TITLE, LONGEST_SNIPPET, LONGEST_ADDRESS = 200, 500, 500
 LARGEST_ANSWER = 2_000_000  # bytes
 SECONDS = 10.0
-# Joins letters in Persian, Indic scripts and emoji; all other format characters are invisible or reverse text.
+# These join letters in Persian, Indic scripts and emoji; all other format characters are invisible or reverse text.
 _JOINERS = "\u200c\u200d"
 _BACKENDS = "ddgs, or the address of a SearXNG, such as http://127.0.0.1:8888"
-# Words that show that a message asks about the present, which a model can't know. Listed in docs/chat.md. "now" and
-# "current" alone are too common: "How many nuts does Tom have now?".
+# Words that show that a message asks about current events, which a model can't know. They are listed in docs/chat.md.
+# "now" and "current" alone are too common: "How many nuts does Tom have now?".
 WORDS = (
     *("latest", "newest", "most recent", "up to date", "up-to-date", "right now", "at the moment", "currently"),
     *("today", "tonight", "tomorrow", "yesterday", "this week", "this month", "this year", "last week", "last month"),
@@ -43,13 +43,13 @@ WORDS = (
     *("stock price", "share price", "exchange rate", "release date", "who won"),
     *("search the web", "search for", "look up"),
 )
-YEARS_BEFORE, YEARS_AFTER = 3, 1  # of the current year
+YEARS_BEFORE, YEARS_AFTER = 3, 1  # relative to the current year
 _PATTERN = re.compile(r"\b(?:" + "|".join(r"\s+".join(map(re.escape, word.split())) for word in WORDS) + r")\b", re.I)
 _CAPTCHA = ("captcha", "are you a robot", "unusual traffic", "not a robot", "challenge")
 
 
 def search_reason(text: str, year: int | None = None) -> str | None:
-    """Return the first word of a message that asks for a search, as written, or None.
+    """Return the first word of a message because of which it needs a search, as written, or None.
 
     A recent year counts too. year: the current year; by default that of this machine's clock.
     """
@@ -125,9 +125,9 @@ def describe_privacy(backend: str) -> str:
 
 
 def hits_from(rows: Iterable[Any]) -> list[Hit]:
-    """Return the usable results of rows from elsewhere (title, url, snippet), each address once.
+    """Return the usable results in untrusted rows (title, url, snippet), each address once.
 
-    Results with another address than http(s), or with a hidden user name in it, are left out.
+    Results whose address is not http(s), or contains a hidden user name, are left out.
     """
     found: dict[str, Hit] = {}
     for row in rows:
@@ -162,7 +162,7 @@ def _one_line(text: Any, longest: int) -> str:
 
 
 def _within(seconds: float, work: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return what work returns. Raises UserError after `seconds`: a timeout of a socket is one of each read."""
+    """Return the result of work. Raises UserError after `seconds`; a socket's timeout applies only to each read."""
     answers: queue.Queue[list[dict[str, Any]] | BaseException] = queue.Queue()
 
     def run() -> None:
@@ -238,7 +238,7 @@ def _ask_searxng(address: str, query: str, n: int, seconds: float) -> list[dict[
 
 
 def _fetch(address: str, query: str, seconds: float) -> bytes:
-    """Return the body of SearXNG's answer. Redirects are not followed: they can lead to any machine."""
+    """Return the body of SearXNG's answer. Redirects are not followed, because they can lead to any machine."""
     until = time.monotonic() + seconds
     request = urllib.request.Request(
         f"{address}/search?{urlencode({'q': query, 'format': 'json'})}",
@@ -318,7 +318,7 @@ def _no_json(address: str, body: bytes) -> LabError:
 
 
 def _silent_engines(answer: dict[str, Any]) -> str:
-    """Return the engines that SearXNG could not ask, with their reasons."""
+    """Return the engines that SearXNG could not query, with the reasons."""
     engines = answer.get("unresponsive_engines")
     if not isinstance(engines, list):
         return ""

@@ -1,4 +1,4 @@
-"""A parser that says in our words what is wrong with arguments. Imports nothing but argparse: help is instant."""
+"""A parser that reports wrong arguments in our words. It imports only argparse, so that help is instant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
-# What other programs call a command.
+# Names of commands in other programs, with ours.
 SAID_ELSEWHERE = {
     "train": "run RECIPE",
     "finetune": "run RECIPE",
@@ -25,7 +25,7 @@ SAID_ELSEWHERE = {
     "help": "--help",
 }
 PLAIN = "lines only, without frames, colors and redrawing, for screen readers (or LLM_LAB_PLAIN=1)"
-# What argparse says about a value, and what we say.
+# Messages of argparse about a value, with ours.
 NOT_OF_A_TYPE = {"int": "it is not a whole number", "float": "it is not a number"}
 
 
@@ -40,11 +40,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(name, action="store_true", help=help)
 
     def option(self, name: str, value: str, help: str, **options: Any) -> None:
-        """Add an option with a value. value: what the help calls it."""
+        """Add an option with a value. value: its name in the help."""
         self.add_argument(name, metavar=value, help=help, **options)
 
     def error(self, message: str) -> NoReturn:
-        """UserError with what argparse found wrong, in our words."""
+        """Raise UserError with what argparse found wrong, in our words."""
         raise UserError(self._problem(message))
 
     def _problem(self, message: str) -> Problem:
@@ -105,12 +105,12 @@ class _Help(argparse.HelpFormatter):
 
 
 def _names_of(action: argparse.Action) -> set[str]:
-    """Return what argparse may call an argument."""
+    """Return the names that argparse may use for an argument."""
     return {"/".join(action.option_strings), *action.option_strings, str(action.metavar), action.dest}
 
 
 def parse_with(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments of a command; `command` is the place of its function. UserError where they are invalid."""
+    """Parse the arguments of a command; `command` is the path of its function. UserError if they are invalid."""
     commands = commands_of(parser)
     name = next((word for word in words if not word.startswith("-")), None)
     if name is not None and name not in commands:
@@ -118,7 +118,7 @@ def parse_with(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
         fix = meant or "`llm-lab --help` lists the commands."
         raise UserError(Problem(f"llm-lab {name}", "there is no such command", fix=fix))
     arguments, rest = parser.parse_known_args(words)
-    # argparse takes all key=value arguments or none: those after an option (run R --resume a=1) are left over.
+    # argparse takes all key=value arguments or none, so those after an option (run R --resume a=1) are left over.
     if rest and hasattr(arguments, "overrides") and not any(word.startswith("-") for word in rest):
         arguments.overrides = [*arguments.overrides, *rest]
     elif rest:
@@ -152,8 +152,8 @@ class Commands:
     def add(self, name: str, about: str, does: str, *examples: str, more: str = "") -> Parser:
         """Return the parser of a new command.
 
-        about: one sentence, without capital letter and full stop. does: module.function in llm_lab.commands. examples:
-        without llm-lab. more: what else its help says.
+        about: one sentence, without a capital letter and a period. does: module.function in llm_lab.commands. examples:
+        without llm-lab. more: further text for its help.
         """
         description = f"{about[0].upper()}{about[1:]}.{' ' if more else ''}{more}"
         epilog = "\n".join(["examples:", *(f"  llm-lab {example}" for example in examples)])

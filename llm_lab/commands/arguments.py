@@ -1,4 +1,4 @@
-"""Every command with its arguments, and the help that lists them."""
+"""Every command and its arguments, and the help that lists them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECIPE = "a recipe's name or file, or a run"
 
 
 def _groups() -> dict[str, tuple[Callable[[Commands], None], ...]]:
-    """Return the commands in the groups of the help; each function is named after its command."""
+    """Return the commands, in the groups of the help; each function is named after its command."""
     return {
         "Train": (_new, _run, _sweep, _duel, _merge, _replay),
         "Recipes": (_check, _xray, _copy, _schema),
@@ -30,12 +30,12 @@ def _groups() -> dict[str, tuple[Callable[[Commands], None], ...]]:
 
 
 def command_groups() -> dict[str, list[str]]:
-    """Return the names of the commands in the groups of the help."""
+    """Return the names of the commands, in the groups of the help."""
     return {title: [add.__name__.removeprefix("_") for add in group] for title, group in _groups().items()}
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments of a command; `command` is the place of its function. UserError where they are invalid."""
+    """Parse the arguments of a command; `command` is the path of its function. UserError if they are invalid."""
     return parse_with(_known_parser(), words)
 
 
@@ -446,7 +446,7 @@ def _duel(commands: Commands) -> None:
 
 
 def _compared_arguments(parser: Parser, metavar: str, what: str) -> None:
-    """Add what sweeps and duels have in common."""
+    """Add the arguments that sweeps and duels have in common."""
     parser.add_argument("recipe", help=RECIPE)
     parser.add_argument("overrides", nargs="*", default=[], metavar=metavar, help=what)
     parser.option("--seeds", "N", "runs of each configuration: seed, seed + 1, ...", type=int)
@@ -472,7 +472,7 @@ def _study(commands: Commands) -> None:
     )
     parser.flag("--dry-run", "show what it does and its options, without running it")
     parser.flag("--overwrite", "replace the study of the same name")
-    parser.add_argument("--in-folder", type=Path, help=argparse.SUPPRESS)  # the process that a study runs in
+    parser.add_argument("--in-folder", type=Path, help=argparse.SUPPRESS)  # for the process that a study runs in
     _json_argument(parser)
 
 
@@ -513,7 +513,7 @@ def _measure_arguments(parser: Parser) -> None:
 
 
 def _sampling_arguments(parser: Parser, temperature: str, tokens: int) -> None:
-    """Add how outputs are sampled. temperature, tokens: the defaults, for the help."""
+    """Add arguments for sampling. temperature, tokens: the defaults, for the help."""
     parser.option("--max-new-tokens", "N", f"maximum length of an output, in tokens (default {tokens})", type=int)
     parser.option("--temperature", "X", f"sampling temperature; 0: greedy (default {temperature})", type=float)
     parser.option("--seed", "N", "random seed; the same seed gives the same output", type=int)

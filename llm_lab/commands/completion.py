@@ -1,4 +1,4 @@
-"""Shell completion: a script for bash, zsh or fish, made from the parser. It never starts Python: a tab is instant.
+"""Shell completion: a script for bash, zsh or fish, made from the parser. It is instant: it never starts Python.
 
 Commands, options, their choices and the keys of recipes are written into the script; runs and recipes are looked up by
 the shell, in checkpoints/ and configs/.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from .argument_parser import Parser, commands_of
 from .arguments import make_parser
 
-RECIPES, RUNS, NAMES, FILES = "recipes", "runs", "names", "files"  # names: of runs only
-# What a positional argument takes, by its name.
+RECIPES, RUNS, NAMES, FILES = "recipes", "runs", "names", "files"  # names: those of runs only
+# The values of a positional argument, by its name.
 KINDS = {"recipe": RECIPES, "recipe | key=a,b": "keys", "file": FILES, "text": "", "name": "", "key=value": "keys"}
 KINDS |= {"key=v1,v2": "keys", **dict.fromkeys(("model", "adapter"), RUNS), "run": NAMES}
 
@@ -25,8 +25,8 @@ def completion_script(
 ) -> str:
     """Return the script.
 
-    keys: dotted keys of recipes. recipes: names of those shipped with LLM Lab. values: what an argument of a command
-    may be, by (command, argument), where the parser does not know it.
+    keys: dotted keys of recipes. recipes: names of the shipped recipes. values: the values of an argument, by (command,
+    argument), if the parser does not have them.
     """
     parser = make_parser()
     commands = commands_of(parser)
@@ -39,7 +39,7 @@ def completion_script(
 
 @dataclass(frozen=True)
 class _Known:
-    """What a script completes. own: the options of llm-lab itself. keys, recipes: as words of a shell."""
+    """What a script completes. own: the options of llm-lab itself. keys, recipes: as shell words."""
 
     commands: Mapping[str, Parser]
     own: Sequence[str]
@@ -48,7 +48,7 @@ class _Known:
 
 
 def _options(parser: Parser) -> list[tuple[str, argparse.Action]]:
-    """Return the options of a command, in full."""
+    """Return the options of a command, in their long form."""
     return [
         (text, action)
         for action in parser._actions
@@ -58,7 +58,7 @@ def _options(parser: Parser) -> list[tuple[str, argparse.Action]]:
 
 
 def _takes(parser: Parser) -> list[tuple[str, argparse.Action]]:
-    """Return what each positional argument takes, in order: recipes, runs, files, keys, or nothing that is known."""
+    """Return the kind of each positional argument, in order: recipes, runs, files, keys, or unknown."""
     positional = [action for action in parser._actions if not action.option_strings]
     return [(KINDS.get(str(action.metavar or action.dest), ""), action) for action in positional]
 
@@ -201,7 +201,7 @@ def _zsh_option(option: str, action: argparse.Action, functions: Mapping[str, st
 
 
 def _plain(text: str) -> str:
-    """Return a text without the signs that separate the parts of a specification in zsh."""
+    """Return a text without the characters that separate the parts of a specification in zsh."""
     return text.replace("[", "(").replace("]", ")").replace(":", ",")
 
 

@@ -1,4 +1,4 @@
-"""What `--json` prints: one JSON document per command, with names that stay. docs/commands.md describes them."""
+"""The output of `--json`: one JSON document per command, with stable names. docs/commands.md describes them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from llm_lab.safe_text import redact_values
 
 @dataclass(frozen=True)
 class Document:
-    """What a command returns for --json, and its exit code."""
+    """The output of a command for --json, and its exit code."""
 
     values: Mapping[str, Any]
     code: int = DONE
 
     def as_json(self) -> str:
-        """Return it as JSON, without secrets. Numbers that JSON does not have, such as infinity, are null."""
+        """Return the document as JSON, without secrets. Numbers that JSON does not have, such as infinity, are null."""
         return json.dumps(redact_values(plain(self.values)), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it: paths as text, dataclasses as objects, no NaN."""
+    """Return a value in a form that JSON has: paths as text, dataclasses as objects, no NaN."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -41,7 +41,7 @@ def plain(value: Any) -> Any:
 
 
 def error_document(error: Exception) -> Document:
-    """Return an error: its exit code, and its problems as key, value, why, allowed, fix and message."""
+    """Return the document of an error: its exit code, and its problems as key, value, why, allowed, fix and message."""
     if isinstance(error, LabError):
         code, problems = error.exit_code, [_problem(one) for one in error.problems]
     else:
@@ -61,7 +61,7 @@ def _problem(problem: Problem | str) -> dict[str, Any]:
 
 
 def plan_document(job: Any) -> Document:
-    """Return the plan of a job: what each stage resolves to, where its values come from, and what it costs."""
+    """Return the plan of a job: the resolved values of each stage, where they come from, and the cost."""
     stages = [_planned_stage(resolved, job.home) for resolved in job.stages]
     return Document({"name": job.name, "valid": True, "remarks": job.remarks, "stages": stages})
 
@@ -80,7 +80,7 @@ def _planned_stage(resolved: Any, home: Path) -> dict[str, Any]:
 
 
 def xray_document(stages: Sequence[Any]) -> Document:
-    """Return the data of each stage as tokens: for each example, texts with whether they are trained."""
+    """Return the data of each stage as tokens: for each example, its pieces of text, and whether each is trained on."""
     found = plain(stages)
     for stage in found:
         for one in stage["sets"]:
@@ -96,7 +96,7 @@ def _lengths(values: Sequence[int]) -> dict[str, float]:
 
 
 def list_document(what: str | None, recipes: Sequence[Path], entries: Sequence[Mapping[str, Any]]) -> Document:
-    """Return what there is of a kind, or of all kinds. entries: of runs."""
+    """Return the items of one kind, or of all kinds. entries: those of runs."""
     lists = {
         "recipes": lambda: _recipes(recipes),
         "data": lambda: _names("path", _data()),
@@ -147,9 +147,9 @@ def doctor_document(findings: Sequence[Any]) -> Document:
 
 
 def show_document(path: str, found: Path | None) -> Document:
-    """Return what a run, a sweep, a study or a model is, and its lineage.
+    """Return the description of a run, a sweep, a study or a model, and its lineage.
 
-    found: its folder where it is one of the user's runs, sweeps or studies.
+    found: its folder, if it is one of the user's runs, sweeps or studies.
     """
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.runs.entries import kind_of
@@ -210,7 +210,7 @@ def _lineage(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def results_document(folder: Path, code: int = DONE) -> Document:
-    """Return what a sweep, a duel or a study has found, as its folder records it."""
+    """Return the results of a sweep, a duel or a study, as its folder records them."""
     from llm_lab.runs.entries import list_entries
     from llm_lab.runs.folder import RunFolder
 

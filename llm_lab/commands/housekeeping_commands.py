@@ -1,4 +1,4 @@
-"""What the commands over the user's runs and recipes do: list, rm, mv, gc."""
+"""The commands for the user's runs and recipes: list, rm, mv, gc."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def rename(arguments: argparse.Namespace) -> int:
 
 
 def collect_garbage(arguments: argparse.Namespace) -> int | Document:
-    """Delete what nothing needs any more, after a yes."""
+    """Delete what is no longer needed, after a yes."""
     from llm_lab.runs.housekeeping import delete_leftovers, find_leftovers
     from llm_lab.terminal.run_list import print_leftovers
 
@@ -114,7 +114,7 @@ def _say_dry_run() -> int:
 
 
 def _agrees(question: str, yes: bool) -> bool:
-    """Return whether the user agrees. UserError where nobody can be asked."""
+    """Return whether the user agrees. UserError if the user can't be asked."""
     if yes:
         return True
     if not is_terminal():

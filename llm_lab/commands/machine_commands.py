@@ -1,4 +1,4 @@
-"""What the commands about the machine and the lab do: doctor, web, schema."""
+"""The commands for the machine and the lab: doctor, web, schema."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def examine_machine(arguments: argparse.Namespace) -> int | Document:
 
 
 def print_doctor(*, title: str = "doctor", show: Callable[[Callable[[], None]], None] = lambda draw: draw()) -> int:
-    """Show what this machine can do. title: above it. show: gets what prints it."""
+    """Show what this machine can do. title: the heading. show: receives the function that prints."""
     from llm_lab.terminal import listing
 
     show(partial(listing.print_doctor, _findings(), title))
@@ -61,7 +61,7 @@ def print_doctor(*, title: str = "doctor", show: Callable[[Callable[[], None]], 
 
 
 def _findings() -> list[Any]:
-    """Return what was found out about the machine, and what the runs take on disk."""
+    """Return the findings about the machine, and the disk space that the runs use."""
     from llm_lab.estimate.machine import Finding, examine
     from llm_lab.runs.housekeeping import describe_disk_use
 

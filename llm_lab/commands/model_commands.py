@@ -1,4 +1,4 @@
-"""What the commands over models do: show, chat, eval, compare, merge, export."""
+"""The commands for models: show, chat, eval, compare, merge, export."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def _folder_named(path: str) -> Path | None:
 
 
 def print_show(path: str, *, heading: bool = True) -> int:
-    """Show what a checkpoint is, and its lineage; of a study or a sweep, its results.
+    """Show what a checkpoint is, and its lineage; for a study or a sweep, its results.
 
-    heading: whether its name is above it, and how to continue below it; the wizard has both on its page.
+    heading: whether to print its name above and how to continue below; the wizard's page has both.
     """
     from llm_lab.estimate.cached_models import cached_folder
     from llm_lab.runs.folder import ROOT, RunFolder
@@ -99,7 +99,7 @@ def start_chat(
 ) -> int:
     """Chat with a model; with a prompt, answer once. system: the system prompt.
 
-    A model on this machine is loaded while the user types.
+    A model on this machine loads while the user types.
     """
     from llm_lab.chat.decoding import ChatSettings
     from llm_lab.runs.folder import find_checkpoint
@@ -114,7 +114,7 @@ def start_chat(
         from llm_lab.chat.session import ChatSession
         from llm_lab.runner import load
 
-        # The user's yes is for the model that they named, not for those that the chat opens later.
+        # The user's yes applies to the model that they named, not to those that the chat opens later.
         trusted = trust_remote_code and name == checkpoint
         model, tokenizer = load(name, device=device, trust_remote_code=trusted)
         session = ChatSession(model, tokenizer, name=name, settings=chosen)
@@ -136,7 +136,7 @@ def start_chat(
 
     if is_here and prompt is None and is_terminal() and not is_plain():
         first = Loading(checkpoint, open_first)
-    else:  # a download and its errors come before the prompt
+    else:  # a download, and its errors, come before the prompt
         print_waiting(f"Loading {checkpoint} ...")
         first = open_first()
     if prompt is not None:
@@ -147,7 +147,7 @@ def start_chat(
 
 
 def evaluate(arguments: argparse.Namespace) -> int | Document:
-    """Evaluate a checkpoint and keep the results with it."""
+    """Evaluate a checkpoint and store the results with it."""
     from llm_lab.job import check
     from llm_lab.recipe.resolve import require_device
     from llm_lab.terminal.console import print_waiting
@@ -224,7 +224,7 @@ def compare_models(arguments: argparse.Namespace) -> int | Document:
 
 
 def start_compare(names: Sequence[str], *, show: Callable[[str, Callable[[], None]], None], **options: Any) -> int:
-    """Compare checkpoints and show the result. show: gets their names and what prints it. options: as for _compare."""
+    """Compare checkpoints and show the result. show: receives the names and the printer. options: as for _compare."""
     compared = _compare(names, **options)
     from llm_lab.terminal.compare_screen import name_models, print_comparison
 
@@ -291,7 +291,7 @@ def merge(arguments: argparse.Namespace) -> int:
 
 
 def _name_from(folder: Path) -> str:
-    """Return a name for what is made from a model: the names of the runs that it is in, or of its folder."""
+    """Return a name for the result made from a model: the names of the runs that it is in, or of its folder."""
     from llm_lab.runs.folder import RunFolder, slug
 
     parents = [folder, *folder.resolve().parents]
@@ -301,7 +301,7 @@ def _name_from(folder: Path) -> str:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Export a checkpoint, verify it, and push it to the Hub if that is wanted."""
+    """Export a checkpoint, verify it, and push it to the Hub if requested."""
     from llm_lab.job import check
     from llm_lab.runner import Start
 
@@ -341,7 +341,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def _keep_card_answers(checkpoint: str, arguments: argparse.Namespace) -> None:
-    """Keep what the arguments say of the author, the license and the model, for this card and later ones."""
+    """Store the arguments for the author, the license and the model, for this card and later ones."""
     from llm_lab.runs.card_answers import KEYS, keep_answers
     from llm_lab.runs.folder import run_of
 
@@ -365,7 +365,7 @@ def _export_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _push_is_pending(job: Any) -> bool:
-    """Return whether the same export was made before and its push failed, so that only the push is left."""
+    """Return whether the same export was made before and its push failed, so that only the push remains."""
     from llm_lab.runner import what_is_left
     from llm_lab.runs.folder import runs_named
 
@@ -378,7 +378,7 @@ def _push_is_pending(job: Any) -> bool:
         return False
     try:
         return what_is_left(job) is not None
-    except UserError:  # another export with the same name
+    except UserError:  # another export has this name
         return False
 
 

@@ -1,4 +1,4 @@
-"""What the commands over recipes do: run, check, xray, copy, replay."""
+"""The commands for recipes: run, check, xray, copy, replay."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _run_to_end(job: Any, start: Any, *, show_plan: bool = True) -> dict[str, An
 
 
 def _show_plan(job: Any, start: Any) -> Any:
-    """Show the plan of a job and return the job; of a resumed one, with estimates of what is left."""
+    """Show the plan of a job and return the job; for a resumed one, with estimates for the remaining steps."""
     from llm_lab.runner import what_is_left
     from llm_lab.runs.processes import is_first_process
     from llm_lab.terminal.console import print_waiting
@@ -126,13 +126,13 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
     words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
     words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
     words += ["--json"] if arguments.json else []
-    words += ["--trust-recipe"] if job.is_found else []  # what it names is allowed now
+    words += ["--trust-recipe"] if job.is_found else []  # the code that it names has been allowed
     words += ["--resume-from", str(arguments.resume_from)] if arguments.resume_from is not None else []
     return start_processes(words, arguments.nproc)
 
 
 def _dry_run(job: Any, start: Any) -> int:
-    """Show the plan of a job, or of the rest of a resumed one. MachineError where this machine can't run it."""
+    """Show the plan of a job, or of the rest of a resumed one. MachineError if this machine can't run it."""
     from llm_lab.recipe.resolve import require_device
     from llm_lab.terminal.plan_panel import print_plan
 
@@ -228,7 +228,7 @@ def start_replay(
     print_waiting(f"Reading the lineage of {checkpoint} ...")
     composed = compose(checkpoint, name=name, digest_of=weights_digest, files_of=current_files)
     job = dataclasses.replace(check(composed.recipe), is_found=True)
-    with_consent(lambda: require_trusted(job))  # before its recipe is written, which would be the user's own
+    with_consent(lambda: require_trusted(job))  # before the recipe is written, which would then count as the user's own
     from llm_lab.evaluation.self_eval import changed_data
 
     changed = [

@@ -1,4 +1,4 @@
-"""What the commands over runs and models do: sweep, duel, look and study."""
+"""The commands for comparisons and experiments: sweep, duel, look and study."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def start_look(
     show: Callable[[Callable[[], None]], None] = lambda draw: draw(),
     **options: Any,
 ) -> int:
-    """Look inside a model, show the summary and say where the report is.
+    """Look inside a model, show the summary and print the path of the report.
 
-    show: gets what prints it. options: as for looking.look.look.
+    show: receives the function that prints. options: as for looking.look.look.
     """
     from llm_lab.terminal.console import print_waiting
 
@@ -98,7 +98,7 @@ def study(arguments: argparse.Namespace) -> int | Document:
 
 
 def start_study(name: str, options: Mapping[str, Any]) -> int:
-    """Run an experiment in a process of its own, and say where its report is. options: all or some, as values."""
+    """Run an experiment in a process of its own, and print the path of its report. options: all or some, as values."""
     return _show_study(*_run_experiment(name, options))
 
 
@@ -177,7 +177,7 @@ def start_sweep(
     show_plan: bool = True,
     **options: Any,
 ) -> int:
-    """Show the plan of a sweep, run what is left of it, and show its table. Returns 1 if any of its runs failed.
+    """Show the plan of a sweep, run what remains of it, and show its table. Returns 1 if any of its runs failed.
 
     options: retry_failed.
     """
@@ -196,7 +196,7 @@ def start_sweep(
 
 
 def plan_and_start_sweep(recipe: str, words: Sequence[str], *, seeds: int, preset: str | None = None) -> int:
-    """Plan and run a sweep, as the command does; its plan was shown."""
+    """Plan and run a sweep, as the command does, but without showing the plan again."""
     from llm_lab.studies.sweep import plan_sweep
 
     options = ["--preset", preset] if preset else []
@@ -206,7 +206,7 @@ def plan_and_start_sweep(recipe: str, words: Sequence[str], *, seeds: int, prese
 
 
 def resume_sweep(folder: str) -> int:
-    """Run what is left of a sweep or a duel, the failed runs again, as its command does with --retry-failed."""
+    """Run what remains of a sweep or a duel, including failed runs, as its command does with --retry-failed."""
     from llm_lab.studies.sweep import open_to_resume
 
     found = open_to_resume(folder)
@@ -220,7 +220,7 @@ def resume_sweep(folder: str) -> int:
 def sweep_from_python(
     recipe: Any, words: Sequence[Any], *, jobs: int = 1, retry_failed: bool = False, **options: Any
 ) -> SweepResult:
-    """Run a sweep as the command does; returns its SweepResult. KeyboardInterrupt where it was stopped."""
+    """Run a sweep as the command does; return its SweepResult. KeyboardInterrupt if it was stopped."""
     from llm_lab.studies.results import SweepResult
     from llm_lab.studies.sweep import plan_sweep
 
@@ -231,7 +231,7 @@ def sweep_from_python(
 
 
 def _as_words(words: Sequence[Any]) -> list[str]:
-    """Return what is compared as on the command line; {"key": [v1, v2]} is key=v1,v2."""
+    """Return the comparison as words of the command line; {"key": [v1, v2]} is key=v1,v2."""
     from llm_lab.recipe.files import format_value
 
     found = []
@@ -269,7 +269,7 @@ def _exit_code(outcome: Any) -> int:
 
 
 def _require_runnable(sweep: Any, trust_recipe: bool) -> None:
-    """MachineError where this machine can't run a configuration; asks before code from a run's folder runs."""
+    """Raise MachineError if this machine can't run a configuration; ask before code from a run's folder runs."""
     from llm_lab.recipe.resolve import require_device
     from llm_lab.recipe.trust import trusting_recipes
     from llm_lab.runner import require_trusted
@@ -316,7 +316,7 @@ def start_duel(
     show_plan: bool = True,
     **options: Any,
 ) -> int:
-    """Show the plan of a duel, run what is left of it, and show its verdict. options: retry_failed."""
+    """Show the plan of a duel, run what remains of it, and show its verdict. options: retry_failed."""
     from llm_lab.studies.duel import TOKENS, equal_time, with_checked_jobs
     from llm_lab.studies.duel_report import write_duel_report
     from llm_lab.terminal.sweep_screen import print_duel_end
@@ -340,7 +340,7 @@ def start_duel(
 
 
 def plan_and_start_duel(recipe: str, words: Sequence[str], *, seeds: int, other: str | None = None) -> int:
-    """Plan and run a duel, as the command does; its plan was shown."""
+    """Plan and run a duel, as the command does, but without showing the plan again."""
     from llm_lab.studies.duel import plan_duel
 
     command = shlex.join(["llm-lab", "duel", recipe, *([other] if other else []), *words, "--seeds", str(seeds)])
@@ -357,7 +357,7 @@ def duel_from_python(
     retry_failed: bool = False,
     **options: Any,
 ) -> DuelResult:
-    """Run a duel as the command does; returns its DuelResult. KeyboardInterrupt where it was stopped."""
+    """Run a duel as the command does; return its DuelResult. KeyboardInterrupt if it was stopped."""
     from llm_lab.studies.duel import plan_duel
     from llm_lab.studies.duel_report import DuelResult
 
@@ -368,7 +368,7 @@ def duel_from_python(
 
 
 def _command_again(arguments: argparse.Namespace, *words: str) -> str:
-    """Return the command that was given, without what belongs to one call only."""
+    """Return the given command without the arguments that apply to one call only."""
     names = ("preset", "seeds", "by", "jobs", "measure", "name")
     options = [(f"--{name}", getattr(arguments, name, None)) for name in names]
     defaults = (("--jobs", 1), ("--by", "both"))

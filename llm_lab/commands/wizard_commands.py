@@ -1,4 +1,4 @@
-"""What opens the wizard, at its menu, at a stage or at a design; or writes what the wizard would write."""
+"""The commands that open the wizard, at its menu, a stage or a design, or write what the wizard would write."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _open(arguments: argparse.Namespace, flow: str | None = None, answers: Mappi
     """Open the wizard, at a flow with some answers or at its menu."""
     from llm_lab.estimate.machine import find_machine
 
-    threading.Thread(target=find_machine, daemon=True).start()  # a GPU's driver can take longer than all else
+    threading.Thread(target=find_machine, daemon=True).start()  # a GPU driver can take longer than everything else
     from llm_lab.terminal.driver import run_wizard
     from llm_lab.terminal.keyboard import finished_imports
 
@@ -40,7 +40,7 @@ def _open(arguments: argparse.Namespace, flow: str | None = None, answers: Mappi
         start = Next(flow, dict(answers or {}))
     with finished_imports():
         code = run_wizard(wizard_commands(), debug=arguments.debug, start=start)
-    gc.freeze()  # nothing is left to free, and without a last search for cycles the shell is back at once
+    gc.freeze()  # nothing needs to be freed; without a last search for cycles, the process ends at once
     return code
 
 
@@ -110,7 +110,7 @@ def _require_new(path: Path) -> None:
 
 
 def wizard_commands() -> Any:
-    """Return the commands that the wizard runs; each is imported when it is used."""
+    """Return the commands that the wizard calls; each is imported when it is used."""
     from llm_lab.terminal.driver import Commands
 
     return Commands(

@@ -1,4 +1,4 @@
-"""Where the parts of any causal LM are: its layers, their attention and feed-forward, the output projections."""
+"""Finds the parts of any causal LM: its layers, their attention and feed-forward network, the output projections."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from llm_lab.errors import Problem, UserError
 
 ATTENTION_NAMES = ("attn", "attention")
 FEED_FORWARD_NAMES = ("mlp", "ffn", "feed_forward", "feedforward", "moe", "experts")
-# The last layer of an attention: its input is the heads' outputs, one after another.
+# Names of the last layer of an attention, whose input is the heads' outputs, concatenated.
 OUTPUT_NAMES = ("o_proj", "c_proj", "out_proj", "dense", "wo", "proj")
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a causal LM. attention, outputs and feed_forward: per layer; None where a layer has none."""
+    """The parts of a causal LM. attention, outputs and feed_forward: one per layer; None if a layer has none."""
 
     layers: tuple[Any, ...]
     attention: tuple[Any | None, ...]
     outputs: tuple[Any | None, ...]
     feed_forward: tuple[Any | None, ...]
-    after_layers: tuple[Any, ...]  # what may come between the last layer and the head: the final norm
+    after_layers: tuple[Any, ...]  # modules that may come between the last layer and the head, such as the final norm
     head: Any
 
 
 def base_of(model: Any) -> Any:
-    """Return the model inside PEFT's wrapper, or the model itself; its layers keep the adapter."""
+    """Return the model inside PEFT's wrapper, or the model itself; the adapter stays in its layers."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
@@ -62,7 +62,7 @@ def find_parts(model: Any) -> Anatomy:
 
 
 def _child(layer: Any, names: tuple[str, ...]) -> Any | None:
-    """Return the direct child of a layer whose name has one of these words, and which is not a norm."""
+    """Return the direct child of a layer whose name contains one of these words, and which is not a norm."""
     for name, child in layer.named_children():
         lower = name.lower()
         if any(word in lower for word in names) and not any(word in lower for word in ("norm", "ln", "dropout")):
@@ -78,7 +78,7 @@ def _output(attention: Any) -> Any | None:
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Compute attention so that it returns its weights, in eval mode; restores the kernel and the mode afterwards."""
+    """Compute attention so that it returns its weights, in eval mode; restore the kernel and the mode afterwards."""
     base = base_of(model)
     before, training = base.config.get_text_config()._attn_implementation, model.training
     change = before not in (None, "eager")

@@ -1,4 +1,4 @@
-  // The report: its data are in the page.
+  // The report: its data is in the page.
   const data = JSON.parse(document.getElementById("look-data").textContent);
   const { tokens } = data;
   const dark = matchMedia("(prefers-color-scheme: dark)");

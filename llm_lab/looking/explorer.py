@@ -1,4 +1,4 @@
-"""The interactive part of a report: many small matrices over the tokens, one of them large."""
+"""The interactive part of a report: many small matrices over the tokens, one of them enlarged."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def _read(name: str) -> str:
 
 
 def add_data(page: Page, looked: Findings) -> None:
-    """Add what the explorers show, and the script that draws it."""
+    """Add the data of the explorers, and the script that draws it."""
     data = json.dumps(plain(data_of(looked)), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # Nothing in the data can end the element: tokens are text from elsewhere.
+    # Escaped so that the data can't end the element: tokens are untrusted text.
     hidden = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").replace("\u2028", "\\u2028")
-    # maps.js is a module for the web page; here its functions are in the same scope as what uses them.
+    # maps.js is a module for the web page; here, its functions are in the same scope as the code that uses them.
     maps = _read("maps.js").replace("\nexport ", "\n")
     script = f'"use strict";\n(() => {{\n{maps}\n{_read("explorer.js")}}})();\n'
     page.raw(f'<script type="application/json" id="look-data">{hidden}</script>', script=script)
 
 
 def data_of(looked: Findings, *, weight_bytes: int = 1) -> dict[str, Any]:
-    """Return what maps.js draws. weight_bytes: for each attention weight, 1 or 2."""
+    """Return the data that maps.js draws. weight_bytes: 1 or 2 for each attention weight."""
     inside = looked.inside
     data: dict[str, Any] = {
         "tokens": inside.text_tokens,
@@ -74,7 +74,7 @@ def _triangles(inside: Inside, weight_bytes: int) -> list[str | None]:
 
 
 def gradient(letter: str) -> str:
-    """Return a scale as a background, for the theme of the reader; the colors grow with the square root."""
+    """Return a color scale as a CSS background for the reader's theme; the color follows the value's square root."""
     light, dark = ramp(letter)
     stops = ", ".join(f"light-dark({a}, {b})" for a, b in list(zip(light, dark, strict=True))[::4])
     return f"background: linear-gradient(to right, {stops})"
@@ -83,7 +83,7 @@ def gradient(letter: str) -> str:
 def explorer_frame(
     name: str, about: str, *, bar: str = "", flow: bool = False, head: tuple[str, str] = ("", "")
 ) -> str:
-    """Return the frame that the script fills with small pictures, a large one, and the text (see maps.js)."""
+    """Return the frame that the script fills with small pictures, a large one and the text (see maps.js)."""
     names = f'data-grid="{safe(head[0])}" data-large="{safe(head[1])}"' + " data-flow" * flow
     return f"""<figure class="look" id="{name}" {names}>
 <noscript><p>These pictures are drawn by a script in this page. The numbers are in look.json.</p></noscript>

@@ -1,4 +1,4 @@
-"""What a look found: one model, how it differs from another, and its checkpoints over training."""
+"""The findings of a look: one model, its differences from another, and its checkpoints over training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .inside import Inside
 
 @dataclass(frozen=True)
 class Difference:
-    """Another model over the same tokens. induction, previous: (layers, heads), the other's minus the first's.
+    """Another model on the same tokens. induction, previous: (layers, heads), the other's minus the first's.
 
     attention: mean absolute difference of the weights per head, (layers, heads). norms: (layers + 1,), relative change.
-    cka: layers of the first with layers of the other, or None. divergence: (length,) KL(first || other) of the
+    cka: (layers of the first, layers of the other), or None. divergence: (length,) KL(first || other) of the
     predictions, in bits.
     """
 
@@ -31,7 +31,7 @@ class Difference:
 class Moment:
     """One checkpoint of a run. induction, previous: (layers, heads), or None without attention weights.
 
-    step: None where the checkpoints are of several stages.
+    step: None if the checkpoints are from several stages.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Moment:
 
 @dataclass
 class Findings:
-    """What a look found. remarks: what the user should know, such as that the text was cut."""
+    """The findings of a look. remarks: what the user should know, such as that the text was cut."""
 
     inside: Inside
     text: str

@@ -1,7 +1,7 @@
 """What each attention head does: scores for known patterns, and what the model loses without the head.
 
-The patterns are measured on random tokens that are repeated once. Nothing but the repetition can be predicted there, so
-a high induction score can't come from the meaning of a text (Olsson et al., arXiv:2209.11895).
+The patterns are measured on random tokens that are repeated once. Only the repetition can be predicted there, so a high
+induction score can't come from the meaning of a text (Olsson et al., arXiv:2209.11895).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .anatomy import base_of
 from .recording import run_reading, without_heads
 
 LENGTH, ROWS, SEED = 50, 4, 0
-MOST_TOKENS = 2000  # of the vocabulary, to choose random tokens from
-PROBED, RARE = 64, 0.1  # texts of one token, and the least mean probability, as a multiple of a uniform one
-SHORTEST = 4  # random tokens in one copy
-INDUCTION, PREVIOUS = 0.3, 0.4  # from these scores on, a head is named after its pattern
+MOST_TOKENS = 2000  # of the vocabulary, from which the random tokens are chosen
+PROBED, RARE = 64, 0.1  # one-token texts, and the least mean probability, as a multiple of the uniform one
+SHORTEST = 4  # the minimum number of random tokens in one copy
+INDUCTION, PREVIOUS = 0.3, 0.4  # scores from which a head is named after its pattern
 Head = tuple[int, int]  # layer, head
 
 
@@ -42,11 +42,11 @@ class Repeats:
 
 @dataclass(frozen=True)
 class HeadScores:
-    """Scores of every head, (layers, heads) each, between 0 and 1; NaN in layers without attention weights.
+    """Scores of every head, each (layers, heads), between 0 and 1; NaN in layers without attention weights.
 
     previous: mean attention to the previous token. induction: mean attention, from the second copy, to the token after
     the first occurrence of the current one. duplicate: mean attention to that first occurrence. first: mean attention
-    to the first token of the sequence, the sink. first_loss, second_loss: mean loss on the two copies, in nats.
+    to the first token of the sequence (the sink). first_loss, second_loss: mean loss on the two copies, in nats.
     """
 
     previous: torch.Tensor
@@ -60,7 +60,7 @@ class HeadScores:
 def repeated_tokens(
     tokens: Sequence[int], *, length: int = LENGTH, rows: int = ROWS, seed: int = SEED, start: int | None = None
 ) -> Repeats:
-    """Return random sequences of these tokens, each repeated once. start: a token to put before them.
+    """Return random sequences of these tokens, each repeated once. start: a token to put in front of them.
 
     Within one copy, no token occurs twice if there are enough of them.
     """
@@ -77,10 +77,10 @@ def repeated_tokens(
 def repeats_for(model: Any, tokenizer: Any = None, *, rows: int = ROWS, seed: int = SEED) -> Repeats:
     """Return repeated random tokens that suit a model: ordinary tokens, within its context.
 
-    Tokens that are special, or no text of their own (parts of characters), are left out; without a tokenizer, only the
-    special tokens of the config. Of a small vocabulary, tokens that the model hardly ever predicts are left out too:
-    its data may not have them. The sequence begins as the tokenizer begins every text. Raises UserError if the
-    context or the vocabulary is too small.
+    Left out are special tokens, and tokens that are not text by themselves (parts of characters); without a tokenizer,
+    only the special tokens of the config. If the vocabulary is small, tokens that the model hardly ever predicts are
+    also left out, because its data may not contain them. The sequence begins as the tokenizer begins every text. Raises
+    UserError if the context or the vocabulary is too small.
     """
     start = _start_token(tokenizer)
     context = context_of(base_of(model))
@@ -97,7 +97,7 @@ def repeats_for(model: Any, tokenizer: Any = None, *, rows: int = ROWS, seed: in
 
 @torch.no_grad()
 def _known_tokens(model: Any, tokens: list[int]) -> list[int]:
-    """Return the tokens that a model predicts at least now and then, after each of some of them alone."""
+    """Return the tokens that a model predicts with some probability after single tokens; some of them are tried."""
     if len(tokens) < SHORTEST:
         return tokens
     chosen = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(SEED))[:PROBED]
@@ -108,7 +108,7 @@ def _known_tokens(model: Any, tokens: list[int]) -> list[int]:
 
 
 def _start_token(tokenizer: Any) -> int | None:
-    """Return the token that a tokenizer puts before every text, or None."""
+    """Return the token that a tokenizer puts in front of every text, or None."""
     if tokenizer is None:
         return None
     bos = getattr(tokenizer, "bos_token_id", None)
@@ -117,7 +117,7 @@ def _start_token(tokenizer: Any) -> int | None:
 
 
 def ordinary_tokens(model: Any, tokenizer: Any = None, *, most: int = MOST_TOKENS, seed: int = SEED) -> list[int]:
-    """Return tokens of ordinary text: at most `most` of the vocabulary, chosen at random."""
+    """Return tokens of ordinary text: at most `most`, chosen at random from the vocabulary."""
     rows = model.get_input_embeddings().weight.shape[0]
     count = min(rows, len(tokenizer)) if tokenizer is not None else rows
     config = base_of(model).config.get_text_config()
@@ -149,7 +149,7 @@ def score_heads(model: Any, repeats: Repeats) -> HeadScores:
 
     def use(layer: int, weights: torch.Tensor) -> None:
         found["previous"][layer] = weights[:, :, later, later - 1].mean(dim=(0, 2))
-        # The last token of the sequence has a successor in the first copy too: the first token of the second.
+        # In the first copy, the successor of the last token is the first token of the second copy.
         found["induction"][layer] = weights[:, :, second, second - length + 1].mean(dim=(0, 2))
         found["duplicate"][layer] = weights[:, :, second, second - length].mean(dim=(0, 2))
         found["first"][layer] = weights[:, :, later, 0].mean(dim=(0, 2))
@@ -180,7 +180,7 @@ def induction_scores(model: Any, repeats: Repeats | None = None) -> torch.Tensor
 def _copy_losses(logits: torch.Tensor, repeats: Repeats) -> tuple[float, float]:
     """Return the mean loss on the first and on the second copy, in nats.
 
-    The first token of each copy is left out: nothing says that a repetition begins.
+    The first token of each copy is left out, because nothing announces the repetition.
     """
     rows, total = repeats.ids.shape
     losses = F.cross_entropy(
@@ -188,7 +188,7 @@ def _copy_losses(logits: torch.Tensor, repeats: Repeats) -> tuple[float, float]:
         repeats.ids[:, 1:].to(logits.device).reshape(-1),
         reduction="none",
     ).view(rows, -1)
-    # losses[:, i] is of token i + 1.
+    # losses[:, i] is the loss on token i + 1.
     start, length = repeats.start, repeats.length
     return (
         float(losses[:, start : start + length - 1].mean()),
@@ -212,7 +212,7 @@ def text_loss(model: Any, ids: Sequence[int] | torch.Tensor) -> float:
 
 @contextmanager
 def ablate(model: Any, heads: Sequence[Head]) -> Iterator[None]:
-    """Zero-ablate heads, each (layer, head): the model runs as if their output were zero."""
+    """Zero-ablate heads, given as (layer, head): the model runs as if their output were zero."""
     config = base_of(model).config.get_text_config()
     with without_heads(model, heads, config.num_attention_heads):
         yield
@@ -220,7 +220,7 @@ def ablate(model: Any, heads: Sequence[Head]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What the loss rises by without one head, in nats. control: chosen at random, to compare the others with."""
+    """The rise of the loss without each head, in nats. control: heads chosen at random, for comparison."""
 
     layer: int
     head: int
@@ -238,7 +238,7 @@ def ablate_heads(
     controls: Sequence[Head] = (),
     done: Callable[[int], None] = lambda number: None,
 ) -> tuple[float, float, list[Ablation]]:
-    """Ablate heads one at a time; returns the two losses of the whole model, and the rise without each head."""
+    """Ablate heads one at a time; return the two losses of the whole model, and the rise without each head."""
     repeated, own = repeated_loss(model, repeats), text_loss(model, text)
     found = []
     for number, (layer, head) in enumerate(heads):
@@ -250,7 +250,7 @@ def ablate_heads(
 
 
 def entropies(weights: torch.Tensor) -> torch.Tensor:
-    """Return the mean entropy in bits of heads' attention (heads, length, length), over all positions but the first.
+    """Return the mean entropy, in bits, of heads' attention (heads, length, length), over all positions but the first.
 
     The first token can only attend to itself.
     """

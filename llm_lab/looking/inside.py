@@ -1,4 +1,4 @@
-"""One model over one text: everything that `look` measures, as plain numbers."""
+"""One model on one text: everything that `look` measures, as plain numbers."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from .lens import Attribution, Lens, Readout, attribute, logit_lens
 from .recording import Recording, record, tolerance
 from .similarity import FEWEST_TOKENS, cka, mean_similarity, position_similarity
 
-# A page holds half of each head's matrix, one byte per weight: at most this many.
+# A page holds half of each head's matrix, with one byte per weight, up to this many bytes.
 LARGEST_ATTENTION = 12_000_000
 FEWEST_SHOWN = 16
-# Operations for the ablation of every head, one at a time: about a minute on two cores, and seconds on a GPU.
+# FLOPs for the ablation of every head, one at a time: about a minute on two cores, and seconds on a GPU.
 ABLATION_BUDGET = {"cpu": 2e12, "cuda": 2e15}
 ABLATION_ROWS = 2
 TOP_HEADS, TOP_PREVIOUS, CONTROLS = 6, 4, 10
@@ -48,7 +48,7 @@ DEFAULT_TEXT = (
 
 @dataclass(frozen=True)
 class Check:
-    """Two values that must be equal: their difference, and the largest that rounding explains."""
+    """Two values that must be equal: their difference, and the largest one that rounding can explain."""
 
     name: str
     error: float
@@ -61,11 +61,11 @@ class Check:
 
 @dataclass
 class Inside:
-    """What was found inside a model. Tensors are on the CPU in float32; None: not available, see `missing`.
+    """Measurements inside a model. Tensors are on the CPU in float32; None: not available, see `missing`.
 
-    text_tokens: how each token of the text looks. norms: (layers + 1,) mean norm of the residual stream; added:
-    (layers, 2), of what attention and the feed-forward network add; both without the first position. entropy:
-    (layers, heads), on the text. sink: likewise, mean attention to the first token.
+    text_tokens: each token of the text as it is displayed. norms: (layers + 1,) mean norm of the residual stream;
+    added: (layers, 2), of what attention and the feed-forward network add; both without the first position. entropy:
+    (layers, heads), on the text. sink: the same shape, mean attention to the first token.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Inside:
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Return how tokens look on one line: spaces as ·, and bytes that are no character by themselves by their name."""
+    """Return the display text of tokens on one line: spaces as ·, and bytes that are not a character by their names."""
     found = []
     for token in ids:
         text = tokenizer.decode([token])
@@ -128,9 +128,9 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def encode(model: Any, tokenizer: Any, text: str) -> tuple[list[int], list[str]]:
-    """Return the token ids of a text, as many as can be shown, and remarks. Raises UserError below two tokens.
+    """Return the token ids of a text, as many as can be shown, and remarks. Raises UserError for fewer than two tokens.
 
-    Special tokens that are written in the text count as such.
+    Special tokens that are written in the text are tokenized as such.
     """
     if not text.strip():
         raise UserError(Problem("--prompt", "it is empty", fix="Write a sentence or two."))
@@ -168,7 +168,7 @@ def look_inside(
     repeats: Repeats | None = None,
     listener: Listener = ignore,
 ) -> Inside:
-    """Measure a causal LM in eval mode over one text. ids: at least two tokens, within the model's context.
+    """Measure a causal LM in eval mode on one text. ids: at least two tokens, within the model's context.
 
     ablation: also measure the loss without single heads. repeats: the random tokens on which heads are scored; by
     default, those that suit the model. Raises UserError if the layers of the model aren't found.
@@ -180,7 +180,7 @@ def look_inside(
     checks = []
     kept = [weights for weights in found.attention if weights is not None]
     if kept:
-        # gpt-oss and others let part of the attention go to no token: those rows do not sum to 1.
+        # In gpt-oss and others, part of the attention goes to no token, so their rows do not sum to 1.
         checks.append(
             Check("attention weights of a token sum to 1", max(float((w.sum(-1) - 1).abs().max()) for w in kept), limit)
         )
@@ -252,7 +252,7 @@ def look_inside(
 
 
 def _architecture(model: Any, folder: str) -> str:
-    """Return the architecture that a model's own config names: LLM Lab builds many of them from its own parts."""
+    """Return the architecture in a model's own config, because LLM Lab builds many of them from its own parts."""
     built = str(base_of(model).config.model_type)
     while built == "llm_lab" and is_adapter(folder):
         folder = read_adapter(folder).base
@@ -266,7 +266,7 @@ def _norm(states: torch.Tensor) -> torch.Tensor:
 def _look_at_heads(
     model: Any, tokenizer: Any, found: Recording, repeats: Repeats | None, missing: dict[str, str]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, HeadScores | None, Repeats | None]:
-    """Return entropy and attention to the first token on the text, and the scores on repeated random tokens."""
+    """Return the entropy and the attention to the first token on the text, and the scores on repeated random tokens."""
     heads = next((len(weights) for weights in found.attention if weights is not None), 0)
     try:
         repeats = repeats or repeats_for(model, tokenizer)
@@ -298,7 +298,7 @@ def _ablate(
     missing: dict[str, str],
     listener: Listener,
 ) -> tuple[list[Ablation], bool]:
-    """Ablate every head of a small model; of a large one, those with the highest scores, and others at random."""
+    """Ablate every head of a small model; for a large one, those with the highest scores, and some chosen at random."""
     heads = [head for head in _all_heads(scores.induction) if found.heads[head[0]] is not None]
     if not heads:
         missing["ablation"] = "There is no ablation: the attention has no output projection that joins the heads."

@@ -1,4 +1,4 @@
-"""What each layer would predict (logit lens), and which part of the model writes a prediction (direct attribution)."""
+"""What each layer would predict (logit lens), and which parts contribute to a prediction (direct logit attribution)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .anatomy import Anatomy, find_parts
 from .recording import Recording, tolerance
 
 TOP = 5
-PROBE = 100.0  # large, so that a norm's epsilon does not count
+PROBE = 100.0  # large enough that a norm's epsilon has no influence
 CHUNK = 64
 
 
 class Readout:
     """From the residual stream to logits: the final norm and the head, found and checked on one recording.
 
-    error: the largest difference from the model's logits, relative to their size. why: in words, why there is no
+    error: the largest difference from the model's logits, relative to their size. why: the reason if there is no
     readout, or "".
     """
 
@@ -41,7 +41,7 @@ class Readout:
                 )
 
     def _find_norm(self, recording: Recording) -> None:
-        """Choose what turns the last residual into the input of the head."""
+        """Find the module that turns the last residual into the input of the head."""
         if self._anatomy.head is None or not recording.head_input.numel():
             self.why = "this architecture has no language model head that is one module"
             return
@@ -57,7 +57,7 @@ class Readout:
         self.why = "the head's input is not the final norm of the last layer's output"
 
     def _find_finish(self, model: Any, recording: Recording) -> None:
-        """Find what the model does with the head's output: nothing, a scale, or a soft cap."""
+        """Find what the model does with the head's output: nothing, a scale, or a soft-cap."""
         config = model.config.get_text_config()
         raw, wanted = self.head(recording.head_input), recording.logits
         self._cap = getattr(config, "final_logit_softcapping", None)
@@ -86,11 +86,11 @@ class Readout:
         return self._anatomy.head(states[None].to(self._device, self._dtype))[0].float().cpu()
 
     def finish(self, raw: torch.Tensor) -> torch.Tensor:
-        """Apply what the model does with the head's output."""
+        """Apply the scale or soft-cap of the model to the head's output."""
         return self._cap * torch.tanh(raw / self._cap) if self._cap is not None else raw * self._scale
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the logits that residual states (length, hidden_size) would give at the end of the model."""
+        """Return the logits for residual states (length, hidden_size) at the end of the model."""
         return self.finish(self.head(self.normed(states)))
 
 
@@ -99,8 +99,8 @@ class Lens:
     """What each layer would predict after each token. The first axis: before the first layer, and after each layer.
 
     tokens, probabilities: (layers + 1, length, k), the top k. entropy: (layers + 1, length), in bits. next_loss:
-    (layers + 1,) mean loss on the tokens that follow, in nats. settled: (length,) the first layer from which on the top
-    token is the model's. error: of the last row against the model's logits.
+    (layers + 1,) mean loss on the tokens that follow, in nats. settled: (length,) the first layer from which the top
+    token stays that of the model. error: of the last row against the model's logits.
     """
 
     tokens: torch.Tensor
@@ -130,18 +130,18 @@ def logit_lens(readout: Readout, recording: Recording, *, top: int = TOP) -> Len
         )
     found = torch.stack(tokens)
     same = found[:, :, 0] == found[-1, :, 0]
-    # The first row from which on every row has the last row's token.
+    # The first row from which all rows have the token of the last row.
     settled = len(same) - same.flip(0).long().cumprod(0).sum(0)
     return Lens(found, torch.stack(probabilities), torch.stack(entropy), torch.stack(losses), settled, error)
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """How much each part adds to the logit of one token at one position; the parts sum to the logit.
+    """The contribution of each part to the logit of one token at one position; they sum to the logit.
 
-    rows: (name, what it adds to the logit, what it adds to the logit above the vocabulary's mean). heads: (layers,
-    heads), the latter for every head, or None. total, above_mean: the sums. logit: the model's own, before a soft cap.
-    error: of the sum, relative to the logits' size. why: why there is no attribution by head, or "".
+    rows: (name, contribution to the logit, contribution to the logit above the vocabulary's mean). heads: (layers,
+    heads), the latter for each head, or None. total, above_mean: the sums. logit: the model's own, before a soft-cap.
+    error: that of the sum, relative to the logits' size. why: why there is no attribution by head, or "".
     """
 
     position: int
@@ -160,7 +160,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class _FrozenNorm:
-    """The final norm as a linear map, its scale kept as it is for one vector."""
+    """The final norm as a linear map, with its scale fixed at that of one vector."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -175,8 +175,8 @@ class _FrozenNorm:
 def _freeze(readout: Readout, state: torch.Tensor) -> _FrozenNorm:
     """Return the final norm as the linear map that it is around one state (hidden_size,).
 
-    The norm is only called, never read: so this works for RMSNorm and LayerNorm under any name and with any
-    parameters, and the error says whether it did.
+    The norm is only called, and its parameters are not read, so this works for RMSNorm and LayerNorm under any name;
+    the error shows whether it did.
     """
     size = state.shape[-1]
     if readout.norm is None:
@@ -201,7 +201,7 @@ def attribute(
 ) -> Attribution:
     """Return the direct logit attribution of a token at a position: the model's top token at the end by default.
 
-    Each part of the residual stream goes through the final norm, with the scale that the whole has, and the head.
+    Each part of the residual stream goes through the final norm, with the scale of the whole stream, and the head.
     """
     position = position % len(recording.ids)
     target = int(recording.logits[position].argmax()) if token is None else token
@@ -216,7 +216,7 @@ def attribute(
             names.append(f"layer {index}")
             parts.append(recording.residual[index + 1][position] - recording.residual[index][position])
     constant = readout.head(torch.zeros(1, len(frozen.bias)))[0]
-    rest = readout.head(frozen.bias[None])[0]  # what the biases of norm and head give without any input
+    rest = readout.head(frozen.bias[None])[0]  # the contribution of the biases of norm and head
     added = _through_head(readout, frozen, torch.stack(parts), constant, target) * readout._scale
     names.append("biases")
     bias = torch.tensor([rest[target], rest[target] - rest.mean()]) * readout._scale
@@ -246,7 +246,7 @@ def attribute(
 def _through_head(
     readout: Readout, frozen: _FrozenNorm, parts: torch.Tensor, constant: torch.Tensor, target: int
 ) -> torch.Tensor:
-    """Return for each part what it adds to the target's logit, and to that above the mean: (parts, 2)."""
+    """Return the contribution of each part to the target's logit, and to its excess over the mean: (parts, 2)."""
     found = []
     for chunk in frozen.apply(parts).split(CHUNK):
         logits = readout.head(chunk) - constant
@@ -263,9 +263,9 @@ def _by_head(
     position: int,
     target: int,
 ) -> tuple[torch.Tensor | None, str]:
-    """Return what every head adds to the logit above the mean, (layers, heads); or None and the reason.
+    """Return the contribution of each head to the logit above the mean, (layers, heads); or None and the reason.
 
-    A head's part is what the output projection makes of its output alone.
+    A head's contribution is the output projection of that head's output alone.
     """
     anatomy = find_parts(model)
     count = model.config.get_text_config().num_attention_heads
@@ -281,7 +281,7 @@ def _by_head(
         outputs = output(inputs[None].to(model.device, model.dtype))[0].float().cpu()
         alone, bias, whole = outputs[:count] - outputs[count], outputs[count], outputs[count + 1]
         own = part.attention[position]
-        scale = (own * whole).sum() / whole.square().sum().clamp_min(1e-30)  # Granite scales what it adds
+        scale = (own * whole).sum() / whole.square().sum().clamp_min(1e-30)  # Granite scales its contributions
         limit = tolerance(model) * float(own.norm().clamp_min(1e-6))
         if (own - scale * whole).norm() > limit or (alone.sum(0) + bias - whole).norm() > limit:
             return None, f"in layer {index}, what the heads add is changed before it reaches the residual stream"

@@ -1,4 +1,4 @@
-"""Look inside a model: measure it, compare it with another, follow it over its training, and write the report."""
+"""Look inside a model: measure it, compare it with another or with its own checkpoints, and write the report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Load = Callable[..., tuple[Any, Any]]  # (folder or Hub name, dtype=, trust_remo
 
 @dataclass
 class Looked(Findings):
-    """What a look found, with its numbers as tables, and where its report is."""
+    """The findings of a look, its numbers as tables, and the path of its report."""
 
     folder: Path | None = None
 
@@ -47,7 +47,7 @@ class Looked(Findings):
 
     @property
     def table(self) -> Any:
-        """The scores of every head, as a pandas DataFrame; of a model without heads, the layers."""
+        """The scores of every head, as a pandas DataFrame; for a model without heads, the layers."""
         tables = self.tables
         return tables.get("heads", tables["layers"])
 
@@ -69,9 +69,9 @@ def look(
     """Look inside a model and write the report.
 
     name: a run, a Hugging Face folder, or a name on the Hub. text: what the model reads. against: another model with
-    the same tokenizer and shape, such as the tuned one of a base. steps: also follow the heads over all checkpoints of
-    the run. out: the folder to write; by default <run>/look, or checkpoints/<name>-look. Raises UserError for what
-    can't be looked at, before any model is loaded where possible.
+    the same tokenizer and shape, such as a tuned version of it. steps: also score the heads of all checkpoints of the
+    run. out: the folder to write; by default <run>/look, or checkpoints/<name>-look. Raises UserError if the model
+    can't be looked at, if possible before a model is loaded.
     """
     quiet_libraries()
     text = DEFAULT_TEXT if text is None else text
@@ -132,7 +132,7 @@ def release() -> None:
 
 
 def open_precisely(candidate: Candidate, load: Load, listener: Listener = ignore) -> tuple[Any, Any]:
-    """Return a model in float32 and its tokenizer; in bfloat16 where the GPU has no room for that."""
+    """Return a model in float32 and its tokenizer; in bfloat16 if it does not fit on the GPU."""
     try:
         return load(candidate.folder, dtype="float32")
     except torch.OutOfMemoryError:
@@ -143,7 +143,7 @@ def open_precisely(candidate: Candidate, load: Load, listener: Listener = ignore
 def compare_with(
     inside: Inside, text: str, opened: tuple[Any, Any], candidate: Candidate, listener: Listener
 ) -> Difference:
-    """Measure another model over the same tokens. UserError if its tokenizer or its shape is different."""
+    """Measure another model on the same tokens. UserError if its tokenizer or its shape is different."""
     model, tokenizer = opened
     ids, _ = encode(model, tokenizer, text)
     if ids[: len(inside.ids)] != inside.ids:
@@ -173,7 +173,7 @@ def compare_with(
 
 
 def difference_of(first: Inside, other: Inside) -> Difference:
-    """Return what differs between two models of one shape over the same tokens."""
+    """Return the differences between two models of the same shape on the same tokens."""
     scores = None if first.scores is None or other.scores is None else (first.scores, other.scores)
     weights: Any = list(zip(first.recording.attention, other.recording.attention, strict=True))
     rows = []
@@ -181,7 +181,7 @@ def difference_of(first: Inside, other: Inside) -> Difference:
         known = one is not None and two is not None
         rows.append((two - one).abs().sum(-1).mean(-1) / 2 if known else torch.full((first.heads,), float("nan")))
     logs = [found.recording.logits.log_softmax(-1) for found in (first, other)]
-    width = min(log.shape[-1] for log in logs)  # a tuned model may have more rows, for the tokens of a template
+    width = min(log.shape[-1] for log in logs)  # a tuned model may have additional rows, for the tokens of a template
     one, two = (log[:, :width].log_softmax(-1) for log in logs)
     related = None
     if len(first.ids) > FEWEST_TOKENS:

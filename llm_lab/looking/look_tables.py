@@ -19,14 +19,14 @@ from .inside import Inside
 
 Rows = list[dict[str, Any]]
 SHOWN_HEADS = 5
-# Each name with what it is: a summary is read without the page that explains it.
+# Each name with its meaning, because the summary is read without the page that explains it.
 INDUCTION_HEADS = "Induction heads, which look at what followed the same token before (share of attention)"
 PREVIOUS_HEADS = "Previous-token heads, which look at the token just before"
 LENS = "Logit lens, which reads a prediction after each layer as if the model ended there"
 
 
 def head_name(layer: int, head: int) -> str:
-    """Return the name of a head as the field writes it: L5H1 is head 1 of layer 5, counted from 0."""
+    """Return the name of a head as usual in the field: L5H1 is head 1 of layer 5, counted from 0."""
     return f"L{layer}H{head}"
 
 
@@ -158,7 +158,7 @@ def plain(value: Any) -> Any:
 def lower_triangle(weights: torch.Tensor, bytes_each: int = 1) -> str:
     """Return causal weights between 0 and 1 as text: the rows of the lower triangle in base64.
 
-    bytes_each: 1 (255 is 1), or 2, the higher one first (65,535 is 1).
+    bytes_each: 1 (255 means 1.0), or 2, big-endian (65,535 means 1.0).
     """
     rows, columns = torch.tril_indices(weights.shape[-2], weights.shape[-1])
     kept = weights[..., rows, columns].nan_to_num(0)
@@ -169,7 +169,7 @@ def lower_triangle(weights: torch.Tensor, bytes_each: int = 1) -> str:
 
 
 def signed_lower_triangle(values: torch.Tensor) -> str:
-    """Return values between -1 and 1 of a symmetric matrix as text: 0 is byte 127."""
+    """Return values between -1 and 1 of a symmetric matrix as text: byte 127 means 0."""
     rows, columns = torch.tril_indices(values.shape[-2], values.shape[-1])
     return _bytes((values[..., rows, columns] + 1) * 127)
 
@@ -179,7 +179,7 @@ def _bytes(values: torch.Tensor) -> str:
 
 
 def document_of(looked: Findings) -> dict[str, Any]:
-    """Return what look.json holds."""
+    """Return the contents of look.json."""
     inside = looked.inside
     document: dict[str, Any] = {
         "llm_lab": __version__,
@@ -238,18 +238,18 @@ def document_of(looked: Findings) -> dict[str, Any]:
 
 
 def model_facts(inside: Inside) -> dict[str, Any]:
-    """Return what a looked-at model is: its name, folder, architecture and sizes."""
+    """Return the facts about a measured model: its name, folder, architecture and sizes."""
     names = ("name", "folder", "architecture", "parameters", "layers", "heads")
     return {name: getattr(inside, name) for name in names} | {"hidden_size": inside.recording.residual.shape[-1]}
 
 
 def check_facts(check: Any) -> dict[str, Any]:
-    """Return a check of a measurement: its error, and the largest that is still rounding."""
+    """Return a check of a measurement: its error, and the largest one that rounding can explain."""
     return {"name": check.name, "error": check.error, "limit": check.limit, "holds": check.holds}
 
 
 def summary_of(looked: Findings) -> list[str]:
-    """Return what was found, in a few sentences."""
+    """Return a summary of the findings, in a few sentences."""
     inside = looked.inside
     found = []
     if inside.scores is not None and inside.heads:

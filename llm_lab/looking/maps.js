@@ -1,5 +1,5 @@
 // Maps of attention and of similarity over the tokens of a text, drawn on canvases: for the report and for the web page.
-// Nothing here asks for anything, and no text is read as HTML.
+// This makes no requests, and parses no text as HTML.
 
 export const make = (tag, className, text) => {
   const element = document.createElement(tag);
@@ -9,8 +9,8 @@ export const make = (tag, className, text) => {
 };
 
 /**
- * The colors on a background: the scales as [r, g, b] lists, and those of texts and lines.
- * ramps: {share: [light, dark], signed: [light, dark]}. named: returns the color of a CSS variable now.
+ * The colors for a background: the scales as [r, g, b] lists, and the colors of text and lines.
+ * ramps: {share: [light, dark], signed: [light, dark]}. named: returns the current color of a CSS variable.
  */
 export const colorsOf = (ramps, dark, named) => {
   const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -19,7 +19,7 @@ export const colorsOf = (ramps, dark, named) => {
   return { ...scales, ink: named("ink"), soft: named("soft"), accent: named("c1") };
 };
 
-/** The color of a value. The colors of weights grow with the square root, so small ones are seen too. */
+/** The color of a value. Weights are colored by their square root, so that small ones are visible too. */
 export const colorAt = (colors, value, signed, linear) => {
   const size = Math.min(Math.abs(value), 1);
   const far = linear ? size : Math.sqrt(size);
@@ -28,7 +28,7 @@ export const colorAt = (colors, value, signed, linear) => {
   return ramp[Math.round(signed ? (last / 2) * (1 + Math.sign(value) * far) : last * far)];
 };
 
-/** Black or white, whichever has the higher contrast (WCAG 2) on a color: 4.5 or more on every color. */
+/** Black or white, whichever has the higher contrast (WCAG 2) on a color; it is at least 4.5 on every color. */
 export const inkOn = (rgb) => {
   const linear = rgb.map((part) => (part <= 10 ? part / 3294 : ((part / 255 + 0.055) / 1.055) ** 2.4));
   return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000000" : "#ffffff";
@@ -44,7 +44,7 @@ export const nameOf = (tokens, position) => "“" + tokens[position] + "” (" +
 const decoded = new Map();
 const bytesOf = (text) => {
   if (!decoded.has(text)) {
-    if (decoded.size > 400) decoded.clear(); // of checkpoints that were looked at before
+    if (decoded.size > 400) decoded.clear(); // matrices of checkpoints that were shown before
     decoded.set(text, Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0)));
   }
   return decoded.get(text);
@@ -52,8 +52,8 @@ const bytesOf = (text) => {
 const place = (row, column) => (row * (row + 1)) / 2 + column;
 
 /**
- * The set of all attention heads. read: the data now, {count, bytes, models: [{layers}], scores}.
- * view: how it is shown now, {mode: a model's number or "difference", hideFirst}.
+ * The set of all attention heads. read: returns the current data, {count, bytes, models: [{layers}], scores}.
+ * view: the current view, {mode: a model's number or "difference", hideFirst}.
  */
 export const attentionSet = (tokens, read, view) => {
   const { count, models, first } = read();
@@ -94,7 +94,7 @@ export const attentionSet = (tokens, read, view) => {
   };
 };
 
-/** The set of the similarities of positions by layer. read: the data now, one matrix for each layer. */
+/** The set of the similarities of positions by layer. read: returns the current data, one matrix for each layer. */
 export const similaritySet = (tokens, read) => {
   const labels = read().map((_, index) => (index === 0 ? "Before the first layer" : "After layer " + (index - 1)));
   return {
@@ -113,7 +113,7 @@ export const similaritySet = (tokens, read) => {
   };
 };
 
-/** Build what an explorer fills: small pictures, a large one, the text, a table. Returns it, to be put into a figure. */
+/** Build the elements that an explorer fills: small pictures, a large one, the text, a table. Returns the container. */
 const explorerBody = (names, flow) => {
   const body = make("div", "look-body");
   const box = make("div", "look-grid-box");
@@ -154,8 +154,8 @@ const explorerBody = (names, flow) => {
 };
 
 /**
- * A set of matrices over the tokens: small pictures to choose from, one of them large, the text colored by a row.
- * root: a figure, into which it is put before the figcaption, if there is one. colors: the scales now. names: of the
+ * A set of matrices over the tokens: small pictures to choose from, a large one, and the text colored by a row.
+ * root: a figure; the set is inserted before its figcaption, if any. colors: the current scales. names: those of the
  * grid and of the large picture. Returns a function that draws all of it again.
  */
 export const explorer = (root, { tokens, set, colors, names, flow }) => {
@@ -195,7 +195,7 @@ export const explorer = (root, { tokens, set, colors, names, flow }) => {
 
   let geometry;
   function paintLarge() {
-    if (!canvas.parentElement.clientWidth) return; // on a tab that is not shown
+    if (!canvas.parentElement.clientWidth) return; // on a hidden tab
     const { ink, soft, accent } = colors();
     const context = canvas.getContext("2d");
     const family = getComputedStyle(document.body).fontFamily;
@@ -205,7 +205,7 @@ export const explorer = (root, { tokens, set, colors, names, flow }) => {
     const room = canvas.parentElement.clientWidth - label - 4;
     const cell = Math.max(12, Math.min(26, Math.floor(room / size)));
     const width = label + cell * size + 4;
-    // Browsers refuse canvases that are too large: those of a long text are drawn less sharply.
+    // Browsers refuse canvases that are too large, so those of a long text have a lower resolution.
     const scale = Math.max(1, Math.min(window.devicePixelRatio || 1, 4096 / width));
     canvas.width = width * scale;
     canvas.height = width * scale;
@@ -380,8 +380,8 @@ export const explorer = (root, { tokens, set, colors, names, flow }) => {
 };
 
 /**
- * The table of the logit lens: a cell that is pointed at, or focused, is read out; arrow keys move.
- * read: the data now, {lens: by layer and position the top tokens with their probabilities, words}; the last layer is
+ * The table of the logit lens: the details of the pointed or focused cell are shown; arrow keys move.
+ * read: returns the data, {lens: the top tokens with probabilities by layer and position, words}; the last layer is
  * the first row of the table. columns: positions.
  */
 export const lensReader = (table, spoken, tokens, read, columns = tokens.length) => {

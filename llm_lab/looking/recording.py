@@ -1,7 +1,7 @@
 """What happens inside a model on one text: the residual stream, its parts, and the attention weights.
 
-The hooks work on any causal LM, and check themselves: what a layer adds to the residual stream must be the sum of what
-its attention and its feed-forward add.
+The hooks work on any causal LM, and check themselves: the change of the residual stream by a layer must be the sum of
+the changes by its attention and its feed-forward network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from .anatomy import Anatomy, base_of, eager_attention, find_parts
 
-# How far a sum may be from the whole, relative to its size, by the precision of the weights.
+# The largest error of a sum, relative to its size, by the precision of the weights.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 LOW_PRECISION_TOLERANCE = 5e-2
 
@@ -25,7 +25,7 @@ LOW_PRECISION_TOLERANCE = 5e-2
 class Parts:
     """What the attention and the feed-forward of a layer add to the residual stream: (length, hidden_size) each.
 
-    error: of the sum, relative to what the layer adds. how: in words, how the parts were found.
+    error: that of the sum, relative to what the layer adds. how: a description of how the parts were found.
     """
 
     attention: torch.Tensor
@@ -36,11 +36,11 @@ class Parts:
 
 @dataclass
 class Recording:
-    """One forward pass over `ids` (length,). Everything on the CPU, in float32.
+    """One forward pass over `ids` (length,). Everything is on the CPU, in float32.
 
-    residual: (layers + 1, length, hidden_size): before the first layer, and after each. attention: per layer (heads,
+    residual: (layers + 1, length, hidden_size), before the first layer and after each. attention: per layer (heads,
     length, length), or None. heads: per layer the input of the output projection (length, heads * head_dim), or None.
-    parts: per layer, or None where they could not be separated; `why` then has the reason. logits: (length,
+    parts: per layer, or None if they could not be separated; `why` then has the reason. logits: (length,
     vocabulary). head_input: (length, hidden_size).
     """
 
@@ -69,13 +69,13 @@ class _Calls:
 
 
 def tolerance(model: Any) -> float:
-    """Return how large a relative error is still rounding, for the precision of a model's weights."""
+    """Return the largest relative error that rounding can explain, for the precision of a model's weights."""
     return TOLERANCE.get(model.dtype, LOW_PRECISION_TOLERANCE)
 
 
 @torch.no_grad()
 def record(model: Any, ids: Sequence[int] | torch.Tensor) -> Recording:
-    """Run a causal LM over one text and return what happened inside. Raises UserError if its layers aren't found."""
+    """Run a causal LM on one text and return its activations. Raises UserError if its layers aren't found."""
     anatomy = find_parts(model)
     calls = [_Calls() for _ in anatomy.layers]
     count = len(anatomy.layers)
@@ -127,7 +127,7 @@ def record(model: Any, ids: Sequence[int] | torch.Tensor) -> Recording:
 
 def run_model(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Return the logits (rows, length, vocabulary) of a batch of token ids."""
-    # Older architectures keep attention weights to themselves unless asked.
+    # Older architectures return attention weights only if this is set.
     asked = "output_attentions" in inspect.signature(base_of(model).forward).parameters
     more = {"output_attentions": True} if asked else {}
     return model(input_ids=ids.to(model.device), use_cache=False, **more).logits
@@ -141,7 +141,7 @@ def _hook_layer(
 
     def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         given, returned = _states(args, kwargs), _first_tensor(output)
-        # Copied, because some architectures add to it in place.
+        # Copied, because some architectures modify it in place.
         seen.calls.append((module, given, returned, None if returned is None else returned.clone()))
 
     def end(module: Any, args: Any, output: Any) -> None:
@@ -154,7 +154,7 @@ def _hook_layer(
 
 
 def _states(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """Return the first argument that can be hidden states."""
+    """Return the first argument with the shape of hidden states."""
     named = [kwargs["hidden_states"]] if "hidden_states" in kwargs else []
     tensors = (value for value in (*args, *named) if torch.is_tensor(value) and value.is_floating_point())
     return next((value for value in tensors if value.ndim in (2, 3)), None)  # OPT flattens the rows of a batch
@@ -172,7 +172,7 @@ def _keep(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def weights_in(output: Any, length: int) -> torch.Tensor | None:
-    """Return the attention weights (batch, heads, length, length) among what an attention returned, or None."""
+    """Return the attention weights (batch, heads, length, length) among the outputs of an attention, or None."""
     for value in output if isinstance(output, tuple) else ():
         if torch.is_tensor(value) and value.ndim == 4 and value.shape[-2:] == (length, length):
             return value
@@ -198,7 +198,7 @@ def _keep_input(kept: list[torch.Tensor | None], index: int) -> Callable:
 
 
 def _parts(anatomy: Anatomy, index: int, seen: _Calls, output: torch.Tensor, limit: float) -> Parts | None:
-    """Return what attention and feed-forward add, or None where the sum does not close."""
+    """Return what attention and feed-forward network add, or None if their sum is not what the layer adds."""
     before, attention, feed_forward = seen.before, anatomy.attention[index], anatomy.feed_forward[index]
     found = {id(module): (given, copy) for module, given, _, copy in seen.calls}
     if before is None or attention is None or id(attention) not in found:
@@ -220,7 +220,7 @@ def _parts(anatomy: Anatomy, index: int, seen: _Calls, output: torch.Tensor, lim
     outputs = [copy.float() for _, _, _, copy in seen.calls if copy is not None and copy.shape == before.shape]
     errors = [_explain(first, before.float(), outputs), _explain(second, middle.float(), outputs)]
     if feed_forward is None:
-        errors[1] = 0.0  # its layers are not one module: it is what is left of the whole
+        errors[1] = 0.0  # its layers are not in one module, so it is computed as the remainder
     if max(errors) > limit:
         return None
     how = "what the residual stream gained before and after the input of the second sub-block"
@@ -235,7 +235,7 @@ def _middle(
     added: torch.Tensor,
     limit: float,
 ) -> torch.Tensor | None:
-    """Return the residual stream between the sub-blocks: the input of the second one, or of the norm before it."""
+    """Return the residual stream between the sub-blocks: the input of the second one, or of the norm in front of it."""
     if feed_forward is not None:
         given = next((given for module, given, _, _ in seen.calls if module is feed_forward), None)
         norm = next((one for one in seen.calls if one[2] is not None and one[2] is given), None)
@@ -250,7 +250,7 @@ def _middle(
 
 
 def _explain(part: torch.Tensor, start: torch.Tensor, outputs: Sequence[torch.Tensor]) -> float:
-    """Return the error of the output that best explains a part: as it is, scaled, or with the residual in it."""
+    """Return the error of the output that best explains a part: unchanged, scaled, or minus the residual stream."""
     found = [1.0]
     for output in outputs:
         size = (output * output).sum()
@@ -260,7 +260,7 @@ def _explain(part: torch.Tensor, start: torch.Tensor, outputs: Sequence[torch.Te
 
 
 def _relative(error: torch.Tensor, whole: torch.Tensor) -> float:
-    """Return the size of an error relative to that of what it should be."""
+    """Return the size of an error relative to that of the expected value."""
     return float(error.norm() / whole.norm().clamp_min(1e-12))
 
 
@@ -270,14 +270,14 @@ def _why_no_parts(anatomy: Anatomy, index: int) -> str:
     return f"in layer {index}, the outputs of attention and the feed-forward network do not sum to what the layer adds"
 
 
-# Attention of a batch, without keeping it
+# Attention of a batch, without storing it
 
 
 @torch.no_grad()
 def run_reading(
     model: Any, ids: torch.Tensor, use: Callable[[int, torch.Tensor], None]
 ) -> tuple[torch.Tensor, list[int]]:
-    """Run a batch (rows, length) and hand each layer's attention weights (rows, heads, length, length) to `use`.
+    """Run a batch (rows, length) and pass each layer's attention weights (rows, heads, length, length) to `use`.
 
     Returns the logits, and the layers without attention weights.
     """
@@ -305,7 +305,7 @@ def run_reading(
 def without_heads(model: Any, heads: Sequence[tuple[int, int]], count: int) -> Iterator[None]:
     """Zero the outputs of heads, each (layer, head), before the output projection. count: heads per layer.
 
-    Raises IndexError for a head that the model doesn't have, LookupError where a layer has no output projection.
+    Raises IndexError for a head that the model doesn't have, LookupError if a layer has no output projection.
     """
     anatomy = find_parts(model)
     by_layer: dict[int, list[int]] = {}

@@ -31,7 +31,7 @@ from .sections import (
     highest,
 )
 
-SMALL_CHANGE = 0.1  # of a score: the colors of a difference reach at least this far
+SMALL_CHANGE = 0.1  # the least range of the color scale for differences of scores
 
 
 def write_look(looked: Findings, folder: Path) -> None:
@@ -43,7 +43,7 @@ def write_look(looked: Findings, folder: Path) -> None:
 
 
 def page_of(looked: Findings) -> str:
-    """Return the report as one HTML document, without requests."""
+    """Return the report as one HTML document that makes no requests."""
     inside = looked.inside
     page = Page(f"Inside {inside.name}")
     shape = f"{inside.layers} layers" + (f" of {inside.heads} heads" if inside.heads else "")

@@ -19,7 +19,7 @@ def position_similarity(residual: torch.Tensor) -> torch.Tensor:
 def mean_similarity(similarity: torch.Tensor) -> torch.Tensor:
     """Return the mean cosine of different positions by layer, without the first position, (layers + 1,).
 
-    The first token's state is often of another size and direction than all others.
+    The first token's state often differs from all others in size and direction.
     """
     rest = similarity[:, 1:, 1:]
     count = rest.shape[-1]
@@ -29,12 +29,12 @@ def mean_similarity(similarity: torch.Tensor) -> torch.Tensor:
 
 
 def cka(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Return the linear CKA of layers with layers, (layers of first, layers of second).
+    """Return the linear CKA of all pairs of layers, (layers of first, layers of second).
 
-    first, second: (layers, length, hidden_size), of the same tokens; the hidden sizes may differ. This is the estimate
-    without bias for few tokens (Nguyen et al., arXiv:2010.15327; HSIC of Song et al., 2012): plain CKA (Kornblith et
-    al., arXiv:1905.00414) is close to 1 for any two layers where there are fewer tokens than dimensions. ValueError
-    below FEWEST_TOKENS tokens.
+    first, second: (layers, length, hidden_size), of the same tokens; the hidden sizes may differ. This is the unbiased
+    estimate for few tokens (Nguyen et al., arXiv:2010.15327; HSIC of Song et al., 2012): plain CKA (Kornblith et al.,
+    arXiv:1905.00414) is close to 1 for any two layers if there are fewer tokens than dimensions. Raises ValueError for
+    fewer than FEWEST_TOKENS tokens.
     """
     if first.shape[1] < FEWEST_TOKENS or first.shape[1] != second.shape[1]:
         raise ValueError(f"CKA requires the same tokens, at least {FEWEST_TOKENS}")

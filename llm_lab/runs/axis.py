@@ -1,4 +1,4 @@
-"""Axes: from values to pixels, linear or logarithmic, and the round numbers written next to them."""
+"""Axes: mapping of values to pixels, linear or logarithmic, and the round numbers at their marks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from .svg import WIDTH, line, width_of, words
 
-SMALLEST = 1e-290  # values and differences below it are too near to 0 for a logarithm
+SMALLEST = 1e-290  # smaller values and differences are too close to 0 for a logarithm
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """The pixel of a value; the middle where the axis holds only one value."""
+        """The pixel of a value; the middle if the axis holds only one value."""
         scale = math.log10 if self.log else float
         low, high = scale(self.low), scale(self.high)
         share = (scale(value) - low) / (high - low) if high > low else 0.5
         return self.start + share * (self.end - self.start)
 
     def marks(self, about: int) -> list[float]:
-        """Round numbers along the axis, about as many as asked."""
+        """Round numbers along the axis, about as many as requested."""
         found = powers(self.low, self.high) if self.log else []
-        if len(found) > about:  # only the powers of ten, or every second of them, every third ...
+        if len(found) > about:  # only the powers of ten, or every second one, every third one ...
             tens = powers(self.low, self.high, (1,))
             found = tens[:: -(-len(tens) // about)]
         return found if len(found) > 1 else ticks(self.low, self.high, about)
@@ -41,9 +41,9 @@ class Axis:
 def axis_of(
     values: Sequence[float], start: float, end: float, *, log: bool = False, room: float = 0.05, zero: bool = False
 ) -> Axis:
-    """Return the axis that holds all values, with some room at both ends. zero: a linear axis includes 0."""
+    """Return an axis for all values, with some room at both ends. zero: whether a linear axis includes 0."""
     low, high = min(values), max(values)
-    if high - low <= max(1e-12 * max(abs(low), abs(high)), SMALLEST):  # a difference from rounding is not a range
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), SMALLEST):  # a difference due to rounding is not a range
         high = low
     if log:
         room = room * math.log10(high / low) if high > low else 0.3
@@ -51,12 +51,12 @@ def axis_of(
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     space = room * (high - low) if high > low else abs(high) * 0.1 or 1.0
-    # An axis that starts or ends at 0 by request has no room on that side.
+    # An axis with a requested 0 at one end has no extra room there.
     return Axis(low - space * (not zero or low < 0), high + space * (not zero or high > 0), start, end)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Return about `about` round numbers from low to high, at least two where they fit."""
+    """Return about `about` round numbers from low to high, at least two if they fit."""
     if high - low <= SMALLEST:
         return [low]
     raw = (high - low) / about
@@ -71,14 +71,14 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def powers(low: float, high: float, times: Sequence[int] = (1, 2, 5)) -> list[float]:
-    """Return 1, 2 and 5 times the powers of ten from low to high; only the powers where those would be many."""
+    """Return 1, 2 and 5 times the powers of ten from low to high; only the powers if there would be too many."""
     tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [many * 10.0**power for power in tens for many in times if low <= many * 10.0**power <= high]
     return found if len(found) <= 6 or len(times) == 1 else powers(low, high, (1,))
 
 
 def tick_labels(marks: Sequence[float]) -> list[str]:
-    """Return the numbers of an axis in as few digits as show each of them exactly, so no two look alike."""
+    """Return the numbers of an axis with the fewest digits that show each of them exactly, so that all differ."""
     apart = min((abs(b - a) for a, b in pairwise(marks)), default=math.inf)
     for digits in range(4, 17):
         texts = [f"{mark + 0.0:.{digits}g}" for mark in marks]
@@ -93,7 +93,7 @@ _LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 
 
 def short_number(text: str) -> str:
-    """Return a number in text as people write it: 1e-05 as 1e-5, 20000 as 20,000, 3e+05 as 300k."""
+    """Return a number as text in its usual form: 1e-05 as 1e-5, 20000 as 20,000, 3e+05 as 300k."""
     value = float(text)
     for unit, letter in _LARGE:
         if unit <= abs(value) < 1e15:
@@ -107,7 +107,7 @@ def short_number(text: str) -> str:
 
 
 def _scientific(text: str) -> str:
-    """Return a number in text with a power of ten, in the digits that it has."""
+    """Return a number as text with a power of ten, with its own digits."""
     if not float(text):
         return "0"
     digits, _, power = f"{float(text):.14e}".partition("e")
@@ -115,14 +115,14 @@ def _scientific(text: str) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Return a value with a number of significant digits, and all digits of its whole part up to a million."""
+    """Return a value with a number of significant digits, and with all digits of its integer part up to a million."""
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if 10**digits <= abs(value) < 1e6 else short_number(f"{value + 0.0:.{digits}g}")
 
 
 def draw_upright(axis: Axis, marks: Sequence[float], left: float, right: float) -> list[str]:
-    """Return the grid of an upright axis, from left to right, with its numbers."""
+    """Return a vertical axis: its numbers, and grid lines from left to right."""
     parts = [line(left, axis.place(mark), right, axis.place(mark), "grid") for mark in marks]
     numbers = zip(marks, tick_labels(marks), strict=True)
     return parts + [words(left - 7, axis.place(mark) + 4, text, "end") for mark, text in numbers]
@@ -131,10 +131,10 @@ def draw_upright(axis: Axis, marks: Sequence[float], left: float, right: float) 
 def draw_flat(
     axis: Axis, marks: Sequence[float], bottom: float, top: float | None = None, *, texts: Sequence[str] = ()
 ) -> list[str]:
-    """Return a flat axis at the bottom with its numbers, or with texts instead. top: with a grid up to there."""
+    """Return a horizontal axis at the bottom with its numbers, or with texts instead. top: how far up grid lines go."""
     parts = []
     texts = texts or tick_labels(marks)
-    # Where the numbers are too wide for each other, every second one is left out, or more.
+    # If the numbers would overlap, every second one is left out, or more.
     apart = min((abs(axis.place(b) - axis.place(a)) for a, b in pairwise(marks)), default=math.inf)
     every = max(1, math.ceil((max(map(width_of, texts), default=0) + 8) / apart))
     for mark, text in list(zip(marks, texts, strict=True))[::every]:

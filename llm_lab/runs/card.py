@@ -37,7 +37,7 @@ from .record import is_number
 from .report import RESULT_HEAD, result_rows
 
 NAME = "README.md"
-# Results about the run, and columns of metrics.jsonl about one step: neither describes the model.
+# Results about the run, and columns of metrics.jsonl about one step; neither describes the model.
 NOT_SHOWN = {*OF_THE_MACHINE, "step", "size_bytes"}
 OF_THE_STEP = {"step", "learning_rate", "grad_norm", "epochs", "mix", *OF_THE_MACHINE}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -53,9 +53,9 @@ def write_card(
 ) -> str:
     """Write README.md into a model folder; returns its text.
 
-    source: the folder of the weights (or a name on the Hub) from which `folder` was made, if another. proof: the
-    outcome of loading it, as run.json has it. repo: owner/name on the Hub, where it is pushed. answers: author, license
-    and the like; by default, what the user has given before (UserError where that can't be read).
+    source: the folder of the weights (or a name on the Hub) that `folder` was made from, if different. proof: the
+    outcome of loading it, as in run.json. repo: owner/name of the push on the Hub. answers: author, license and so on;
+    by default, what the user has given before (UserError if that can't be read).
     """
     model = inspect_folder(folder)
     node = trace(str(source or folder), digest_of=lambda path: None)
@@ -70,7 +70,7 @@ def write_card(
 
 
 def front_matter(folder: ModelFolder, node: Node, answers: Mapping[str, str]) -> str:
-    """Return the block of YAML at the head of a model card."""
+    """Return the YAML block at the top of a model card."""
     facts: dict[str, Any] = {
         "library_name": LIBRARIES[folder.kind],
         "pipeline_tag": "text-classification" if folder.is_reward_model else "text-generation",
@@ -101,20 +101,20 @@ def hub_base(node: Node) -> str | None:
 
 
 def is_hub_name(place: str) -> bool:
-    """Whether a model is named as on the Hub, and is no folder here."""
+    """Whether a model has the form of a name on the Hub, and is not a folder here."""
     return _HUB_NAME.fullmatch(place) is not None and not Path(place).exists()
 
 
 def _relation(folder: ModelFolder, node: Node) -> str | None:
-    """Return the Hub's word for how the model relates to its base; None for the same weights in the same form."""
+    """Return the Hub's word for how the model relates to its base; None for the same weights in the same format."""
     if folder.kind == ADAPTER:
         return "adapter"
     if node.run is None:
         return "quantized" if folder.kind == GGUF else None
-    return "finetune"  # a merged adapter too: the Hub's "merge" means several models merged into one
+    return "finetune"  # also for a merged adapter: on the Hub, "merge" means several models merged into one
 
 
-# The text, which people read
+# The text
 
 
 def _body(
@@ -152,7 +152,7 @@ def _texts(answers: Mapping[str, str], key: str) -> list[str]:
 
 
 def _requirements(folder: ModelFolder) -> list[str]:
-    """Return what has to be in place for the code to run elsewhere."""
+    """Return what is required to run the code elsewhere."""
     if folder.kind == ADAPTER and folder.base and not is_hub_name(folder.base):
         fix = "Elsewhere, set its path in adapter_config.json, or merge first: `llm-lab merge`"
         return [f"The base model was in a local folder of the machine that made the adapter. {fix}."]
@@ -198,12 +198,12 @@ def _model_rows(folder: ModelFolder, node: Node, answers: Mapping[str, str]) -> 
 
 
 def _counted(number: int) -> str:
-    """Return a count for people, and in all its digits where these say more."""
+    """Return a short form of a count, and all its digits if these say more."""
     return f"{count(number)} ({number:,})" if number >= 10_000 else f"{number:,}"
 
 
 def _results(node: Node) -> dict[str, Any]:
-    """Return the results of a model: of a checkpoint within a run, what was measured up to its step."""
+    """Return the results of a model; for a checkpoint within a run, those measured up to its step."""
     found = dict(_run_results(node))
     if node.step is not None and node.run is not None:
         found = {}
@@ -214,12 +214,12 @@ def _results(node: Node) -> dict[str, Any]:
 
 
 def _evaluation_rows(node: Node) -> Iterator[list[str]]:
-    """Yield a row for each result of the last three evaluations of exactly these weights."""
+    """Yield a row for each result of the last three evaluations of these exact weights."""
     here = Path(node.place).resolve()
     for evaluation in [row for row in node.evaluations if Path(str(row.get("checkpoint"))).resolve() == here][-3:]:
         data = Markdown(", ".join(code(item["path"]) for item in evaluation.get("data") or ()))
         results = evaluation.get("results") or {}
-        of_the_model = {key: value for key, value in results.items() if "second" not in key}  # not its speed here
+        of_the_model = {key: value for key, value in results.items() if "second" not in key}  # not the speed here
         yield from ([data, *row] for row in result_rows(of_the_model))
 
 
@@ -265,7 +265,7 @@ def _origin(node: Node) -> str | None:
 
 
 def _name(node: Node) -> str:
-    """Return the name of a model: its run, with the pipeline that it is a stage of, or its own name."""
+    """Return the name of a model: its run's, with the pipeline that it belongs to, or its own name."""
     if node.run is None:
         return node.place
     path = node.run.path.resolve()

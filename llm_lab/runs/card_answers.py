@@ -1,4 +1,4 @@
-"""What only a person knows of a model, for its card: author, license, intended use and limitations, asked once.
+"""What only a person knows about a model, for its card: author, license, intended use and limitations, asked once.
 
 card.yaml in checkpoints/ holds the answers for all models, and card.yaml in a run's folder those for one model. Both
 are read whenever a card is written; `llm-lab export --author ... --license ...` writes them.
@@ -21,7 +21,7 @@ FILE = "card.yaml"
 OF_ALL_MODELS = ("author", "license")
 OF_ONE_MODEL = ("intended_use", "limitations")
 KEYS = (*OF_ALL_MODELS, *OF_ONE_MODEL)
-# Licenses that the Hub knows by these names; others are "other" there, with a name of their own.
+# Licenses that the Hub knows by these names; for others it uses "other" and a license name.
 LICENSES = (
     *("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "unlicense"),
     *(
@@ -39,10 +39,10 @@ LICENSES = (
 
 
 def read_answers(run: RunFolder | None, *, root: Path = ROOT) -> dict[str, str]:
-    """Return the answers for the model of a run (None: of no run), those of all models included. UserError as below."""
+    """Return the answers for the model of a run (or of none), including those for all models. UserError as in _read."""
     folders = [root]
     if run is not None:
-        outer = run.path.parent  # of a stage: its pipeline
+        outer = run.path.parent  # if the run is a stage: its pipeline
         folders += [*([outer] if (outer / "run.json").is_file() else []), run.path]
     found: dict[str, str] = {}
     for folder in folders:
@@ -51,9 +51,9 @@ def read_answers(run: RunFolder | None, *, root: Path = ROOT) -> dict[str, str]:
 
 
 def keep_answers(answers: Mapping[str, str | None], run: RunFolder | None, *, root: Path = ROOT) -> None:
-    """Keep answers for the next cards: author and license for all models, the others for that of the run.
+    """Store answers for the next cards: author and license for all models, the others for that of the run.
 
-    None leaves an answer as it is, "" removes it.
+    None leaves an answer unchanged, "" removes it.
     """
     for keys, folder in ((OF_ALL_MODELS, root), (OF_ONE_MODEL, run.path if run else root)):
         given = {key: value for key in keys if (value := answers.get(key)) is not None}
@@ -63,13 +63,13 @@ def keep_answers(answers: Mapping[str, str | None], run: RunFolder | None, *, ro
 
 
 def license_facts(license: str) -> dict[str, str]:
-    """Return what the front matter says of a license."""
+    """Return the front matter of a license."""
     name = license.lower().replace(" ", "-")
     return {"license": name} if name in LICENSES else {"license": "other", "license_name": name}
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Read a file of answers. UserError where it is not one."""
+    """Read a file of answers. UserError if it is not one."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:

@@ -13,25 +13,25 @@ from .palette import SERIES
 from .svg import WIDTH, bar, curve, dot, fit, line, picture, ring, width_of, words
 
 Points = Sequence[tuple[float, float]]
-Series = Mapping[str, Points]  # key in metrics.jsonl: its (step, value) points
+Series = Mapping[str, Points]  # {key in metrics.jsonl: its (step, value) points}
 
 
-# The curves of a run: the first panel across the whole width, the others below it, two in a row
+# The curves of a run: the first panel takes the full width; the others are below it, two in a row
 
-NUMBERS = 44  # pixels for the numbers of an upright axis
+NUMBERS = 44  # pixels for the numbers of a vertical axis
 LEFT, RIGHT, BETWEEN = NUMBERS + 16, 20, NUMBERS + 28
 TOP, GAP, BOTTOM = 36, 60, 44
-WIDE, SMALL = 240, 130  # heights
+WIDE, SMALL = 240, 130  # heights of panels
 # Above this ratio of largest to smallest value, a curve of positive values is drawn on a logarithmic scale.
 WIDE_RANGE = 30.0
-LEAST_SPAN = 1e-3  # of an axis, as a share of its values: 0.6925 to 0.6935, and not 0.6930925 to 0.6931
+LEAST_SPAN = 1e-3  # of an axis, relative to its values: 0.6925 to 0.6935, not 0.6930925 to 0.6931
 
 
 @dataclass(frozen=True)
 class Panel:
     """One axis and the metrics drawn on it, by their keys in metrics.jsonl.
 
-    from_zero: the axis starts at 0. linear: never logarithmic.
+    from_zero: whether the axis starts at 0. linear: whether it is never logarithmic.
     """
 
     keys: tuple[str, ...]
@@ -84,8 +84,8 @@ PANELS = (
 def panels_for(keys: Container[str]) -> list[Panel]:
     """Return the panels of a run with these metrics, the most informative one first.
 
-    In GRPO and PPO that is the reward; their loss says little, so it comes after what the model does. Where outputs are
-    only scored, as in SFT, the loss stays first.
+    In GRPO and PPO, that is the reward; their loss is not informative, so it comes after what the model does. If
+    outputs are only scored, as in SFT, the loss comes first.
     """
     panels = [panel for panel in PANELS if any(key in keys for key in panel.keys)]
     if "reward" not in keys:
@@ -100,7 +100,7 @@ MEASURED_RARELY = (
     "forgetting",
     "bits_per_byte",
     "general_bits_per_byte",
-)  # keys that start so have a dot at every point
+)  # curves whose keys start so have a dot at every point
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Box:
 
 
 def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """Draw the rows of metrics.jsonl, or return None where there is nothing to draw."""
+    """Draw the rows of metrics.jsonl, or return None if there is nothing to draw."""
     rows = list(rows)
     drawn = []
     for panel in panels_for({key for row in rows for key in row}):
@@ -124,13 +124,13 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
         series = {key: points for key, points in series.items() if points}
         if series and not _repeats_exact_match(panel, series, rows):
             drawn.append((panel, series))
-    # A single point makes a poor curve: the table of results shows it better.
+    # A single point is not a curve; the table of results shows it better.
     curves = [(panel, series) for panel, series in drawn if max(map(len, series.values())) > 1]
     return draw_panels(curves or drawn) if drawn else None
 
 
 def _repeats_exact_match(panel: Panel, series: Series, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the panel shows nothing but a held-out reward that equals the exact match."""
+    """Whether the panel shows only a held-out reward that equals the exact match."""
     scored = [row for row in rows if "eval_reward_sampled" in row]
     same = all(row["eval_reward_sampled"] == row.get("exact_match_sampled") for row in scored)
     return list(series) == ["eval_reward_sampled"] and same
@@ -139,7 +139,7 @@ def _repeats_exact_match(panel: Panel, series: Series, rows: Sequence[Mapping[st
 def draw_panels(panels: Sequence[tuple[Panel, Series]]) -> str:
     """Draw each panel's series, none of them empty, over the steps of all panels.
 
-    The first panel has the full width, and so has a last one without a neighbor.
+    The first panel has the full width, and so does a last one without a neighbor.
     """
     steps = [x for _, series in panels for points in series.values() for x, _ in points]
     whole = WIDTH - LEFT - RIGHT
@@ -178,7 +178,7 @@ def _panel(panel: Panel, series: Series, steps: Sequence[float], box: Box) -> li
     parts += draw_flat(flat, whole, bottom)
     title = f"{panel.title} (%)" if panel.is_percent else panel.title
     parts.append(words(box.left - NUMBERS, box.top - 12, title, color="ink", bold=True))
-    # A color belongs to a metric, whether the panel's other curves are drawn or not.
+    # A metric keeps its color, whether the panel's other curves are drawn or not.
     colors = dict(zip(panel.keys, SERIES, strict=False))
     offset, start = right, box.left - NUMBERS + width_of(title, bold=True) + 10
     for key, points in reversed(list(series.items())):
@@ -195,7 +195,7 @@ def _panel(panel: Panel, series: Series, steps: Sequence[float], box: Box) -> li
 
 
 def _with_span(values: Sequence[float]) -> list[float]:
-    """Return values with ends added where they differ too little for numbers that people read."""
+    """Return values with two ends added if they differ too little for readable axis numbers."""
     low, high = min(values), max(values)
     missing = LEAST_SPAN * max(abs(low), abs(high)) - (high - low)
     return [*values, low - missing / 2, high + missing / 2] if missing > 0 else list(values)
@@ -209,7 +209,7 @@ NAME_ROOM = 230.0
 
 
 def draw_scores(scores: Mapping[str, Mapping[str, float]]) -> str | None:
-    """Draw the exact match of each stage, greedy and sampled, or else the reward. None without either."""
+    """Draw the exact match of each stage, greedy and sampled, or else the reward. None if there is neither."""
     is_exact = any("exact_match" in row for row in scores.values())
     panel = Panel(("exact_match", "exact_match_sampled")) if is_exact else Panel(("eval_reward_sampled",))
     labels = list(panel.labels.values()) if is_exact else [panel.title]

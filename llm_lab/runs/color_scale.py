@@ -1,4 +1,4 @@
-"""A range of values as a range of colors, and the bar that explains it."""
+"""A range of values as a range of colors, and the color bar that explains it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BAR_WIDTH = 12
 class ColorScale:
     """Colors from low to high. A diverging one is symmetric: its middle is 0.
 
-    first: the share of the colors that is left out at the low end, for dots that must be seen on the background.
+    first: the share of the colors to skip at the low end, for dots that must be visible on the background.
     """
 
     low: float
@@ -37,14 +37,14 @@ class ColorScale:
         return axis.marks(max(2, min(5, int(height // 40))))
 
     def width(self, height: float) -> float:
-        """The width that the bar needs with its numbers."""
+        """The width of the bar with its numbers."""
         return BAR_WIDTH + 10 + max(map(width_of, tick_labels(self.marks(height))))
 
     def draw(self, x: float, y: float, height: float) -> list[str]:
         """Return the bar with its numbers to its right."""
         part = height / (STEPS + 1)
         middles = [self.low + (self.high - self.low) * step / STEPS for step in range(STEPS + 1)]
-        # Each part is a little too high, so no light shows between two.
+        # Each part is slightly too high, so that there are no visible gaps between them.
         parts = [
             bar(x, y + height - (step + 1) * part, BAR_WIDTH, part + (0.5 if step else 0.0), self.color(value))
             for step, value in enumerate(middles)
@@ -66,7 +66,7 @@ def scale_of(
     high: float | None = None,
     first: float = 0.0,
 ) -> ColorScale:
-    """Return the scale of values; low and high set its ends, so several pictures can share one."""
+    """Return the scale of values; low and high set its ends, so that several pictures can share one."""
     values = list(values)
     low = min(values) if low is None else low
     high = max(values) if high is None else high

@@ -16,7 +16,7 @@ from llm_lab.errors import Problem, UserError
 from .disk import write_atomically
 from .glossary import name_of, quantity, write
 
-# Measure: its key in the glossary. In this order they are shown.
+# {measure: its key in the glossary}, in the order in which they are shown.
 MEASURES = {
     "parameters": "parameters",
     "step_loss": "loss",
@@ -25,7 +25,7 @@ MEASURES = {
     **{key: key for key in ("bits_per_byte", "exact_match", "exact_match_sampled", "eval_reward")},
     **{key: key for key in ("eval_reward_sampled", "eval_completion_length", "agreement", "tokens_per_second")},
 }
-# Recorded by each run on its own data: the best of them says nothing.
+# Recorded by each run on its own data, so the values can't be ranked.
 NOT_COMPARED = ("step_loss", "step_eval_loss")
 STOPS = {
     "end": "end of turn",
@@ -33,11 +33,11 @@ STOPS = {
     "context": "stopped: context full",
     "stopped": "stopped",
 }
-# How a comparison starts on disk.
+# The beginning of a comparison file.
 FILE_STARTS = {".md": "# Comparison\n", ".json": '{\n  "prompts": ['}
-SIMILAR = 0.4  # texts that share less than this are not matched word by word: all of the second is marked
-LONG = 400  # words; matching longer texts takes seconds where a model repeats itself
-# A word with the space after it; in scripts without spaces, a character.
+SIMILAR = 0.4  # texts that share less are not matched word by word; all of the second is marked
+LONG = 400  # words; matching longer texts takes seconds if a model repeats itself
+# A word and the space after it; in scripts without spaces, a single character.
 _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]\s*|[^\s\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]+\s*|\s+")
 
 
@@ -51,7 +51,7 @@ class Answer:
     problem: str | None = None
 
     def describe(self) -> str:
-        """Return its length, and why it stopped."""
+        """Return the length of the answer, and why it stopped."""
         many = "1 token" if self.tokens == 1 else f"{self.tokens:,} tokens"
         return f"{many}, {len(self.text):,} characters, {STOPS[self.stop]}"
 
@@ -60,7 +60,7 @@ class Answer:
 class Compared:
     """One of the models: its mode (chat or completion), its answers and its measures.
 
-    numbers: by measure, or by "measure:text" for one text.
+    numbers: values by measure, or by "measure:text" for one text.
     """
 
     name: str
@@ -74,8 +74,8 @@ class Compared:
 class Comparison:
     """Several models on the same prompts and texts.
 
-    drawn: how the answers were decoded, in words. same_tokens: whether all models read texts as the same tokens.
-    over_time: whether the models are the checkpoints of one run, in order.
+    drawn: a description of how the answers were decoded. same_tokens: whether all models tokenize texts in the same
+    way. over_time: whether the models are the checkpoints of one run, in order.
     """
 
     prompts: tuple[str, ...]
@@ -88,14 +88,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an answer. kind: same, new (not in the other text) or gone (words of the other text left out here)."""
+    """A piece of an answer. kind: same, new (not in the other text) or gone (missing from this text)."""
 
     text: str
     kind: str
 
 
 def differences(first: str, other: str) -> list[Part]:
-    """Return `other` in pieces: what it shares with `first`, word by word, and what it does not."""
+    """Return `other` in pieces: the words that it shares with `first`, and the others."""
     one, two = _WORD.findall(first), _WORD.findall(other)
     left, right = [word.strip() for word in one], [word.strip() for word in two]
     same = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
@@ -110,7 +110,7 @@ def differences(first: str, other: str) -> list[Part]:
 
 
 def verdict(first: Answer, other: Answer, name: str) -> str:
-    """Return how an answer differs from the answer of the model `name`, in words."""
+    """Return a description of how an answer differs from that of the model `name`."""
     if first.problem or other.problem:
         return ""
     if first.text == other.text:
@@ -127,7 +127,7 @@ def verdict(first: Answer, other: Answer, name: str) -> str:
 
 
 def reference_of(comparison: Comparison, number: int) -> int | None:
-    """Return which model one is compared with: the first, or over time the one before; None for the first."""
+    """Return which model a model is compared with: the first, or over time the previous one; None for the first."""
     return None if number == 0 else number - 1 if comparison.over_time else 0
 
 
@@ -152,7 +152,7 @@ def label_of(key: str) -> str:
 
 
 def best_of(comparison: Comparison, key: str) -> set[int]:
-    """Return the indices of the models that are best in a measure; empty where no value is better than another.
+    """Return the indices of the models that are best in a measure; empty if no value is better than another.
 
     The loss per token can't be compared between models with different tokens; bits per byte can.
     """
@@ -166,12 +166,12 @@ def best_of(comparison: Comparison, key: str) -> set[int]:
 
 
 def format_measure(key: str, value: float | None) -> str:
-    """Return a measure's value for people."""
+    """Return the display text of a measure's value."""
     return write(MEASURES[key.partition(":")[0]], value)
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write a comparison as .md or .json, by its suffix. UserError where it can't be written."""
+    """Write a comparison as .md or .json, depending on the suffix. UserError if it can't be written."""
     require_writable(path)
     text = as_json(comparison) if path.suffix == ".json" else as_markdown(comparison)
     try:
@@ -181,7 +181,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """UserError unless the file can be written: a .md or .json that does not exist, or an earlier comparison."""
+    """Raise UserError unless the file can be written: a .md or .json that is new or an earlier comparison."""
     if path.suffix not in FILE_STARTS:
         raise UserError(
             Problem("--out", "the format is not clear from the file name", value=path, allowed="a name.md or name.json")
@@ -204,7 +204,7 @@ def as_json(comparison: Comparison) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Return the whole comparison as Markdown: answers as they are, differences in bold."""
+    """Return the whole comparison as Markdown: answers unchanged, differences in bold."""
     names, models = letters(comparison), comparison.models
     lines = ["# Comparison", "", f"Outputs: {comparison.drawn}.", ""]
     if not comparison.over_time:

@@ -1,4 +1,4 @@
-"""What run.json records, in words: for reports, model cards, `show` and replays."""
+"""Descriptions of what run.json records, for reports, model cards, `show` and replays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .folder import RunFolder
 from .glossary import name_of, rank, write
 from .record import is_number
 
-# How the verdict of an export in run.json is shown.
+# The text for each verdict of an export in run.json.
 VERDICTS = {"proven": "verified", "failed": "verification failed", "not tried": "not verified"}
-# The results that sum up a run, where it has them.
+# The results that summarize a run, if it has them.
 HEADLINES = (
     *("eval_loss", "bits_per_byte", "eval_accuracy", "exact_match", "exact_match_sampled", "eval_reward_sampled"),
     "relative_logit_difference",
@@ -27,7 +27,7 @@ HEADLINES = (
 
 
 def headline_results(results: Mapping[str, Any]) -> list[str]:
-    """Return the results that sum up a run, as short texts: ["validation loss 1.2345", ...]."""
+    """Return the results that summarize a run, as short texts: ["validation loss 1.2345", ...]."""
     return [
         f"{name_of(key)} {write(key, results[key])}"
         for key in HEADLINES
@@ -59,7 +59,7 @@ def data_rows(facts: Mapping[str, Any]) -> list[list[str]]:
 
 
 def versions(facts: Mapping[str, Any]) -> str:
-    """Return the versions of the packages a run used, on one line."""
+    """Return the versions of the packages that a run used, on one line."""
     return ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
 
 
@@ -73,9 +73,9 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
 
 
 def warnings_of(run: RunFolder, broken: Sequence[int] | None = None) -> list[str]:
-    """Return what readers of a run's results need to know: limits that its record shows, then its warnings.
+    """Return remarks for readers of a run's results: limits that its record shows, then its warnings.
 
-    broken: the lines of metrics.jsonl that can't be read, where they are known already.
+    broken: the lines of metrics.jsonl that can't be read, if they are already known.
     """
     lines = run.broken_metrics() if broken is None else broken
     return list(dict.fromkeys([*_limits(run, lines), *run.facts().get("warnings", ())]))
@@ -107,7 +107,7 @@ def _limits(run: RunFolder, broken: Sequence[int]) -> Iterator[str]:
 
 
 def _holds_out(facts: Mapping[str, Any]) -> bool | None:
-    """Return whether the recipe of a run holds out data; None where run.json does not record it."""
+    """Return whether the recipe of a run holds out data; None if run.json does not record it."""
     validation = (facts.get("recipe") or {}).get("validation")
     return validation.get("fraction") != 0 if isinstance(validation, Mapping) else None
 
@@ -119,7 +119,7 @@ def collapse_of(facts: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def describe_collapse(collapsed: Mapping[str, Any]) -> str:
-    """Return where a run that collapsed has stopped, and which step its model and its results are of."""
+    """Return where a collapsed run has stopped, and which step its model and its results belong to."""
     by = f"{name_of(collapsed['by'])} {write(collapsed['by'], collapsed['value'])}"
     return (
         f"the run collapsed and was stopped at step {collapsed['step']:,}; its model and its results are those of "
@@ -128,7 +128,7 @@ def describe_collapse(collapsed: Mapping[str, Any]) -> str:
 
 
 def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
-    """Return one line of evaluations.jsonl in words: when, which checkpoint, on what data, and its results.
+    """Describe one line of evaluations.jsonl: its time, checkpoint, data and results.
 
     most: how many results to show.
     """
@@ -153,7 +153,7 @@ def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
 
 
 def name_program(check: Mapping[str, Any]) -> str:
-    """Return the program of a check of an export with its version, and the versions that the folder is written for."""
+    """Return the program of an export's check, with its version, and the versions that the folder supports."""
     name, version = check["program"], check.get("version")
     tested = name == TRANSFORMERS and str(check.get("loaded_as")) in WRITTEN_CLASSES
     written_for = f", written for {WRITTEN_FOR}" if tested else ""

@@ -1,7 +1,7 @@
-"""Files and folders that are there complete or not at all, and how a full disk shows in Python, torch and safetensors.
+"""Writes files and folders completely or not at all, and recognizes the errors of a full disk.
 
-Everything is written under a hidden name that ends in .tmp and then moved into place. A killed process leaves at most
-such hidden files; the next start deletes them.
+Everything is written under a hidden name that ends in .tmp and then moved into place. A killed process leaves only such
+hidden files; the next start deletes them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 
 from llm_lab.errors import first_line
 
-# Unfinished work of a killed process. The names without .tmp are the trainer's and those of earlier versions.
+# Unfinished work of a killed process. Names without .tmp are from the trainer and from earlier versions.
 TEMPORARY = re.compile(r"\..+\.tmp|\.saving|\.model|\..+\.(merging|exporting)")
-# torch writes checkpoints in C++ and safetensors in Rust. Neither raises OSError, so the text decides. torch's zip
-# writer reports "unexpected pos" for a file that is shorter than what it has written.
+# torch writes checkpoints in C++ and safetensors in Rust. Neither raises OSError, so the error's text decides. torch's
+# zip writer reports "unexpected pos" for a file that is shorter than what it wrote.
 _DISK_WORDS = ("unexpected pos", "failed writing", "file write failed", "no space left", "disk quota", "file too large")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: readers see the old text or the new one, never a part."""
+    """Replace a file in one step: readers see the old text or the new text, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +37,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Append a line to a file, or nothing: OSError on a full disk. A last line that a crash has cut off is closed."""
+    """Append a line to a file, or nothing (OSError) on a full disk. A last line that a crash cut off is terminated."""
     before = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "ab+") as file:
@@ -53,7 +53,7 @@ def append_line(path: Path, text: str) -> None:
 
 @contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
-    """Yield a path to write a new folder at. In one step it becomes `final`, unless the block fails or deletes it."""
+    """Yield a path to write a new folder at. It becomes `final` in one step, unless the block fails or deletes it."""
     staged = _hidden(final)
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -78,19 +78,19 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Write a file, or the names in a folder, to disk."""
+    """Sync a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # not every file system can do it for a folder
+        if not path.is_dir():  # not every file system can sync a folder
             raise
     finally:
         os.close(handle)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder; if that is interrupted, nobody finds a part of it under its name."""
+    """Delete a folder; if that is interrupted, no part of it is left under its name."""
     hidden = _hidden(path)
     shutil.rmtree(hidden, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -99,7 +99,7 @@ def remove_folder(path: Path) -> None:
 
 
 def bytes_under(folder: Path) -> int:
-    """Return the bytes of all files in a folder and below; links are not followed."""
+    """Return the bytes of all files in a folder and its subfolders, without following links."""
     total, folders = 0, [str(folder)]
     while folders:
         with suppress(OSError), os.scandir(folders.pop()) as entries:
@@ -130,7 +130,7 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 def describe_disk_error(error: BaseException) -> str:
-    """Return in a few words why a file could not be written."""
+    """Describe in a few words why a file could not be written."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     known = any(word in text.lower() for word in ("space", "full", "quota", "too large", "permission", "read-only"))
     return text if known else f"the disk is probably full ({text})"

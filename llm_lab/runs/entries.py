@@ -1,4 +1,4 @@
-"""What is in checkpoints/: runs, pipelines, sweeps, duels, studies. The home screen reads this; it imports little."""
+"""The contents of checkpoints/: runs, pipelines, sweeps, duels, studies. The home screen uses it: few imports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .lock import NAME as LOCK
 from .lock import is_at_work
 from .record import WEIGHTS, is_number, read_facts
 
-RUN, PIPELINE, STUDY = "run", "pipeline", "study"  # kinds of folders; a sweep's is in its sweep.json
+RUN, PIPELINE, STUDY = "run", "pipeline", "study"  # kinds of folders; that of a sweep is in its sweep.json
 
 
 def kind_of(folder: Path) -> str | None:
-    """Return what a folder is: run, pipeline, sweep, duel or study; None where LLM Lab did not make it."""
+    """Return what a folder is: run, pipeline, sweep, duel or study; None if LLM Lab did not make it."""
     if (folder / "sweep.json").is_file():
         kind = (read_object(folder / "sweep.json") or {}).get("kind")
         return kind if isinstance(kind, str) else "sweep"
@@ -30,7 +30,7 @@ def kind_of(folder: Path) -> str | None:
 
 
 def runs_in(folder: Path) -> Iterator[RunFolder]:
-    """Yield the run of a folder, and those in it: stages, cells of a sweep, models of a study."""
+    """Yield the run of a folder and the runs inside it: stages, cells of a sweep, models of a study."""
     if (folder / "run.json").is_file():
         yield RunFolder(folder)
     if folder.is_dir():
@@ -40,18 +40,18 @@ def runs_in(folder: Path) -> Iterator[RunFolder]:
 
 
 def describe_count(root: Path = ROOT) -> str:
-    """Return how many runs, sweeps and duels there are, in words."""
+    """Describe how many runs, sweeps and duels there are."""
     kinds = [kind for path in root.iterdir() if (kind := kind_of(path))] if root.is_dir() else []
     compared = [plural(kinds.count(kind), kind) for kind in ("sweep", "duel") if kind in kinds]
     return ", ".join([plural(len(kinds) - kinds.count("sweep") - kinds.count("duel"), "run"), *compared])
 
 
 def list_entries(root: Path = ROOT, *, inner: bool = False) -> list[dict[str, Any]]:
-    """Return a description of each run, pipeline, sweep and study in a folder, the one that was active last first.
+    """Return a description of each run, pipeline, sweep and study in a folder, the most recently active first.
 
-    inner: also of the runs inside pipelines, sweeps and studies. Keys: name, path, kind, stage, status, created_at,
-    active_at (when it ended or, before that, was created; of a sweep, when the last of its runs did), parameters,
-    bytes, step, results, parent, part_of, parts, parts_done, parts_planned, data.
+    inner: also describe the runs inside pipelines, sweeps and studies. Keys: name, path, kind, stage, status,
+    created_at, active_at (when it ended or, before that, was created; for a sweep, that of its most recent run),
+    parameters, bytes, step, results, parent, part_of, parts, parts_done, parts_planned, data.
     """
     settle(root)
     found: list[dict[str, Any]] = []
@@ -116,7 +116,7 @@ def _parameters(parts: Sequence[RunFolder]) -> Iterator[int | None]:
 
 def _status_of_sweep(path: Path, sweep: Mapping[str, Any], parts: Sequence[RunFolder]) -> str:
     statuses = [run.status() for run in parts]
-    if any(claims(path)):  # a run that is just starting has no status yet
+    if any(claims(path)):  # a run that is starting has no status yet
         return "running"
     for status in ("running", "failed"):
         if status in statuses:
@@ -129,7 +129,7 @@ def _planned(sweep: Mapping[str, Any]) -> int:
 
 
 def claims(sweep: Path) -> Iterator[Path]:
-    """Yield what commands hold in a sweep while they work on its runs."""
+    """Yield the locks that commands hold in a sweep while they work on its runs."""
     for claim in sweep.glob(f".claims/*/{LOCK}"):
         if is_at_work(claim.parent, read_object(claim) or {}):
             yield claim.parent

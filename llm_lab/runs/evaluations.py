@@ -1,4 +1,4 @@
-"""The evaluations of a checkpoint: evaluations.jsonl next to it, one line each, and how two of them compare."""
+"""The evaluations of a checkpoint: one line for each in evaluations.jsonl, and comparisons between them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluations_path(checkpoint: str | Path, *, root: Path = ROOT) -> Path:
 
 
 def evaluations_of(checkpoint: str | Path, *, root: Path = ROOT) -> list[dict[str, Any]]:
-    """Return the evaluations of a model, oldest first; of a run, those of all its checkpoints."""
+    """Return the evaluations of a model, oldest first; for a run, those of all its checkpoints."""
     path = evaluations_path(checkpoint, root=root)
     rows = []
     if path.is_file():
@@ -43,10 +43,10 @@ def evaluations_of(checkpoint: str | Path, *, root: Path = ROOT) -> list[dict[st
     return rows
 
 
-# Settings of an evaluation, among its numbers.
+# Settings that are stored among the numbers of an evaluation.
 SETTINGS = ("documents", "tokens", "bytes", "max_length", "prompts", "max_completion_length", "num_fewshot", "version")
 
-# What must be equal for two measurements to be comparable. Speed depends on the machine: it is not compared.
+# What must be equal for two measurements to be comparable. Speed is not compared, because it depends on the machine.
 SAME = {
     "texts": ("fingerprint", "tokens", "max_length", "own"),
     "scores": ("path", "fingerprint", "prompts", "max_completion_length"),
@@ -55,10 +55,10 @@ SAME = {
 
 
 def flat_results(measured: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield an evaluation's numbers with the keys they have in run.json's results.
+    """Yield an evaluation's numbers with the keys that they have in run.json's results.
 
-    eval_loss, perplexity and bits_per_byte of all texts, then of each of several (eval_loss/PATH); the scores; tasks
-    as tasks/NAME/METRIC; speed.
+    eval_loss, perplexity and bits_per_byte of all texts together, then of each text if there are several
+    (eval_loss/PATH); the scores; tasks as tasks/NAME/METRIC; speed.
     """
     texts = measured.get("texts") or []
     if texts:
@@ -84,15 +84,15 @@ def numbers_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def data_of(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return path and fingerprint of the texts and prompts of an evaluation."""
+    """Return the paths and fingerprints of the texts and prompts of an evaluation."""
     rows = [*(measured.get("texts") or ()), *([measured["scores"]] if "scores" in measured else [])]
     return [{key: row[key] for key in ("path", "fingerprint")} for row in rows if row.get("fingerprint")]
 
 
 def with_before(measured: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return an evaluation, each row with its latest comparable one as "before": {"time": when, name: number}.
+    """Return an evaluation with the latest comparable values of each row as "before": {"time": when, name: number}.
 
-    lines: the evaluations of the checkpoint, oldest first. Comparable: the same data, as much of it, with the same
+    lines: the evaluations of the checkpoint, oldest first. Comparable: the same amount of the same data, with the same
     settings.
     """
     earlier = {

@@ -1,4 +1,4 @@
-"""What every picture of an experiment has: a title, notes below it, and a sentence where there is nothing to draw."""
+"""Elements of every picture of an experiment: a title, notes below it, and a sentence if there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .svg import SIZE, WIDTH, picture, words, wrap
 
 EDGE = 16
 TITLE_SIZE, LINE_HEIGHT = 15, 17
-LARGEST = 1e150  # beyond it, the difference of two values may overflow
+LARGEST = 1e150  # beyond this, the difference of two values may overflow
 
 
 class Figure:
@@ -36,7 +36,7 @@ class Figure:
             self.notes.append(f"{count:,} {what}{'s' if count > 1 else ''} not drawn: {why}.")
 
     def finish(self, bottom: float, description: str = "") -> str:
-        """Return the SVG; bottom is the lowest pixel that is drawn."""
+        """Return the SVG; bottom: the lowest pixel that is drawn."""
         lines = [text for note in self.notes for text in wrap(note, WIDTH - 2 * EDGE, most=3)]
         for index, text in enumerate(lines):
             self.add(words(EDGE, bottom + (index + 1) * LINE_HEIGHT, text))
@@ -45,7 +45,7 @@ class Figure:
         return picture(height, self.parts, title=self.title, description=about)
 
     def nothing(self, why: str = "There are no values to draw yet.") -> str:
-        """Return a picture that has the title and says why it shows nothing."""
+        """Return a picture with the title and the reason why it shows nothing."""
         self.add(words(EDGE, self.top + SIZE, why))
         return self.finish(self.top + SIZE, why)
 
@@ -59,14 +59,14 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def decimals_of(values: Iterable[float]) -> int:
-    """Return how many decimals show the differences between values in three significant digits."""
+    """Return how many decimals show the differences between values to three significant digits."""
     values = list(values)
     apart = max(values) - min(values) or max(map(abs, values)) or 1.0
     return min(max(2 - math.floor(math.log10(max(apart, 1e-12))), 0), 12)
 
 
 def with_decimals(value: float, decimals: int) -> str:
-    """Return a value with a number of decimals; a very large one, or one of many decimals, as a power of ten."""
+    """Return a value with a number of decimals; a very large one, or one with many decimals, with a power of ten."""
     if abs(value) >= 1e6 or decimals > 7:
         return number(value)
     text = f"{value:,.{decimals}f}"

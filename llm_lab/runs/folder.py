@@ -26,29 +26,29 @@ from .record import read_facts, row_of
 from .rename import RENAMING, complete_rename
 
 ROOT = Path("checkpoints")
-# Models on the Hub that have no owner in their name; new ones always have one.
+# Models on the Hub without an owner in their names; new ones always have one.
 OLD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 EVALUATES_FIRST = "first_evaluation_at"  # in run.json: when a stage began to measure its model before the first step
-# Columns of metrics.jsonl that describe the progress of a run and are not results.
+# Columns of metrics.jsonl that describe the progress of a run, so they are not results.
 _NOT_RESULTS = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
 
 
 def settle(root: Path = ROOT) -> None:
-    """Complete a rename that was killed: whatever finds runs by their names calls this first."""
+    """Complete a rename that was killed. Called before runs are looked up by name."""
     if (root / RENAMING).exists():
-        with suppress(OSError):  # runs that one may only read are read as they are
+        with suppress(OSError):  # read-only runs are read as they are
             complete_rename(root)
 
 
 def free_names(path: Path) -> Iterator[Path]:
-    """Yield a name that is not taken yet: the given one, or with a number."""
+    """Yield names that are not taken: the given one, then with numbers."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return (name for name in itertools.chain([path], numbered) if not name.exists())
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on disk. Holds nothing but the path: every call reads the files."""
+    """One run on disk. It stores only the path; every call reads the files."""
 
     path: Path
 
@@ -89,7 +89,7 @@ class RunFolder:
         return read_facts(self.run_json)[1]
 
     def update(self, **facts: Any) -> None:
-        """Write facts into run.json, without secrets. One that can't be read is kept, as run.json.broken."""
+        """Write facts into run.json, without secrets. A file that can't be read is kept as run.json.broken."""
         if self.damage():
             os.replace(self.run_json, next(free_names(self.run_json.with_name("run.json.broken"))))
         known = {**self.facts(), **redact_values(facts)}
@@ -103,7 +103,7 @@ class RunFolder:
         return self.run_json.is_file() and self.recipe_path.is_file()
 
     def has_progress(self) -> bool:
-        """Return whether there is anything that a resumed run continues from."""
+        """Return whether there is anything that a resumed run can continue from."""
         own = self.checkpoints() or self.metrics() or self.facts().get("export")
         return bool(own) or any(stage.has_progress() for stage in self.stages())
 
@@ -117,17 +117,17 @@ class RunFolder:
     def status(self) -> str:
         """Return done, stopped, failed, running, or interrupted if the process that ran it no longer exists.
 
-        broken: run.json can't be read. unknown: it names no status.
+        broken: run.json can't be read. unknown: it does not have a status.
         """
         return status_of(self.path, *read_facts(self.run_json))
 
     def hold(self) -> AbstractContextManager[None]:
-        """Hold the lock of the run for its life. UserError where another process works in it."""
+        """Hold the lock of the run while it works. UserError if another process works in it."""
         facts = self.facts()
         return hold(self.path, facts.get("process") if facts.get("status") == "running" else None)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl, or nothing: OSError on a full disk."""
+        """Append a line to metrics.jsonl, or nothing (OSError) on a full disk."""
         append_line(self.metrics_path, json.dumps(redact_values(row)))
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ class RunFolder:
         return [(int(heading[1]), part) for heading, part in headings if heading]
 
     def results_at(self, step: int) -> dict[str, Any]:
-        """Return the last value of every metric up to a step, and the median speed."""
+        """Return the last value of each metric up to a step, and the median speed."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         found: dict[str, Any] = {"step": step}
         for row in rows:
@@ -173,7 +173,7 @@ class RunFolder:
         return found | ({"tokens_per_second": speeds[len(speeds) // 2]} if speeds else {})
 
     def keep_results(self, step: int) -> None:
-        """Write the results at a step, that of the newest checkpoint, into run.json."""
+        """Write the results at the step of the newest checkpoint into run.json."""
         found, before = self.results_at(step), self.facts().get("results", {})
         peaks = [results["memory_bytes"] for results in (before, found) if "memory_bytes" in results]
         self.update(results=found | ({"memory_bytes": max(peaks)} if peaks else {}))
@@ -199,7 +199,7 @@ class RunFolder:
         return points
 
     def is_ahead_of_model(self) -> bool:
-        """Whether model/, if there is one, is from before the run was resumed."""
+        """Whether there is a model/ that was written before the run was resumed."""
         return self.facts().get("status") in ("running", "failed")
 
     def stages(self) -> list[RunFolder]:
@@ -214,7 +214,7 @@ def status_of(path: Path, facts: Mapping[str, Any], damage: str | None) -> str:
 
 
 def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunFolder:
-    """Create a new run folder; a name that is taken gets a number, so that no run is lost.
+    """Create a new run folder; a number is added to a name that is taken, so that no run is lost.
 
     overwrite: replace the run of that name, unless it is running.
     """
@@ -240,7 +240,7 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
 
 
 def free_name(name: str, *, root: Path = ROOT) -> str:
-    """Return the name of the folder that a new run gets now: a name that is taken gets a number."""
+    """Return the folder name of a new run: a number is added to a name that is taken."""
     numbered = (f"{name}-{number}" for number in itertools.count(2))
     return next(one for one in itertools.chain([name], numbered) if not (root / one).exists())
 
@@ -257,7 +257,7 @@ def runs_named(name: str, *, root: Path = ROOT) -> list[RunFolder]:
 
 
 def unstarted_runs(name: str, *, root: Path = ROOT) -> list[RunFolder]:
-    """Return the folders of a name whose run was killed before it had written its first files."""
+    """Return the folders with a name whose run was killed before it had written its first files."""
     numbered = re.compile(rf"{re.escape(name)}(-\d+)?")
     return [
         RunFolder(path)
@@ -269,22 +269,22 @@ def unstarted_runs(name: str, *, root: Path = ROOT) -> list[RunFolder]:
 
 
 def list_runs(root: Path = ROOT) -> list[RunFolder]:
-    """Return every run under a folder, the one that was active last first."""
+    """Return every run under a folder, the most recently active first."""
     settle(root)
     runs = [RunFolder(path) for path in root.iterdir() if (path / "run.json").is_file()] if root.is_dir() else []
     return sorted(runs, key=lambda run: -last_active(run.facts()))
 
 
 def last_active(facts: Mapping[str, Any]) -> float:
-    """Return when a run ended or, before that, was created, in seconds; 0.0 where that is not known."""
+    """Return when a run ended or, before that, was created, in seconds; 0.0 if unknown."""
     times = (facts.get(key) for key in ("ended_at", "created_at"))
     return next((time for time in times if isinstance(time, int | float)), 0.0)
 
 
 def find_run(name: str, *, root: Path = ROOT) -> Path | None:
-    """Return the folder in checkpoints/ that a name means; each part of it may be a short prefix of one run's name.
+    """Return the folder in checkpoints/ that a name means; each part of it may be a unique prefix of a run's name.
 
-    An exact name wins. None where there is no such folder; UserError where a prefix is that of several runs.
+    An exact name wins. None if there is no such folder; UserError if a prefix fits several runs.
     """
     settle(root)
     folder = root
@@ -319,9 +319,9 @@ def no_such_run(name: str, *, root: Path = ROOT) -> UserError:
 
 
 def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
-    """Return the Hugging Face folder that a user means: given a run, its name, model/, or checkpoint-N.
+    """Return the Hugging Face folder that a user means with a run, its name, model/, or checkpoint-N.
 
-    A GGUF file is its own.
+    A GGUF file is returned as it is.
     UserError if there is nothing to load.
     """
     settle(root)
@@ -370,7 +370,7 @@ def _gguf_files(path: Path) -> list[Path]:
 
 
 def _source_of(path: Path) -> str | None:
-    """Return the model from which an export was made."""
+    """Return the model that an export was made from."""
     for folder in (path if path.is_dir() else path.parent, *path.parents[:2]):
         if parent := RunFolder(folder).facts().get("parent"):
             return parent.get("path")
@@ -378,17 +378,17 @@ def _source_of(path: Path) -> str | None:
 
 
 def require_no_links(path: Path) -> None:
-    """Raise UserError for a symbolic link in the run that a path belongs to, if it points outside of the run.
+    """Raise UserError for a symbolic link in the run that a path belongs to, if it points outside the run.
 
-    LLM Lab makes none. Someone else's run could make it write to, delete or publish other files. The cache of the Hub
-    consists of links, and is not a run.
+    LLM Lab does not create links. A run from elsewhere could use them to make it write to, delete or publish other
+    files. The cache of the Hub consists of links, and is not a run.
     """
     run = next((folder for folder in (path, *path.parents[:2]) if _has_record(folder)), None)
     if run is None:
         return
     home = run.resolve()
     for folder, folders, files in os.walk(run):
-        folders[:] = [name for name in folders if name != "wandb"]  # its own logs, which are not read here
+        folders[:] = [name for name in folders if name != "wandb"]  # wandb's own logs, which are not read here
         for name in (*folders, *files):
             link = Path(folder, name)
             if link.is_symlink() and not link.resolve().is_relative_to(home):
@@ -401,7 +401,7 @@ def _has_record(folder: Path) -> bool:
 
 
 def find_checkpoint(name: str, *, root: Path = ROOT) -> str:
-    """Return the Hugging Face folder that a user means, or the name itself if it can only be a name on the Hub."""
+    """Return the Hugging Face folder that a user means, or the name itself if it can only be one on the Hub."""
     local = Path(name).expanduser()
     looks_like_hub = (name.count("/") == 1 and not name.startswith((".", "~", "/"))) or name in OLD_HUB_NAMES
     looks_like_hub = looks_like_hub and not local.exists()
@@ -422,7 +422,7 @@ def _model_folders(path: Path) -> Iterator[Path]:
         yield from newest_first
     yield run.model_path
     yield path
-    yield path / "space" / "model"  # of an export to a Space
+    yield path / "space" / "model"  # for an export to a Space
     yield from newest_first
 
 
@@ -433,7 +433,7 @@ def run_of(folder: str | Path) -> RunFolder | None:
 
 
 def is_reward_model(folder: Path) -> bool:
-    """Whether a folder holds a reward model, which scores text and can't generate any."""
+    """Whether a folder holds a reward model, which scores text and can't generate it."""
     for name, key, mark in (
         ("config.json", "architectures", "ForSequenceClassification"),
         ("adapter_config.json", "task_type", "SEQ_CLS"),
@@ -447,10 +447,10 @@ def is_reward_model(folder: Path) -> bool:
 
 
 def slug(text: str, default: str = "") -> str:
-    """Return a text as a name for a file, a run or a repository: letters, digits and ._- only, at most 80."""
+    """Turn a text into a name for a file, a run or a repository: at most 80 letters, digits and ._-"""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or default
 
 
 def now() -> float:
-    """Seconds since the epoch."""
+    """Return the seconds since the epoch."""
     return time.time()

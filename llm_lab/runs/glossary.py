@@ -1,7 +1,7 @@
 """The quantities of a run: one name, unit and explanation for each, used by every screen, report, card and chart.
 
-The table is in glossary.yaml; docs/glossary.md is generated from it too. A key is what metrics.jsonl, the results in
-run.json or an evaluation call a quantity; screens show its name.
+The table is in glossary.yaml, which docs/glossary.md is also generated from. Keys appear in metrics.jsonl, in the
+results in run.json and in evaluations; screens show names.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _FORMATS: Mapping[str, Callable[[float], str]] = {
 class Quantity:
     """One measured number.
 
-    healthy: what to expect of it, empty where any value is fine. form: how its values are written, a Python format or
-    a name in _FORMATS. more_is_better: None where neither is.
+    healthy: what to expect of it; empty if any value is fine. form: the format of its values, a Python format or a name
+    in _FORMATS. more_is_better: None if neither direction is better.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Quantity:
     more_is_better: bool | None = None
 
     def write(self, value: float) -> str:
-        """Return a value for people; one that rounds to 0 has no sign."""
+        """Return the display text of a value; one that rounds to 0 has no sign."""
         text = _FORMATS.get(self.form, self.form.format)(value)
         return text.lstrip("-") if not any(digit in text for digit in "123456789ni") else text
 
@@ -60,16 +60,17 @@ def _read_glossary() -> dict[str, dict[str, Quantity]]:
 GLOSSARY: Mapping[str, Mapping[str, Quantity]] = _read_glossary()
 QUANTITIES = {key: quantity for section in GLOSSARY.values() for key, quantity in section.items()}
 ORDER = {key: number for number, key in enumerate(QUANTITIES)}
-# Computed or explained only: no file has these keys.
+# Only computed or explained: no file has these keys.
 WITHOUT_KEY = frozenset({"mfu", "time_left", "advantage", "ratio", "text_loss"})
-# Quantities of the machine and the day, which say nothing about the model.
+# Quantities that depend on the machine and the day, and say nothing about the model.
 OF_THE_MACHINE = frozenset({"wall_seconds", "tokens_per_second", "memory_bytes"})
 
 
 def quantity(key: str) -> Quantity:
-    """Return what is known of a key; one that is not in the glossary is named as it is written.
+    """Return the quantity of a key; for a key that is not in the glossary, the key is the name.
 
-    A part after a slash or colon says of what: eval_loss/my.txt, loss:my.txt, reward/length, tasks/arc_easy/acc.
+    A part after a slash or colon says what it belongs to: eval_loss/my.txt, loss:my.txt, reward/length,
+    tasks/arc_easy/acc.
     """
     if key in QUANTITIES:
         return QUANTITIES[key]
@@ -86,17 +87,17 @@ def quantity(key: str) -> Quantity:
 
 
 def name_of(key: str) -> str:
-    """Return what people call a quantity."""
+    """Return the display name of a quantity."""
     return quantity(key).name
 
 
 def write(key: str, value: float | None) -> str:
-    """Return a quantity's value for people; "-" where there is none."""
+    """Return the display text of a quantity's value; "-" if there is none."""
     return "-" if value is None else quantity(key).write(value)
 
 
 def rank(key: str) -> int:
-    """Return the place of a key in the glossary's order; unknown keys come last."""
+    """Return the position of a key in the glossary; unknown keys come last."""
     return ORDER.get(key, ORDER.get(key.partition("/")[0], len(ORDER)))
 
 

@@ -1,6 +1,6 @@
-"""Whether the numbers of a run look healthy: a rule for each, read from its own recent values.
+"""Whether the numbers of a run look healthy: a rule for each, based on its own recent values.
 
-The glossary says in words what to expect of a quantity; these rules say whether that is so now.
+The glossary describes what to expect of a quantity; these rules check whether that is now the case.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from .glossary import quantity, write
 Points = Sequence[tuple[float, float]]  # (step, value), in order
 History = Mapping[str, Points]  # by the keys of metrics.jsonl
 
-RECENT = 50  # log rows that a trend is read from
-LONG, LEAST_FALL = 100, 5e-3  # log rows, and the share of a loss: what falls by less in these rows is level
+RECENT = 50  # log rows from which a trend is computed
+LONG, LEAST_FALL = 100, 5e-3  # log rows, and a share: a loss that falls by less in these rows is level
 FEW = 5  # log rows whose mean is compared with a limit
-LEAST_CHANGE = 2e-3  # of a value, over the recent rows: less is level
+LEAST_CHANGE = 2e-3  # relative change over the recent rows; a smaller one is level
 SPIKE = 5.0  # times the median of the gradient norm
-MOST_SPIKES = 2  # among the recent rows; Chowdhery et al. 2022 (section 5.1) see single ones in healthy runs
+MOST_SPIKES = 2  # among the recent rows; Chowdhery et al. 2022 (section 5.1) report single ones in healthy runs
 OVERFIT = 1.01  # times the lowest validation loss
 SLOW = 0.7  # times the usual speed
 # Reinforcement learning; the sources are next to the warnings in training/seat_belts.py.
-ENTROPY_LEFT = 0.1  # of the first entropy
+ENTROPY_LEFT = 0.1  # share of the first entropy
 MOST_CUT_OFF = 0.5
 MOST_KL = 50.0  # nats per output
-ALL_ALIKE, MOST_ALIKE = 1.0, 0.9  # share of groups without signal: of all steps, and on average
+ALL_ALIKE, MOST_ALIKE = 1.0, 0.9  # shares of groups without signal: in every step, and on average
 MOST_CLIPPED = 0.2
 
 
 @dataclass(frozen=True)
 class Health:
-    """What the recent values of a number show. is_good: None where nothing speaks for or against it."""
+    """What the recent values of a number show. is_good: None if there is no evidence either way."""
 
     is_good: bool | None
     words: str
 
 
 EARLY = Health(None, "too early to say")
-MAX_POINTS = 2_000  # of each number; older ones are thinned
+MAX_POINTS = 2_000  # for each number; older ones are thinned out
 AXES = {"step", "wall_seconds", "time"}
 
 
@@ -56,7 +56,7 @@ def add_row(history: dict[str, list[tuple[float, float]]], row: Mapping[str, Any
 
 
 def health_of(key: str, history: History) -> Health | None:
-    """Return how a number looks; None where any value is fine."""
+    """Return how a number looks; None if any value is fine."""
     values = _recent(history, key)
     if not values:
         return None
@@ -74,9 +74,9 @@ def _recent(history: History, key: str, most: int = RECENT) -> list[float]:
 
 
 def trend(values: Sequence[float]) -> int | None:
-    """Return 1 where values rise, -1 where they fall, 0 where neither can be seen; None for fewer than 3.
+    """Return 1 if values rise, -1 if they fall, 0 if neither is visible; None for fewer than 3 values.
 
-    The change over the line of least squares must be three times its standard error, and not tiny.
+    The change along the least-squares line must be three times its standard error, and not tiny.
     """
     if len(values) < 3:
         return None
@@ -87,7 +87,7 @@ def trend(values: Sequence[float]) -> int | None:
 
 
 def _change(values: Sequence[float]) -> tuple[float, float]:
-    """Return the change from the first to the last value over the line of least squares, and its standard error."""
+    """Return the change from the first to the last value along the least-squares line, and its standard error."""
     count = len(values)
     middle, mean = (count - 1) / 2, sum(values) / count
     spread = sum((at - middle) ** 2 for at in range(count))
@@ -159,7 +159,7 @@ def _speed(history: History, values: list[float]) -> Health:
 
 
 def _within(low: float, high: float, less: str, more: str, fine: str) -> Callable[[History, list[float]], Health]:
-    """Return the rule that the mean of the last few values is from low to high."""
+    """Return the rule that the mean of the last few values must be between low and high."""
 
     def rule(history: History, values: list[float]) -> Health:
         mean = sum(values[-FEW:]) / len(values[-FEW:])
@@ -248,9 +248,9 @@ RULES: Mapping[str, Callable[[History, list[float]], Health]] = {
 
 
 def concerns(history: History, share_done: float) -> Iterator[tuple[str, str]]:
-    """Yield (lead, advice) of what deserves a warning in any run. share_done: of the steps, 0 to 1.
+    """Yield (lead, advice) of what deserves a warning in any run. share_done: the share of finished steps, 0 to 1.
 
-    What only happens with rewards, such as a lost entropy, is in training/seat_belts.py.
+    Problems that occur only with rewards, such as a collapse of the entropy, are in training/seat_belts.py.
     """
     gradient = health_of("grad_norm", history)
     if gradient and gradient.is_good is False:

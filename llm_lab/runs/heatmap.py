@@ -10,9 +10,9 @@ from .color_scale import scale_of
 from .figure import EDGE, Figure, is_number, with_decimals
 from .svg import SIZE, WIDTH, bar, stroke, width_of, words
 
-LARGEST, HIGHEST, SMALLEST = 84.0, 28.0, 3.0  # width and height of a cell, and its least width
-BAR_HEIGHT = 300.0  # of the bar of colors, at most
-LABEL = 13.0  # pixels that a label of a row needs
+LARGEST, HIGHEST, SMALLEST = 84.0, 28.0, 3.0  # the largest width and height of a cell, and its smallest width
+BAR_HEIGHT = 300.0  # the largest height of the color bar
+LABEL = 13.0  # pixels for a row's label
 
 
 def draw_heatmap(
@@ -28,10 +28,10 @@ def draw_heatmap(
     low: float | None = None,
     high: float | None = None,
 ) -> str:
-    """Draw values[row][column] as colored cells with their numbers, as far as those fit; None is an empty cell.
+    """Draw values[row][column] as colored cells with their numbers, if those fit; None is an empty cell.
 
-    x and y name what the columns and the rows are. diverging: the middle of the colors is 0. low and high set the ends
-    of the colors, so several pictures can be compared. ValueError where values and names don't match.
+    x and y: the names of the axes. diverging: the middle of the color scale is 0. low and high set the ends of the
+    color scale, so that several pictures can be compared. ValueError if values and names don't match.
     """
     if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
         raise ValueError(f"values must have {len(rows)} rows of {len(columns)} columns")

@@ -1,4 +1,4 @@
-"""The runs on disk: what each of them takes, deleting and renaming one, and what can be deleted without loss."""
+"""The runs on disk: their sizes, deleting and renaming one, and finding what can be deleted without loss."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .record import is_number
 from .rename import NAME, RENAMING, Renamed, change_name
 from .retention import steps_to_keep
 
-CHECKPOINT = "checkpoint"  # what a Leftover is
+CHECKPOINT = "checkpoint"  # a kind of Leftover
 KEPT = 4  # checkpoints of a run; the default of train.save_total_limit
-MOST_LISTED = 6  # runs in a sentence
-STALE_SECONDS = 600.0  # after which a half-written file is nobody's any more
+MOST_LISTED = 6  # runs that are listed in a sentence
+STALE_SECONDS = 600.0  # after which no process is still writing a partial file
 CACHES = {
     "tokens": "tokens of texts, made again when a run needs them",
     "measurements": "measured speeds, measured again when a run starts",
@@ -38,7 +38,7 @@ CACHES = {
 
 
 def describe_disk_use(root: Path = ROOT) -> str:
-    """Return on one line what the runs and the caches take on disk."""
+    """Return the disk space of the runs and the caches, on one line."""
     cached = sum(bytes_under(cache_folder(name)) for name in CACHES)
     return f"{describe_count(root)}, {size(bytes_under(root))}; caches {size(cached)}"
 
@@ -57,12 +57,12 @@ SHORT_NAMES = {
 
 
 def headline_of(results: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Return the result that sums up a run: its name and its value."""
+    """Return the result that summarizes a run: its name and its value."""
     return next(((key, results[key]) for key in HEADLINES if is_number(results.get(key))), None)
 
 
 def short_result(results: Mapping[str, Any]) -> str:
-    """Return the result that sums up a run in two words, "" where there is none."""
+    """Return the result that summarizes a run in two words, "" if there is none."""
     found = headline_of(results)
     return f"{SHORT_NAMES.get(found[0], name_of(found[0]))} {write(*found)}" if found else ""
 
@@ -89,9 +89,9 @@ SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 def select(
     entries: Sequence[Mapping[str, Any]], *, stage: str | None, status: str | None, text: str | None, sort: str = "age"
 ) -> list[Mapping[str, Any]]:
-    """Return the entries of a stage, of a status, and with a text in their name or stage, in an order.
+    """Return the entries with a stage, a status, and a text in their name or stage, sorted.
 
-    UserError for a stage or status that none of them has; it says which there are.
+    UserError for a stage or status that none of them has; the error lists the existing ones.
     """
     problems = []
     for option, key, wanted in (("--stage", "stage", stage), ("--status", "status", status)):
@@ -125,9 +125,9 @@ class Removal:
 
 
 def find_folder(name: str, *, root: Path = ROOT) -> tuple[Path, str]:
-    """Return the folder in checkpoints/ that a user means, and its kind. It may be a short unique prefix.
+    """Return the folder in checkpoints/ that a user means, and its kind. A unique prefix is enough.
 
-    UserError where it is outside of checkpoints/, or nothing that LLM Lab has made.
+    UserError if it is outside checkpoints/, or not made by LLM Lab.
     """
     given = Path(name).expanduser()
     path = given if given.exists() else find_run(name, root=root)
@@ -157,7 +157,7 @@ def _never_started(path: Path) -> bool:
 
 
 def require_idle(path: Path) -> None:
-    """UserError where a process works in a folder, or in a run inside of it, or in the pipeline that it is part of."""
+    """Raise UserError if a process works in a folder, in a run inside it, or in the pipeline that contains it."""
     outer = [folder for folder in path.parents if (folder / "run.json").is_file()]
     for run in (*runs_in(path), *map(RunFolder, outer)):
         if run.status() == "running":
@@ -168,7 +168,7 @@ def require_idle(path: Path) -> None:
 
 
 def plan_removal(name: str, *, root: Path = ROOT) -> Removal:
-    """Return what deleting a run means. UserError where it is running, or not a run."""
+    """Return what deleting a run means. UserError if it is running or not a run."""
     path, kind = find_folder(name, root=root)
     require_idle(path)
     notes = []
@@ -209,14 +209,14 @@ def _runs(count: int) -> str:
 
 
 def remove(removal: Removal) -> None:
-    """Delete a run. A kill leaves nothing under its name; `gc` deletes what it leaves. UserError where it runs now."""
+    """Delete a run. After a kill, nothing is left under its name; `gc` deletes the rest. UserError if it is running."""
     require_idle(removal.path)
     with hold(removal.path):
         remove_folder(removal.path)
 
 
 def users_of(folder: Path, *, root: Path = ROOT) -> Iterator[tuple[RunFolder, Path]]:
-    """Yield (run, the path that it names) for the runs outside of a folder that were made from something in it."""
+    """Yield (run, the path that it names) for the runs outside a folder that were made from something in it."""
     target = folder.resolve()
     for run in runs_in(root):
         if run.path.resolve().is_relative_to(target):
@@ -236,9 +236,9 @@ def named_paths(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def in_root(text: str, root: Path) -> Path | None:
-    """Return where a recorded path is inside of checkpoints/ now; None where it is elsewhere.
+    """Return where a recorded path now is inside checkpoints/; None if it is elsewhere.
 
-    The folder with checkpoints/ may have moved since: then the part of the path from checkpoints/ on counts.
+    If the folder with checkpoints/ was moved since, the part of the path from checkpoints/ on counts.
     """
     path = Path(text).expanduser()
     if not path.is_absolute():
@@ -256,9 +256,9 @@ def in_root(text: str, root: Path) -> Path | None:
 
 
 def check_rename(name: str, new_name: str, *, root: Path = ROOT) -> tuple[Path, Path]:
-    """Return (the folder of a run, the one that it gets with another name); nothing is changed.
+    """Return (the folder of a run, its folder under another name) without changing anything.
 
-    UserError where it is running or used by a running one, where the name is taken, or where it is part of another.
+    UserError if the run is running or used by a running one, if the name is taken, or if it is part of another run.
     """
     settle(root)
     old, _ = find_folder(name, root=root)
@@ -296,7 +296,7 @@ def rename_run(name: str, new_name: str, *, root: Path = ROOT) -> Renamed:
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that nothing needs any more, or that is made again when it is needed."""
+    """Something that is no longer needed, or that is created again when it is needed."""
 
     path: Path
     what: str
@@ -308,10 +308,10 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Return what `gc` deletes, largest first.
 
-    Of each run that is not running: the checkpoints beyond the first, the last two and those at even distances between
-    (as train.save_total_limit does it), never one that another run was made from; what was set aside; half-written
-    files. Without names also the caches: tokens of texts (unless something is running), and measured speeds.
-    keep: checkpoints that a run keeps; by default 4, or train.save_total_limit where that was set to less.
+    For each run that is not running: the checkpoints except the first, the last two and evenly spaced ones between (as
+    with train.save_total_limit), and except those that other runs were made from; checkpoints that were set aside;
+    partial files. Without names, also the caches: tokens of texts (unless something is running), and measured speeds.
+    keep: checkpoints that a run keeps; by default 4, or train.save_total_limit if that is less.
     """
     places = [find_folder(name, root=root)[0] for name in names] or [root]
     runs = [run for place in places for run in runs_in(place)]
@@ -364,7 +364,7 @@ def _leftover(path: Path, what: str) -> Leftover:
 
 
 def delete_leftovers(leftovers: Sequence[Leftover]) -> int:
-    """Delete what was found; returns how many bytes that freed. A checkpoint of a run that started again is kept."""
+    """Delete these leftovers; return how many bytes that freed. Checkpoints of a run that started again are kept."""
     freed = 0
     for one in leftovers:
         run = next((RunFolder(path) for path in one.path.parents if (path / "run.json").is_file()), None)

@@ -1,4 +1,4 @@
-"""The lineage of a checkpoint: from run to run, back to scratch or to a model from elsewhere."""
+"""The lineage of a checkpoint: from run to run, back to a start from scratch or a model from elsewhere."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Link:
 class Node:
     """One model of a lineage: the result of a run, a folder from elsewhere, or a name on the Hub.
 
-    place: the folder of the weights, or the name. step: of a checkpoint within a run, else None. parent: None for a
-    model trained from scratch, and for one from elsewhere.
+    place: the folder of the weights, or the name. step: that of a checkpoint within a run, else None. parent: None for
+    a model trained from scratch, and for one from elsewhere.
     """
 
     place: str
@@ -60,7 +60,7 @@ class Node:
 
     @property
     def stage(self) -> str | None:
-        """The stage that made it, or None if no run did."""
+        """The stage that made the model, or None if no run did."""
         return self.facts.get("stage") if self.run else None
 
     @property
@@ -76,8 +76,8 @@ class Node:
 def trace(folder: str | Path, *, digest_of: Digest, files_of: Files = cached_files, root: Path = ROOT) -> Node:
     """Return a model with its whole lineage.
 
-    folder: of its weights (or its run, or a name on the Hub). digest_of: returns the digest of a folder's weights; if
-    it returns None, every link is unrecorded. files_of: returns {file: its id} of a model on the Hub.
+    folder: that of its weights (or its run, or a name on the Hub). digest_of: returns the digest of a folder's weights;
+    if it returns None, every link is unrecorded. files_of: returns {file: its id} of a model on the Hub.
     """
     return _Tracer(digest_of, files_of, root).trace(str(folder))
 
@@ -92,7 +92,7 @@ def find_traced(checkpoint: str | Path, *, root: Path = ROOT) -> str:
         facts = RunFolder(folder).facts()
         if facts.get("stage") and not any((folder / "model").glob("*config.json")):
             require_no_links(folder)
-            return str(folder)  # an evaluation, a GGUF export, or a run that has saved nothing yet
+            return str(folder)  # an evaluation, a GGUF export, or a run that has not saved anything yet
     return find_checkpoint(str(checkpoint), root=root)
 
 
@@ -113,7 +113,7 @@ def line_of(node: Node) -> tuple[Node, ...]:
 
 
 def main_line(node: Node) -> tuple[Node, ...]:
-    """Return the chain of models from the root to this one; without side branches such as references."""
+    """Return the chain of models from the root to this one, without side branches such as references."""
     line = [node]
     while line[-1].parent is not None and line[-1].parent.node is not None:
         line.append(line[-1].parent.node)
@@ -163,7 +163,7 @@ class _Tracer:
         self.files_of: Files = functools.cache(files_of)
         self.root = root
         self.known: dict[Path, Node] = {}
-        self.begun: set[Path] = set()  # the models whose sources are being traced
+        self.begun: set[Path] = set()  # models whose sources are being traced
 
     def trace(self, place: str) -> Node:
         here = Path(place).expanduser().resolve()
@@ -174,7 +174,7 @@ class _Tracer:
         return self.known[here]
 
     def _identity(self, place: str) -> Path:
-        """Return what makes a loop if it is met again: the run that a model belongs to, or its folder."""
+        """Return the identity for detecting loops: the run that a model belongs to, or its folder."""
         folder = Path(place).expanduser()
         run = run_of(folder) if folder.exists() else None
         return (run.path if run is not None and run.facts().get("stage") else folder).resolve()
@@ -182,7 +182,7 @@ class _Tracer:
     def _read(self, place: str) -> Node:
         folder = Path(place).expanduser()
         run = run_of(folder) if folder.exists() else None
-        if run is None or not run.facts().get("stage"):  # a pipeline's own folder holds no model
+        if run is None or not run.facts().get("stage"):  # a pipeline's own folder does not hold a model
             return Node(place, None, None, {}, tuple(evaluations_of(place, root=self.root)), self._base(folder), ())
         facts = run.facts()
         match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
@@ -198,7 +198,7 @@ class _Tracer:
         return Node(place, run, int(match[1]) if match else None, facts, rows, parent, tuple(others))
 
     def _base(self, folder: Path) -> Link | None:
-        """Return the base of an adapter from elsewhere."""
+        """Return the base of an adapter that no run made."""
         name = (read_object(folder / CONFIG) or {}).get("base_model_name_or_path")
         return self._link(PARENT, name, read_object(folder / BASE_RECORD) or {}, folder) if name else None
 
@@ -216,7 +216,7 @@ class _Tracer:
         return Link(key, name, state, self.trace(place))
 
     def _find(self, name: str, digest: str | None, near: Path) -> str | None:
-        """Return where a model is now (it may have moved together with the run that names it); None if missing."""
+        """Return the current place of a model (it may have moved with the run that names it); None if missing."""
         given = Path(name).expanduser()
         for candidate in (given, *places_after_move(near, given, shortest=2 if digest is None else 1)):
             if not candidate.is_dir() and not is_gguf(candidate):

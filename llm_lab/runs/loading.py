@@ -1,4 +1,4 @@
-"""What a model folder holds, and the code that loads it."""
+"""The contents of a model folder, and the code that loads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .folder import is_reward_model
 
 NATIVE, OWN_CODE, ADAPTER, GGUF = "native", "own code", "adapter", "gguf"
 TRUST = ", trust_remote_code=True"
-# The Hub's names for the libraries that load them.
+# The Hub's names for the libraries that load models.
 LIBRARIES = {NATIVE: "transformers", OWN_CODE: "transformers", ADAPTER: "peft", GGUF: "gguf"}
 
 
@@ -22,8 +22,8 @@ LIBRARIES = {NATIVE: "transformers", OWN_CODE: "transformers", ADAPTER: "peft", 
 class ModelFolder:
     """A folder with a model, an adapter or a GGUF file.
 
-    config: its config.json, {} without one. has_chat_template: whether it takes conversations. base: of an adapter,
-    as its own config names it.
+    config: its config.json, {} if there is none. has_chat_template: whether it takes conversations. base: for an
+    adapter, the base in its own config.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class ModelFolder:
 
 
 def inspect_folder(path: Path) -> ModelFolder:
-    """Return what a folder holds, from its files only."""
+    """Return a description of a folder's contents, using only its files."""
     config, adapter = (read_object(path / name) or {} for name in ("config.json", "adapter_config.json"))
     tokenizer = read_object(path / "tokenizer_config.json") or {}
     if any(path.glob("*.gguf")):
@@ -57,7 +57,7 @@ def inspect_folder(path: Path) -> ModelFolder:
 
 
 def describe_form(folder: ModelFolder) -> str:
-    """Return in words what the folder is, and what loads it."""
+    """Describe what the folder is, and what loads it."""
     if folder.kind == ADAPTER:
         return "LoRA adapter (PEFT); needs its base model"
     if folder.kind == GGUF:
@@ -66,9 +66,9 @@ def describe_form(folder: ModelFolder) -> str:
 
 
 def count_parameters(path: Path) -> int | None:
-    """Return the number of weights in the folder's GGUF file or safetensors; None without either."""
+    """Return the number of weights in the folder's GGUF file or safetensors; None if it has neither."""
     if any(path.glob("*.gguf")):
-        # The frequency divisors of scaled RoPE are computed, not trained.
+        # The frequency divisors of scaled RoPE are computed, not trained, so they do not count.
         tensors = [tensor for tensor in _open_gguf(path).tensors if tensor.name != "rope_freqs.weight"]
         return sum(int(tensor.n_elements) for tensor in tensors)
     total, files = 0, sorted(path.glob("*.safetensors"))
@@ -91,7 +91,7 @@ def _open_gguf(path: Path) -> Any:
 
 
 def loading_code(folder: ModelFolder, name: str, *, in_transformers: bool = False) -> list[tuple[str, str]]:
-    """Return (language, code) pairs that load and run it.
+    """Return (language, code) pairs that load and run a model.
 
     name: a folder or a name on the Hub. in_transformers: whether Transformers reads the GGUF file as the same model.
     """
@@ -99,7 +99,7 @@ def loading_code(folder: ModelFolder, name: str, *, in_transformers: bool = Fals
         return _gguf_code(folder, name, in_transformers)
     if folder.kind == ADAPTER:
         kind = "SequenceClassification" if folder.is_reward_model else "CausalLM"
-        base = find_base(folder.path)  # it may have moved together with the adapter
+        base = find_base(folder.path)  # the base may have moved together with the adapter
         own_code = bool(base and (read_object(Path(base) / "config.json") or {}).get("auto_map"))
         return [("python", _python(f"AutoPeftModelFor{kind}", "peft", name, folder, TRUST if own_code else ""))]
     kind = "AutoModelForSequenceClassification" if folder.is_reward_model else "AutoModelForCausalLM"
@@ -111,7 +111,7 @@ def _python(loader: str, library: str, name: str, folder: ModelFolder, trust: st
     ours = [loader] if library == "transformers" else []
     lines = [f"from {library} import {loader}"] if library != "transformers" else []
     lines += [f"from transformers import {', '.join(sorted([*ours, 'AutoTokenizer']))}", ""]
-    # Without it, Transformers asks on the terminal before it loads the tokenizer of a model with custom code.
+    # Without this, Transformers asks in the terminal before it loads the tokenizer of a model with custom code.
     tokenizer_trust = trust if folder.kind == OWN_CODE else ""
     lines += [f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(name)}{tokenizer_trust})"]
     lines += [f"model = {loader}.from_pretrained({json.dumps(name)}{trust})"]

@@ -1,7 +1,7 @@
-"""The lock of a run's life: one process at a time works in a run folder, and others see whether it still does.
+"""The lock of a run folder: one process at a time works in it, and others can see whether it still does.
 
 The process holds a flock on .lock in the folder, which the system releases however it ends. The file names the process
-and its host, and its time of change is a heartbeat, for hosts between which a shared disk doesn't carry locks.
+and its host, and its modification time is a heartbeat, for shared disks that do not share locks between hosts.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from llm_lab.estimate.adapter_base import read_object
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock: process and heartbeat decide there
+except ImportError:  # Windows has no flock; there, process and heartbeat decide
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
 HEARTBEAT_SECONDS = 30.0
 DEAD_AFTER_SECONDS = 300.0
-_WAIT_SECONDS = 1.0  # another process may look at the lock for a moment, or hasn't written its name yet
+_WAIT_SECONDS = 1.0  # another process may be checking the lock, or may not have written its name yet
 FREE, HELD, UNKNOWN = "free", "held", "unknown"
 
 
 def this_process() -> dict[str, Any]:
-    """Return what identifies this process, to find out later whether it is still running."""
+    """Return what identifies this process, so that others can check whether it is still running."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_time(os.getpid())}
 
 
 def is_at_work(folder: Path, process: Mapping[str, Any]) -> bool:
-    """Return whether a process works in a run folder. process: the one that run.json names."""
+    """Return whether a process works in a run folder. process: the one in run.json."""
     try:
         with open(folder / NAME, encoding="utf-8") as file:
             state = _lock(file, fcntl.LOCK_SH if fcntl else 0)
@@ -50,10 +50,10 @@ def is_at_work(folder: Path, process: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def hold(folder: Path, process: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Hold the lock of a run folder. UserError where another process works in it.
+    """Hold the lock of a run folder. UserError if another process works in it.
 
-    process: the one that run.json names as at work. It counts where a lock shows nothing: on another host, in an
-    older version.
+    process: the working process in run.json. It counts if a lock is not conclusive: on another host, or in an older
+    version.
     """
     file = _acquire(folder, process)
     stop = threading.Event()
@@ -68,7 +68,7 @@ def hold(folder: Path, process: Mapping[str, Any] | None = None) -> Iterator[Non
 
 
 def _acquire(folder: Path, process: Mapping[str, Any] | None) -> IO[str]:
-    """Return the locked file, with the name of this process in it."""
+    """Return the locked file, with this process recorded in it."""
     path, until = folder / NAME, time.monotonic() + _WAIT_SECONDS
     silent, was_there = _seconds_since_heartbeat(folder), path.exists()
     while True:
@@ -90,18 +90,18 @@ def _acquire(folder: Path, process: Mapping[str, Any] | None) -> IO[str]:
 
 
 def _release(file: IO[str], path: Path) -> None:
-    # A full disk may keep the record from saying how the run ended. The free lock then shows that it has.
+    # On a full disk, the record may not say how the run ended. The free lock then shows that it did.
     ended = (read_object(path.with_name("run.json")) or {}).get("status") != "running"
     with suppress(OSError):
-        if ended and _is_still(file, path):  # not where the folder was replaced
-            path.unlink()  # while it is held: nobody else can have taken it
+        if ended and _is_still(file, path):  # not if the folder was replaced
+            path.unlink()  # while it is held, so that no other process can have taken it
     file.close()
 
 
 def _outlives_the_lock(process: Mapping[str, Any], state: str, silent: float) -> bool:
-    """Return whether a process may be at work although nobody holds the lock here.
+    """Return whether a process may be at work although no process here holds the lock.
 
-    state: of the lock, FREE or UNKNOWN. silent: seconds since its heartbeat.
+    state: that of the lock, FREE or UNKNOWN. silent: seconds since its heartbeat.
     """
     if process.get("host") != socket.gethostname():
         return silent < DEAD_AFTER_SECONDS
@@ -109,7 +109,7 @@ def _outlives_the_lock(process: Mapping[str, Any], state: str, silent: float) ->
 
 
 def _lock(file: IO[str], kind: int) -> str:
-    """Take the lock of an open file; HELD where another process has it, UNKNOWN where there are no locks."""
+    """Take the lock of an open file; HELD if another process has it, UNKNOWN if there are no locks."""
     if fcntl is None:
         return UNKNOWN
     try:
@@ -117,12 +117,12 @@ def _lock(file: IO[str], kind: int) -> str:
     except BlockingIOError:
         return HELD
     except OSError:
-        return UNKNOWN  # this file system has none
+        return UNKNOWN  # this file system has no locks
     return FREE
 
 
 def _is_still(file: IO[str], path: Path) -> bool:
-    """Return whether a path still leads to an open file: its holder deletes it at the end."""
+    """Return whether a path still leads to an open file, because its holder deletes it at the end."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def _beat(file: IO[str], stop: threading.Event) -> None:
 
 
 def _seconds_since_heartbeat(folder: Path) -> float:
-    """Return the age of the heartbeat; of a run of an older version, that of the newest change of its record."""
+    """Return the age of the heartbeat; for a run of an older version, that of the last change of its record."""
     times = [_changed_at(folder / name) for name in (NAME, "metrics.jsonl", "run.json")]
     return time.time() - max(times)
 
@@ -149,7 +149,7 @@ def _changed_at(file: Path) -> float:
 
 
 def in_progress(folder: Path, process: Mapping[str, Any]) -> UserError:
-    """Return the error for a run in which a process works, with the way out. process: the one that run.json names."""
+    """Return the error for a run in which a process works, with what to do. process: the one in run.json."""
     owner = read_object(folder / NAME) or process
     pid, host = owner.get("pid", "unknown"), owner.get("host", "an unknown host")
     if host == socket.gethostname():
@@ -173,16 +173,16 @@ def _start_time(pid: Any) -> float | None:
 
 
 def exists(process: Mapping[str, Any]) -> bool:
-    """Return whether a process of this host is still the one that was recorded, not another one with its number."""
+    """Return whether a process on this host is still the recorded one, not another one that reuses its id."""
     started, then = _start_time(process.get("pid")), process.get("started")
     return started is not None and isinstance(then, int | float) and abs(started - then) < 2.0
 
 
 def is_holder(folder: Path, process: Mapping[str, Any]) -> bool:
-    """Return whether a process of this host is the recorded one, and has the lock file of a run folder open.
+    """Return whether a process on this host is the recorded one, and has the lock file of a run folder open.
 
-    A record alone may name any process, since a run folder may come from elsewhere. No other process opens this file
-    for longer than a moment.
+    A record alone may name any process, because a run folder may come from elsewhere. Other processes open this file
+    only for a moment.
     """
     import psutil
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 NAME = "manifest.json"
-# What every checkpoint has that was written before there were manifests.
+# Files of every checkpoint that was written before there were manifests.
 _ALWAYS = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the manifest of a folder that is complete."""
+    """Write the manifest of a complete folder."""
     files = {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": file_digest(file)}
         for file in _files(folder)
@@ -29,9 +29,9 @@ def as_text(files: dict[str, Any]) -> str:
 
 
 def find_damage(folder: Path, *, has_manifest: bool = True) -> str | None:
-    """Return what is wrong with a checkpoint, in words that start with the file, or None if every file is as written.
+    """Describe the damage of a checkpoint, starting with the file's name; None if every file is as it was written.
 
-    has_manifest: whether one was written. Without one, only what is missing or was cut off is found.
+    has_manifest: whether one was written. Without one, only missing and truncated files are found.
     """
     manifest = folder / NAME
     if not manifest.is_file():
@@ -59,7 +59,7 @@ def find_damage(folder: Path, *, has_manifest: bool = True) -> str | None:
 
 
 def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file, read piece by piece."""
+    """Return the SHA-256 of a file, which is read in chunks."""
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Text that is safe to publish: Markdown that text from elsewhere can't break, and without local paths."""
+"""Text that is safe to publish: Markdown that untrusted text can't break, without local paths."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from llm_lab.safe_text import printable
 
 
 class Markdown(str):
-    """Text that is Markdown already: it is not escaped again."""
+    """Text that is already Markdown, so it is not escaped again."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; none where there are no rows. Cells that are not Markdown are escaped."""
+    """Return the lines of a table; none if there are no rows. Cells that are not Markdown are escaped."""
     rows = [list(row) for row in rows]
     lines: list[Sequence[str]] = [[*head], [Markdown("---")] * len(head), *rows]
     return ["| " + " | ".join(map(cell, line)) + " |" for line in lines] if rows else []
@@ -25,9 +25,9 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|") if isinstance(text, Markdown) else _escape(text)
 
 
-# What starts emphasis, code, a link, an image, a cell, strikethrough, a formula or an entity.
+# Characters that start emphasis, code, a link, an image, a cell, strikethrough, a formula or an entity.
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=#?\w+;)")
-# What starts a heading, a list or a quotation at the beginning of a text.
+# Characters that start a heading, a list or a quotation at the beginning of a text.
 _AT_START = re.compile(r"^(?:[#>]|[+=-](?=\s|$|[=-])|\d{1,9}(?=[.)](?:\s|$)))")
 
 
@@ -37,7 +37,7 @@ def _escape(text: str) -> str:
 
 
 def plain(text: str) -> Markdown:
-    """Return a text on one line in which nothing is read as Markdown or HTML."""
+    """Return a text on one line, escaped so that nothing in it is Markdown or HTML."""
     escaped = _escape(text)
     return Markdown(_AT_START.sub(lambda found: f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}", escaped))
 
@@ -55,12 +55,12 @@ def fence(text: str, language: str = "") -> str:
     return f"{marks}{language}\n{text}\n{marks}\n"
 
 
-# An absolute path of two parts or more, of Unix or Windows, or one under a home folder; not one inside a URL.
+# An absolute path of at least two parts, of Unix or Windows, or one under a home folder; not one inside a URL.
 _PATH = re.compile(r"(?<![\w.:/\\~<-])(?:~\w*[/\\]|(?:[A-Za-z]:)?[/\\])(?:[\w.@+-]+[/\\])*(?P<last>[\w.@+*?-]+)[/\\]?")
 
 
 def without_paths(text: str, known: Iterator[str] | tuple[str, ...] = ()) -> str:
-    """Return a text in which absolute paths are shortened to their last part.
+    """Return a text with absolute paths shortened to their last part.
 
     known: paths in the text that may contain spaces.
     """

@@ -1,4 +1,4 @@
-"""One HTML document of texts, pictures and tables: self-contained, readable on light and dark, at any width."""
+"""One HTML document of texts, pictures and tables: self-contained, for light and dark themes and any width."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"[-−+±]?\s*[\d.,]+(e[-+]?\d+)?\s*(%|[a-zA-Zµ/]{1,4})?|
 
 
 class Page:
-    """A page that is being written from top to bottom. Every text is escaped."""
+    """A page that is built from top to bottom. All text is escaped."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -29,7 +29,7 @@ class Page:
         self._parts.append(f"<h{level}>{safe(text)}</h{level}>")
 
     def text(self, text: str) -> None:
-        """Add a paragraph; an empty line in the text starts another one. What is between backticks is code."""
+        """Add a paragraph; an empty line in the text starts another one. Text between backticks becomes code."""
         self._parts += [f"<p>{_inline(part.strip())}</p>" for part in re.split(r"\n\s*\n", text) if part.strip()]
 
     def items(self, texts: Iterable[str]) -> None:
@@ -38,11 +38,11 @@ class Page:
         self._parts.append(f"<ul>{lines}</ul>" if lines else "")
 
     def code(self, text: str) -> None:
-        """Add a block of code or of other text whose line ends and spaces matter."""
+        """Add a block of code or of other text whose line breaks and spaces matter."""
         self._parts.append(f"<pre><code>{_escaped(text)}</code></pre>")
 
     def picture(self, svg: str, caption: str) -> None:
-        """Add a picture, as the drawing functions return it, with a sentence that says what it shows."""
+        """Add a picture, as returned by the drawing functions, with a sentence that describes it."""
         if not svg.startswith("<svg"):
             raise ValueError("picture needs an SVG")
         self._parts.append(f"<figure>{_scrolling(svg, caption)}<figcaption>{_inline(caption)}</figcaption></figure>")
@@ -62,19 +62,19 @@ class Page:
         body = "".join(lines) or f'<tr><td colspan="{max(len(head), 1)}">no rows</td></tr>'
         name = caption or ", ".join(head)
         table = f'<table aria-label="{safe(name)}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
-        # Not a caption of the table, which would be as wide or as narrow as the table is.
+        # Not a caption element, which would be limited to the width of the table.
         said = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
         self._parts.append(f'<figure class="table">{said}{_scrolling(table, name)}</figure>')
 
     @contextmanager
     def details(self, summary: str) -> Iterator[None]:
-        """Fold what is added within the block under a line that opens it."""
+        """Fold everything added within the block under a line that opens it."""
         self._parts.append(f"<details><summary>{safe(summary)}</summary>")
         yield
         self._parts.append("</details>")
 
     def raw(self, html: str, script: str = "") -> None:
-        """Add HTML and a script that we have written ourselves: nothing in them is escaped."""
+        """Add our own HTML and script, which are not escaped."""
         self._parts.append(html)
         if script:
             self._scripts.append(script)
@@ -98,23 +98,23 @@ class Page:
 
 
 def _escaped(text: str) -> str:
-    """Return a text with its line ends, escaped."""
+    """Return an escaped text that keeps its line breaks."""
     return "\n".join(safe(line) for line in printable(str(text)).split("\n"))
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
-    """Whether most of a column's cells that are not empty are numbers; others may be words such as "failed"."""
+    """Whether most of a column's cells that are not empty are numbers; the others may be words such as "failed"."""
     filled = [cell.strip() for cell in cells if cell.strip(" -–—")]
     return 2 * sum(bool(_NUMBER.fullmatch(cell)) for cell in filled) > len(filled)
 
 
 def _inline(text: str) -> str:
-    """Return a text, escaped, with what is between backticks as code."""
+    """Return an escaped text whose parts between backticks become code."""
     return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", _escaped(text))
 
 
 def _scrolling(html: str, name: str) -> str:
-    """Return content that scrolls sideways, by keyboard too, where the screen is narrower than it."""
+    """Return content that scrolls horizontally, also by keyboard, if the screen is too narrow."""
     return f'<div class="wide" role="region" aria-label="{safe(name)}" tabindex="0">{html}</div>'
 
 

@@ -1,7 +1,7 @@
 """The colors of all pictures and pages, each for a light and for a dark background.
 
-Scales of color are even steps of lightness in OKLab (Björn Ottosson, 2020): equal differences of value look equal. They
-start next to the background and end far from it: a large value is what one sees first, in light and in dark.
+Color scales have even steps of lightness in OKLab (Björn Ottosson, 2020), so that equal differences of value look
+equal. They start close to the background and end far from it, so that large values stand out in light and dark themes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ COLORS = {
     "soft": ("#59636e", "#9198a1"),
     "grid": ("#e8ebef", "#21262d"),
     "axis": ("#b4bcc6", "#4a525c"),
-    # Curves and groups: readable as text, and apart in lightness too, so color-blind readers can distinguish them.
+    # Curves and groups: readable as text, and different in lightness, so that color-blind readers can distinguish them.
     "c0": ("#1b4db3", "#7bc4fe"),
     "c1": ("#96260f", "#d9730d"),
     "c2": ("#00837a", "#78f4bd"),
@@ -33,12 +33,12 @@ _POSITIVE = (((0.97, 0.0, 45.0), (0.50, 0.15, 42.0)), ((0.23, 0.0, 50.0), (0.84,
 
 
 def series_color(index: int) -> str:
-    """Return the name of the color of the index-th curve or group; the colors repeat."""
+    """Return the color name of the index-th curve or group; the colors repeat."""
     return SERIES[index % len(SERIES)]
 
 
 def shade(share: float, *, diverging: bool = False) -> str:
-    """Return the name of a color of a scale: share is 0 to 1, or -1 to 1 on the diverging scale."""
+    """Return the name of a color of a scale. share: 0 to 1, or -1 to 1 on the diverging scale."""
     return f"d{round(share * STEPS / 2) + STEPS // 2}" if diverging else f"q{round(share * STEPS)}"
 
 
@@ -91,7 +91,7 @@ def _between(ends: tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 def _hex(lightness: float, chroma: float, hue: float) -> str:
-    """Return a color of OKLCH; less colorful where the screen can't show it."""
+    """Return the hex code of an OKLCH color, with less chroma if a screen can't show it."""
     while True:
         red, green, blue = _linear_rgb(lightness, chroma * math.cos(hue), chroma * math.sin(hue))
         if chroma < 0.001 or all(-0.001 <= part <= 1.001 for part in (red, green, blue)):

@@ -1,4 +1,4 @@
-"""The plan of a run in words, before it starts: what it will make, and what it needs."""
+"""The plan of a run as text, before it starts: what it will produce, and what it needs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ USUAL_TOKENS_PER_PARAMETER = 20
 
 
 def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) -> Iterator[tuple[str, str, str]]:
-    """Yield (name, text, style) of each line of a plan; style: warn, bad, or "". A line without a name continues.
+    """Yield (name, text, style) for each line of a plan; style: warn, bad, or "". Without a name, it is a continuation.
 
-    home: the folder in which the run folder is created; for a stage, its pipeline's folder. is_new: False where the run
-    has its folder already, as when it resumes.
+    home: the folder in which the run folder is created; for a stage, its pipeline's folder. is_new: False if the run
+    already has its folder, as when it resumes.
     """
     values, cost, examples = resolved.values, resolved.estimate, resolved.examples
     reasons: dict[str, str] = {}
@@ -42,7 +42,7 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
         values, reasons = fill_steps(
             resolved.stage, values, examples=examples.training, processes=resolved.machine.processes
         )
-    if values.get("model") is not None:  # a stage of one's own may have none
+    if values.get("model") is not None:  # a user's own stage may not have one
         yield "model", _model(values), ""
     if cost.parameters:
         parts = sorted(cost.parameters_by_part.items(), key=lambda item: -item[1])
@@ -104,7 +104,7 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
 
 
 def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield which weights are trained, where that is a choice."""
+    """Yield which weights are trained, if that is a choice."""
     lora = values.get("lora")
     if lora:
         extra = ", DoRA" if lora["use_dora"] else ""
@@ -115,7 +115,7 @@ def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _form(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the format of an export, whether it supports the model, and where it is pushed."""
+    """Yield the format of an export, whether it supports the model, and where it will be pushed."""
     form = values.get("export")
     if not form:
         return
@@ -167,7 +167,7 @@ def _model(values: Mapping[str, Any]) -> str:
 
 
 def _at_most(values: Mapping[str, Any]) -> str:
-    """Return "about " if the tokenizer is still to be trained: its vocabulary can turn out smaller."""
+    """Return "about " if the tokenizer is yet to be trained, because its vocabulary may turn out smaller."""
     certain = vocabulary_size(values.get("tokenizer"))[1]
     return "" if certain else "about "
 
@@ -181,7 +181,7 @@ def _tokenizer(tokenizer: Any) -> str:
 def _data(sources: Any) -> Iterator[str]:
     whole = sum(source.get("weight", 1.0) for source in sources) or 1.0
     for source in sources[:DATA_LINES] if len(sources) > DATA_LINES + 1 else sources:
-        mixed = len(sources) > 1 and "weight" in source  # texts that are only evaluated are not mixed
+        mixed = len(sources) > 1 and "weight" in source  # texts that are only evaluated have no weights
         share = f", {100 * source['weight'] / whole:.0f} % of the mix" if mixed else ""
         subset = f" ({source['subset']})" if source.get("subset") else ""
         yield f"{source.get('path')}{subset}{share}"

@@ -1,6 +1,6 @@
 """Pictures of experiments as SVG: curves, intervals, a scatter of points, bars. Heatmaps are in heatmap.py.
 
-Values that are not finite numbers are left out, and the picture says how many. Without any value, it says that.
+Values that are not finite numbers are left out, and the picture says how many. If no value remains, it says so.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .svg import WIDTH, area, bar, curve, dot, line, ring, spread, width_of, wor
 
 __all__ = ["Interval", "Line", "draw_bars", "draw_heatmap", "draw_intervals", "draw_lines", "draw_scatter"]
 
-HEIGHT = 300.0  # of a plot with two axes
-LABEL_GAP = 15.0  # between the middles of two labels
+HEIGHT = 300.0  # height of a plot with two axes
+LABEL_GAP = 15.0  # between the centers of two labels
 LABEL_ROOM, NAME_ROOM = 190.0, 230.0
 ROW = 38.0
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
@@ -41,7 +41,7 @@ class Line:
 
 
 class _Curve:
-    """A line that is being drawn: the points that can be drawn, in order of x, in parts without gaps."""
+    """A line in a form to draw: the points that can be drawn, sorted by x, in parts without gaps."""
 
     def __init__(self, index: int, line: Line, log_x: bool, log_y: bool) -> None:
         self.name = line.name
@@ -105,7 +105,7 @@ def draw_lines(lines: Sequence[Line], *, title: str, x: str, y: str, log_x: bool
     ends = [(flat.place(across), upright.place(up)) for across, up in (each.points[-1] for each in named)]
     places = spread([down for _, down in ends], LABEL_GAP, upright.end + 4, upright.start - 4)
     for each, (across, down), place in zip(named, ends, places, strict=True):
-        # A curve that ends early is led to its name by a dotted line.
+        # A dotted line connects a curve that ends early with its name.
         dashes = "1 3" if across < right - 8 else ""
         figure.add(line(across + 4, down, right + 16, place, each.color, width=0.8, dashes=dashes))
         figure.add(words(right + 20, place + 4, each.name, color=each.color, room=room + 1))
@@ -126,8 +126,8 @@ def _draw_axes(
     log_y: bool = False,
     room: float = 0.0,
 ) -> tuple[Axis, Axis]:
-    """Draw a grid with numbers and the names of both axes; returns the axes. room: free share at the sides."""
-    y = "" if y.lower() == figure.title.lower() else y  # the title has said it
+    """Draw a grid with numbers and the names of both axes; returns the axes. room: the free share at each side."""
+    y = "" if y.lower() == figure.title.lower() else y  # the title already says it
     top = figure.top + (24 if y else 10)
     bottom = top + height
     upright = axis_of(up, bottom, top, log=log_y)
@@ -136,7 +136,7 @@ def _draw_axes(
     figure.add(*draw_upright(upright, marks, left, right))
     flat = axis_of(across, left, right, log=log_x, room=room)
     marks = flat.marks(max(2, int((right - left) // 70)))
-    if all(value == int(value) for value in across):  # layers, steps, epochs: nothing is between two of them
+    if all(value == int(value) for value in across):  # layers, steps, epochs: no marks between whole numbers
         marks = [mark for mark in marks if mark == int(mark)]
     figure.add(*draw_flat(flat, marks, bottom))
     figure.add(words(EDGE, top - 12, y, room=WIDTH / 2 - EDGE) if y else "")
@@ -158,7 +158,7 @@ class Interval:
 def draw_intervals(
     rows: Sequence[Interval], *, title: str, x: str, reference: float | None = None, reference_name: str = ""
 ) -> str:
-    """Draw a row per configuration: the mean as a mark on its interval, below them each seed as a dot.
+    """Draw a row per configuration: the mean as a mark on its interval, and each seed as a dot below.
 
     reference: a value that gets a vertical line, such as 0 for differences.
     """
@@ -203,7 +203,7 @@ def _interval_text(row: Interval, digits: int) -> str:
 
 
 def _seeds(row: Interval, axis: Axis, down: float) -> list[str]:
-    """Return a dot for each seed; dots that would hide another are moved down."""
+    """Return a dot for each seed; a dot that would hide another one is moved down."""
     placed: list[Point] = []
     parts = []
     for value in sorted(value for value in row.values if is_number(value)):
@@ -225,7 +225,7 @@ def draw_scatter(
     color_name: str = "",
     names: Sequence[str] = (),
 ) -> str:
-    """Draw points of (x, y, value or None); the value is shown as color, with a bar named color_name.
+    """Draw points of (x, y, value or None); the value is shown as color, with a color bar named color_name.
 
     names: one for each point, written next to it.
     """
@@ -257,9 +257,9 @@ def draw_scatter(
 
 
 def _labels(places: Sequence[Point], names: Sequence[str], plot: Box) -> list[str]:
-    """Return a name next to each dot: at its right, or else where it hides no dot and no other name.
+    """Return a name next to each dot: to its right, or else where it does not hide a dot or another name.
 
-    Where there is no such place, there is no name: the pointer shows it.
+    If there is no such place, the name is shown only under the pointer.
     """
     parts: list[str] = []
     left, top, right, bottom = plot
@@ -271,7 +271,7 @@ def _labels(places: Sequence[Point], names: Sequence[str], plot: Box) -> list[st
         aways = sorted((14.0 * step for step in range(-12, 13)), key=abs)
         for start, down in ((side, y + 4 + away) for away in aways for side in sides):
             box = (start, down - 10, start + wide, down + 3)
-            # A name at the left of its dot must not look as if it belonged to the one before.
+            # A name to the left of its dot must not seem to belong to the previous dot.
             free = (start - 24, *box[1:]) if start < x else box
             inside = start >= left and box[1] >= top - 8 and box[3] <= bottom
             if inside and not any(map(partial(_overlap, free), taken)):
@@ -333,7 +333,7 @@ def draw_bars(rows: Sequence[tuple[str, float]], *, title: str, x: str) -> str:
 
 
 def _bar_texts(values: Sequence[float]) -> list[str]:
-    """Return the values with the same number of decimals, unless small ones would lose their digits."""
+    """Return the texts of values with the same number of decimals, unless small ones would lose their digits."""
     sizes = [abs(value) for value in values if is_number(value) and value]
     digits = decimals_of([value for value in values if is_number(value)])
     alike = bool(sizes) and min(sizes) >= 10 ** (1 - digits)

@@ -1,4 +1,4 @@
-"""The processes of one run: starting them, synchronizing them, and the peak of their memory.
+"""The processes of one run: starting them, synchronizing them, and measuring their peak memory.
 
 They find each other through the variables that torchrun sets, so torchrun can start them too. With one process the
 functions do nothing, and torch is not imported.
@@ -28,12 +28,12 @@ from llm_lab.estimate.machine import find_machine
 from llm_lab.events import Listener, Notice
 
 T = TypeVar("T")
-# The others wait while the first process tokenizes a large text; if one fails, the parent ends all of them.
+# Long, because the others wait while the first process tokenizes a large text; if one fails, the parent ends all.
 PATIENCE = timedelta(days=1)
 GRACE_SECONDS = 10.0
 LOOK_SECONDS = 0.25
-SMALL_LOAD = 0.35  # of a core: it costs less than a thread left out
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how OpenMP's threads wait: set by the user, they decide
+SMALL_LOAD = 0.35  # of a core: sharing this core costs less than using one thread fewer
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how OpenMP's threads wait; values set by the user take precedence
 _PACKAGE_HOME = str(Path(__file__).resolve().parents[2])  # where llm_lab is imported from, installed or not
 
 
@@ -57,7 +57,8 @@ def start_processes(command: Sequence[str], count: int) -> int:
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for rank in range(count):
-            # A session of their own: the terminal's Ctrl-C would reach them in addition to the signal passed on.
+            # In a session of their own; otherwise the terminal's Ctrl-C would reach them in addition to the signal
+            # passed on.
             process = subprocess.Popen(
                 list(command),
                 env={**everyone, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -76,7 +77,7 @@ def start_processes(command: Sequence[str], count: int) -> int:
 
 @contextmanager
 def planning_for(count: int) -> Iterator[None]:
-    """Make plans for a run in `count` processes, which this process is none of."""
+    """Make plans for a run in `count` processes, none of which is this one."""
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
     os.environ |= dict.fromkeys(names, str(count))
     try:
@@ -89,9 +90,9 @@ def planning_for(count: int) -> Iterator[None]:
 def environment_of(count: int) -> dict[str, str]:
     """Return the environment of our Python processes, `count` of which run at the same time on this machine."""
     found = dict(os.environ)
-    if _sleeps:  # each looks at the cores when it starts
+    if _sleeps:  # each process checks the cores when it starts
         del found[WAITING[0]]
-    # Python puts the working folder first on the path of `-m` and `-c`: a file there would be imported by its name.
+    # With `-m` and `-c`, Python puts the working folder first on the path, and would import files there by their names.
     found["PYTHONSAFEPATH"] = "1"
     found["PYTHONPATH"] = os.pathsep.join(filter(None, (_PACKAGE_HOME, found.get("PYTHONPATH"))))
     # As torchrun does: N processes with a thread per core each would slow each other down.
@@ -107,7 +108,7 @@ def _wait(processes: Sequence[subprocess.Popen]) -> int:
         if None not in codes:
             return failed[0] if failed else 0
         if any(code != STOPPED for code in failed):
-            # The others wait for the failed one forever.
+            # Otherwise the others would wait for the failed one forever.
             ends = ends or time.monotonic() + GRACE_SECONDS
             if time.monotonic() > ends:
                 for process in processes:
@@ -126,7 +127,7 @@ def is_first_process() -> bool:
 
 
 def forget_launcher_settings() -> None:
-    """Drop what `accelerate launch` or an earlier stage has put into the environment: the recipe decides."""
+    """Remove what `accelerate launch` or an earlier stage has put into the environment: the recipe decides."""
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
         del os.environ[name]
 
@@ -134,8 +135,8 @@ def forget_launcher_settings() -> None:
 def shares(count: int) -> Iterator[tuple[int, bool]]:
     """Yield (number, whether it counts) of this process's share of `count` pieces of work.
 
-    It is the same number of them in each process, because the processes of a sharded model compute together: the last
-    ones repeat a piece that does not count.
+    Each process gets the same number of pieces, because the processes of a sharded model compute together; the last
+    ones may repeat a piece that does not count.
     """
     world, rank = process_count(), int(os.environ.get("RANK", "0"))
     for first in range(0, count, world):
@@ -162,7 +163,7 @@ def connected(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # A reference cycle (in DDP's wrapper) would keep the connection until exit, where closing it aborts.
+        # A reference cycle (in DDP's wrapper) would keep the connection open until exit, when closing it aborts.
         gc.collect()
         torch.distributed.destroy_process_group()
 
@@ -179,7 +180,7 @@ def from_first_process(value: Any) -> Any:
 
 
 def wait_for_all() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this point."""
     any_process(False)
 
 
@@ -196,7 +197,7 @@ def any_process(happened: bool) -> bool:
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let the first process do the work, and the others find it done afterwards (on disk, in a cache)."""
+    """Let the first process do the work; the others run afterwards and find the result (on disk, in a cache)."""
     if not is_first_process():
         wait_for_all()
     yield
@@ -205,10 +206,10 @@ def first_process_first() -> Iterator[None]:
 
 
 def read_once() -> Callable[[Iterator[T], threading.Event], Iterator[T]]:
-    """Return a function that yields what the first process reads, in every process; the others read nothing.
+    """Return a function that yields, in every process, what the first one reads; the others do not read.
 
-    All processes must call this. The function may run in a thread. It takes what this process would read, and an event
-    that ends the waiting for more. An error in reading is raised in every process.
+    All processes must call this. The function may run in a thread. Its arguments are what this process would read, and
+    an event that ends the wait for more. An error in reading is raised in every process.
     """
     world = process_count()
     if world == 1:
@@ -252,7 +253,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak_memory(device: str) -> None:
-    """Reset the peak, so that an earlier stage does not count."""
+    """Reset the peak, so that earlier stages do not count."""
     if device == "cuda":
         import torch
 
@@ -263,9 +264,9 @@ def reset_peak_memory(device: str) -> None:
 
 
 def peak_memory_bytes(device: str) -> int:
-    """Return the peak since reset_peak_memory, in bytes: of GPU tensors, or of the process.
+    """Return the peak since reset_peak_memory, in bytes: that of GPU tensors, or that of the process.
 
-    Where the system can't reset it, the peak of the whole process.
+    If the system can't reset it, it is the peak since the process started.
     """
     if device == "cuda":
         import torch
@@ -289,29 +290,29 @@ _sleeps = False  # whether this process has decided that its threads sleep
 def sleep_where_busy() -> None:
     """Let PyTorch's threads sleep while they wait for each other, if cores are busy: called before PyTorch is imported.
 
-    GNU's OpenMP, which PyTorch has on Linux, reads this once, when it is loaded. Its threads spin otherwise, which is
-    faster on an idle machine, but takes the time of the threads that they wait for where there are fewer free cores
-    than threads. No result depends on it, unlike on their number.
+    GNU's OpenMP, which PyTorch uses on Linux, reads this setting once, when it is loaded. By default its threads spin.
+    That is faster on an idle machine, but with fewer free cores than threads, spinning takes time from the very threads
+    that are waited for. Results do not depend on this setting, unlike on the number of threads.
     """
     global _sleeps
     decided = any(name in os.environ for name in WAITING) or os.environ.get("OMP_NUM_THREADS") == "1"
-    # Each of several processes would count the others.
+    # With several processes, each would count the others as load.
     if not decided and process_count() == 1 and busy_cores() > SMALL_LOAD:
         os.environ[WAITING[0]], _sleeps = "passive", True
 
 
 @contextmanager
 def using_threads(wanted: int | None, before: int | None, listener: Listener) -> Iterator[None]:
-    """Train with a number of CPU threads: `wanted`; `before`, that of the run to resume; or what is free.
+    """Train with a number of CPU threads: `wanted`; `before`, that of the run to resume; or the number of free cores.
 
-    OMP_NUM_THREADS decides in a new run where it is set. One thread more than there are free cores can cost most of
-    the speed. The number is fixed for the run: sums are rounded differently with another one.
+    In a new run, OMP_NUM_THREADS decides if it is set. One thread more than there are free cores can cost most of the
+    speed. The number is fixed for the run, because sums are rounded differently with another number.
     """
     name, threads = "OMP_NUM_THREADS", wanted or before
     if threads is None and name in os.environ:
         yield
         return
-    import torch  # first: how its threads wait is decided when it is imported, for this process and not for one run
+    import torch  # imported first: this decides how its threads wait, for the whole process and not just for one run
 
     sleep = os.environ.get(WAITING[0], "").lower() == "passive" and threads != 1
     said, others = "", ""
@@ -324,7 +325,7 @@ def using_threads(wanted: int | None, before: int | None, listener: Listener) ->
         how = ", which sleep while they wait for each other" if sleep else ""
         listener(Notice(f"{said}{plural(threads, 'thread')}{how}{others} (train.threads sets the number)"))
     old = os.environ.get(name)
-    os.environ[name] = str(threads)  # read by estimates, and by the processes that a run starts
+    os.environ[name] = str(threads)  # read by estimates and by the processes that a run starts
     old_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -337,12 +338,12 @@ def using_threads(wanted: int | None, before: int | None, listener: Listener) ->
 
 
 def free_threads(cores: int, busy: float) -> int:
-    """Return how many threads to train with on some cores, of which `busy` are in use; a small load does not count."""
+    """Return how many threads to train with on some cores, `busy` of which are in use; a small load does not count."""
     return max(1, min(cores, int(cores - busy + SMALL_LOAD)))
 
 
 def busy_cores() -> float:
-    """Return how many of this process's cores are in use, measured for a quarter of a second."""
+    """Return how many of this process's cores are in use, measured over a quarter of a second."""
     import psutil
 
     each = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)

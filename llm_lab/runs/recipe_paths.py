@@ -1,6 +1,6 @@
-"""A run's recipe, read from any folder: its relative paths lead to where they led when the run was made.
+"""Reads a run's recipe from any folder, so that its relative paths still lead to the same files.
 
-They are relative to the folder that holds checkpoints/, in which the run was started.
+The paths are relative to the folder that holds checkpoints/, in which the run was started.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_run(folder: str | Path) -> tuple[RunFolder, StageRecipe] | None:
 
 
 def require_own_data(folder: str, key: str = "data") -> tuple[RunFolder, StageRecipe]:
-    """Return a model's run and recipe. Raises UserError if it has no run, or the run measured nothing."""
+    """Return a model's run and recipe. Raises UserError if it has no run, or the run had no validation data."""
     found = read_run(folder)
     if found is None:
         why = f"{folder} does not belong to a run of LLM Lab, so there is no data to repeat its evaluation on"
@@ -60,14 +60,14 @@ def require_own_data(folder: str, key: str = "data") -> tuple[RunFolder, StageRe
 
 
 def has_validation(recipe: StageRecipe) -> bool:
-    """Return whether a run held out texts or conversations on which a language model's loss is measured."""
+    """Return whether a run held out texts or conversations on which a language model's loss can be measured."""
     return isinstance(recipe, PretrainRecipe | SftRecipe) and recipe.validation.fraction > 0
 
 
 def with_paths_of(values: Mapping[str, Any], run: Path) -> dict[str, Any]:
     """Return the values of a recipe that was found in a run's folder, with paths that are valid in the working folder.
 
-    A path of which nothing is there in the folder where the run was made is left as it is.
+    A path that does not exist in the folder where the run was made is not changed.
     """
     home = next((folder.parent for folder in run.absolute().parents if folder.name == ROOT.name), None)
     if home is None or home.resolve() == Path.cwd():
@@ -93,7 +93,7 @@ def _of_stage(values: Mapping[str, Any], home: Path) -> dict[str, Any]:
 
 
 def _placed(text: str, home: Path) -> str:
-    """Return a path, a glob, or FILE.py:function, as an absolute path if there is something at home."""
+    """Return a path, a glob, or FILE.py:function as an absolute path, if it exists in `home`."""
     file, colon, function = text.rpartition(":")
     path = file if file.endswith(".py") else text
     if Path(path).expanduser().is_absolute() or path.startswith("~") or not path:

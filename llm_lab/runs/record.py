@@ -1,4 +1,4 @@
-"""What a run's files must be to be read: run.json, and the lines of metrics.jsonl. A damaged one is recognized."""
+"""Validation of a run's files: run.json, and the lines of metrics.jsonl. Damaged ones are recognized."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, TypeGuard
 
 from llm_lab.limits import parse_json
 
-# Columns that are computed with: numbers in every row that has them.
+# Columns that are used in computations: numbers in every row that has them.
 _COUNTED = ("wall_seconds", "train_tokens", "tokens_per_second", "loss", "eval_loss", "memory_bytes")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 _LATEST = 2**35  # seconds since the epoch
 
-WEIGHTS = ("model", "steps", "logs", "pictures")  # folders of a run in which there are no runs
+WEIGHTS = ("model", "steps", "logs", "pictures")  # folders of a run that do not contain runs
 
 
 def _is_text(value: Any) -> bool:
@@ -69,8 +69,8 @@ def _list_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(is_one, value))
 
 
-# What others read from run.json without asking; other keys may hold anything. Checked by hand: the home screen reads
-# runs, and pydantic takes longer to import than all else that it needs.
+# Types of the values that other modules read from run.json without checks; other keys may hold anything. Not checked
+# with pydantic, which takes longer to import than everything else that the home screen needs.
 _FACTS: dict[str, Callable[[Any], bool]] = {
     "name": _is_text,
     "asked_name": _is_text,
@@ -97,8 +97,8 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
 
 
 def read_facts(file: Path) -> tuple[dict[str, Any], str | None]:
-    """Return what run.json holds, {} if there is none, and why it can't be read, or None."""
-    if file.is_fifo() or file.is_char_device():  # reading it might never end
+    """Return the contents of run.json, {} if there is none, and why it can't be read, or None."""
+    if file.is_fifo() or file.is_char_device():  # reading it could block forever
         return {}, "it is not a file"
     try:
         found = parse_json(file.read_bytes())

@@ -1,8 +1,8 @@
 """Change a run's name in everything that has it: runs made from it, adapters, recipes, its own reports.
 
-A file in checkpoints/ says what is being renamed. It is written before anything is changed and deleted at the end, and
-every step can be repeated: after a kill, whatever finds runs next (`folder.settle`) completes the rename. The process
-holds the lock of checkpoints/, so that nobody completes a rename that is still being made.
+A file in checkpoints/ records what is being renamed. It is written before anything is changed and deleted at the end,
+and every step can be repeated: after a kill, the next look-up of runs (`folder.settle`) completes the rename. The
+process holds the lock of checkpoints/, so that no other process completes a rename in progress.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .record import WEIGHTS, read_facts
 RENAMING = ".renaming.json"  # in checkpoints/: the rename that is in progress
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 IN_A_RUN = ("run.json", "recipe.yaml", "sweep.json", "results.json", "cells.csv", "evaluations.jsonl", "report.md")
-IN_A_MODEL = (CONFIG, BASE_RECORD, "README.md")  # config.json is not: its digest says whether a parent has changed
-MODEL_KEYS = "checkpoint|reference|model|tokenizer"  # of recipes: a run may be named without its folder
+IN_A_MODEL = (CONFIG, BASE_RECORD, "README.md")  # not config.json: its digest shows whether a parent has changed
+MODEL_KEYS = "checkpoint|reference|model|tokenizer"  # of recipes, in which a run may be named without its folder
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """A run that got another name. files: outside of the run, in which its name was changed."""
+    """A run that got another name. files: those outside the run in which its name was changed."""
 
     old: Path
     new: Path
@@ -40,13 +40,13 @@ class Renamed:
 
 
 def complete_rename(root: Path) -> Renamed | None:
-    """Complete a rename that was killed; returns it, or None without one, and while another process works on it."""
+    """Complete a rename that was killed; return it, or None if there is none or another process works on it."""
     known = read_object(root / RENAMING)
     if not known or ((root / lock.NAME).exists() and is_at_work(root, known.get("process") or {})):
         return None
     old, new = str(known.get("old")), str(known.get("new"))
     if not (NAME.fullmatch(old) and NAME.fullmatch(new)):
-        return None  # not what `rename_run` writes
+        return None  # not written by `rename_run`
     with hold(root):
         if not (root / RENAMING).exists():
             return None  # another process has completed it
@@ -58,7 +58,7 @@ def complete_rename(root: Path) -> Renamed | None:
 
 
 def change_name(root: Path, old: str, new: str) -> tuple[Path, ...]:
-    """Change the name in all files, then forget that a rename is under way. May be repeated."""
+    """Change the name in all files, then delete the record of the rename. May be repeated."""
     changed = []
     for file in files_that_name_runs(root):
         if _change(file, root, old, new) and not file.is_relative_to(root / new):
@@ -81,7 +81,7 @@ def files_that_name_runs(root: Path) -> Iterator[Path]:
 
 
 def _homes(folder: Path) -> Iterator[Path]:
-    """Yield the folders of runs and sweeps in a folder, at any depth."""
+    """Yield the folders of runs and sweeps inside a folder, at any depth."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink() and path.name[0] != "." and path.name not in WEIGHTS:
             if any((path / name).is_file() for name in ("run.json", "sweep.json")):
@@ -94,7 +94,7 @@ def _existing(folder: Path, names: Iterable[str]) -> Iterator[Path]:
 
 
 def _change(file: Path, root: Path, old: str, new: str) -> bool:
-    """Change a run's name in a file, and the file's entry in the manifest of its checkpoint; returns whether it did."""
+    """Change a run's name in a file, and the file's entry in the manifest of its checkpoint; return whether it did."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -110,8 +110,8 @@ def _change(file: Path, root: Path, old: str, new: str) -> bool:
 def renamed(text: str, root: Path, old: str, new: str, *, bare: bool = False) -> str:
     """Return a text with the paths of a run under its new name.
 
-    A path that leads to another checkpoints/ is left as it is, unless nothing is there any more: then this one has been
-    moved. bare: also where a key of a recipe names the run without its folder.
+    A path that leads to another checkpoints/ is not changed unless it no longer exists: then this folder was moved.
+    bare: also change recipe keys that name the run without its folder.
     """
     here = str(root.resolve().parent)
     end = r"(?![\w=-])(?!\.[\w=-])"  # a dot without a letter after it ends a sentence
@@ -135,7 +135,7 @@ def renamed(text: str, root: Path, old: str, new: str, *, bare: bool = False) ->
 
 
 def _record(file: Path) -> None:
-    """Write the size and digest of a file into the manifest of its checkpoint, where it has one."""
+    """Write the size and digest of a file into the manifest of its checkpoint, if there is one."""
     path = file.parent / manifest.NAME
     try:
         files = json.loads(path.read_bytes())["files"]
@@ -148,7 +148,7 @@ def _record(file: Path) -> None:
 
 
 def _change_own_name(folder: Path, old: str, new: str) -> None:
-    """Change the name in what a run says about itself, and in the command of a sweep."""
+    """Change the name in a run's own record, and in the command of a sweep."""
     run_json, recipe_yaml = folder / "run.json", folder / "recipe.yaml"
     facts = read_facts(run_json)[0]
     if facts.get("name") == old:

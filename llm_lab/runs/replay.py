@@ -1,4 +1,4 @@
-"""Retrain a checkpoint: its whole lineage as one pipeline, and how the result compares with the original."""
+"""Retrain a checkpoint: its whole lineage as one pipeline, and a comparison of the result with the original."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .lineage import (
 )
 from .recipe_paths import read_run_recipe
 
-STAGE = "stage:"  # how a pipeline refers to the result of one of its stages
+STAGE = "stage:"  # prefix by which a pipeline refers to the result of one of its stages
 HEADER = "Made by `llm-lab replay`"
 
 
@@ -64,8 +64,8 @@ def compose(
 ) -> Replay:
     """Return the pipeline that retrains a checkpoint from the start of its lineage.
 
-    For a checkpoint within a run, the whole run is repeated. UserError if no run made it, or if parts of the lineage
-    are gone; it lists everything that is missing.
+    For a checkpoint within a run, the whole run is repeated. UserError if no run made the checkpoint, or if parts of
+    the lineage are missing; the error lists all of them.
     """
     target = trace(find_traced(checkpoint, root=root), digest_of=digest_of, files_of=files_of, root=root)
     line = line_of(target)
@@ -105,7 +105,7 @@ def _missing(line: Iterable[Node], target: Node, digest_of: Digest) -> Iterator[
 
 
 def _is_final(node: Node, run: RunFolder, digest_of: Digest) -> bool:
-    """Whether a checkpoint within a run has the weights of the run's result."""
+    """Whether a checkpoint within a run has the same weights as the run's result."""
     final = digest_of(run.model_path) if run.model_path.is_dir() else None
     return final is not None and final == digest_of(node.place)
 
@@ -141,7 +141,7 @@ def _stage(node: Node, run: RunFolder, label: str, labels: Mapping[Path, str]) -
             continue
         made_by = link.node.run
         _put(values, link.key.split("."), STAGE + labels[made_by.path] if made_by else link.node.place)
-    date = run.facts().get("template_date")  # of a chat template that writes the current date
+    date = run.facts().get("template_date")  # for a chat template that writes the current date
     return {**values, "name": label, **({"template_date": date} if date else {})}
 
 
@@ -152,7 +152,7 @@ def _put(values: Any, steps: list[str], value: str) -> None:
 
 
 def _remarks(line: Iterable[Node], target: Node) -> Iterator[str]:
-    """Yield what may make the replay differ from the original."""
+    """Yield reasons why the replay may differ from the original."""
     if target.step is not None:
         yield f"checkpoint-{target.step} is an intermediate checkpoint: its whole run is replayed"
     for node in line:
@@ -185,7 +185,7 @@ def _remarks_on(link: Link, node: Node) -> Iterator[str]:
 
 
 def write_recipe(replay: Replay, folder: Path = Path("configs")) -> Path:
-    """Write the pipeline as configs/<name>.yaml, over one from an earlier replay.
+    """Write the pipeline as configs/<name>.yaml, replacing one from an earlier replay.
 
     UserError if another file has that name.
     """
@@ -199,13 +199,13 @@ def write_recipe(replay: Replay, folder: Path = Path("configs")) -> Path:
 
 
 def write_outcome(replay: Replay, outer: RunFolder, outcomes: Iterable[StageOutcome]) -> None:
-    """Record in the replay's run.json what it repeats and how it compares."""
+    """Record in the replay's run.json what it repeats, and the comparison."""
     stages = {outcome.stage: {"same": outcome.same, "differences": outcome.differences} for outcome in outcomes}
     outer.update(replay={"of": replay.target.place, "stages": stages})
 
 
 def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the versions, and the properties of the machine, that differ between two runs."""
+    """Return the versions and machine properties that differ between two runs."""
     changes = []
     known, new = before.get("versions") or {}, now.get("versions") or {}
     for name in dict.fromkeys([*known, *new]):

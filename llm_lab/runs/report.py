@@ -28,7 +28,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 def write_report(run: RunFolder) -> None:
-    """Write report.md and its pictures from what the run folder holds."""
+    """Write report.md and its pictures from the contents of the run folder."""
     facts = run.facts()
     parts = [f"# {plain(facts.get('name', run.path.name))}", _summary(facts), *_warnings(run)]
     parts += picture_of(run, "curves.svg", draw_curves(run.metrics()), "curves over the steps")
@@ -47,7 +47,7 @@ def write_report(run: RunFolder) -> None:
 def keep_evaluation(checkpoint: str | Path, row: Mapping[str, Any], *, root: Path = ROOT) -> Path:
     """Append a line to a model's evaluations and update its run's report; returns the file.
 
-    OSError where it can't be written.
+    OSError if it can't be written.
     """
     path = evaluations_path(checkpoint, root=root)
     require_no_links(path.parent)
@@ -69,7 +69,7 @@ def _summary(facts: Mapping[str, Any]) -> str:
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
-    """Return a section, or nothing where it would be empty. Lines of a table and of a list stay together."""
+    """Return a section, or nothing if it would be empty. The lines of a table or a list stay together."""
     return [f"## {title}", "\n".join(lines)] if lines else []
 
 
@@ -79,7 +79,7 @@ def _warnings(run: RunFolder) -> list[str]:
 
 
 def picture_of(run: RunFolder, name: str, svg: str | None, alternative: str) -> list[str]:
-    """Write a picture into a run folder and return its line in the report; without one, delete the file."""
+    """Write a picture into a run folder and return its line in the report; if there is none, delete the file."""
     if svg is None:
         (run.path / name).unlink(missing_ok=True)  # from an earlier report
         return []
@@ -88,7 +88,7 @@ def picture_of(run: RunFolder, name: str, svg: str | None, alternative: str) -> 
 
 
 def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row for each result: name, value, unit, meaning. What depends on the machine comes last."""
+    """Return a row for each result: name, value, unit, meaning. Those that depend on the machine come last."""
     keys = [key for key, value in results.items() if is_number(value)]
     return [
         [plain(name_of(key)), write(key, results[key]), _unit_of(key), quantity(key).meaning]
@@ -97,12 +97,12 @@ def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _unit_of(key: str) -> str:
-    """Return the unit of a written value: none where the value has it already, as in 62.5 % and 3:41."""
+    """Return the unit of a formatted value, or nothing if it already has one, as in 62.5 % and 3:41."""
     return "" if quantity(key).form in ("percent", "clock", "milliseconds") else quantity(key).unit
 
 
 def _samples(run: RunFolder) -> list[str]:
-    """Return the samples of the first, a middle and the last evaluation, the same prompts each time."""
+    """Return the samples of the first, a middle and the last evaluation, with the same prompts each time."""
     steps = [text for _, text in run.samples()]
     if not steps:
         return []
@@ -128,10 +128,10 @@ def _predictions(run: RunFolder, facts: Mapping[str, Any]) -> list[str]:
 
 
 def _predicted_and_actual(facts: Mapping[str, Any]) -> Iterator[tuple[str, float, float, str, str]]:
-    """Yield (title, predicted, actual, both as texts) where both are known and the run was completed."""
+    """Yield (title, predicted, actual, both as texts) if both are known and the run was completed."""
     predicted, actual = facts.get("predicted") or {}, facts.get("results") or {}
     if facts.get("status") != "done" or facts.get("exhausted"):
-        return  # less was done than predicted
+        return  # the run did less than predicted
     for key, as_text in (("wall_seconds", duration), ("memory_bytes", size)):
         if predicted.get(key) and actual.get(key):
             yield name_of(key), predicted[key], actual[key], as_text(predicted[key]), as_text(actual[key])
@@ -161,7 +161,7 @@ def recipe_part(run: RunFolder) -> list[str]:
 
 # Pipelines
 
-# Result of a stage: its key in the pipeline's scores.
+# {result of a stage: its key in the pipeline's scores}
 SCORE_KEYS = {
     "exact_match": "exact_match",
     "exact_match_sampled": "exact_match_sampled",
@@ -170,9 +170,10 @@ SCORE_KEYS = {
 
 
 def collect_scores(outer: RunFolder) -> dict[str, dict[str, float]]:
-    """Return {stage: {exact_match, exact_match_sampled, reward, seconds}} of the stages that were scored.
+    """Return {stage: {exact_match, exact_match_sampled, reward, seconds}} for the stages that were scored.
 
-    exact_match is greedy; the other two are of answers sampled at temperature 1. seconds: the stage's training time.
+    exact_match is greedy; the other two are measured on answers sampled at temperature 1. seconds: the stage's training
+    time.
     """
     scores = {}
     for run in outer.stages():
@@ -186,7 +187,7 @@ def collect_scores(outer: RunFolder) -> dict[str, dict[str, float]]:
 def describe_scores(scores: Scores) -> list[list[str]]:
     """Return the scores as a table: a heading, then a row for each stage.
 
-    The reward is left out where it only repeats the exact match.
+    The reward is left out if it only repeats the exact match.
     """
     rows = scores.values()
     same = all(row.get("reward") in (None, row.get("exact_match_sampled")) for row in rows)

@@ -1,8 +1,8 @@
 """Whether a run can resume, and where: at its newest checkpoint or an earlier one.
 
-Every file of the checkpoint must be as it was written, and what the run began with must be the same: the model that it
-started from, and the other models and files that its recipe names. The number of processes may be another one if it
-can share the rows of a step evenly.
+Every file of the checkpoint must be as it was written, and the inputs of the run must be the same: the model that it
+started from, and the other models and files that its recipe names. The number of processes may differ if they can share
+the rows of a step evenly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .processes import process_count
 
 MANIFESTS_FROM = "manifests_from_step"  # in run.json: from this step on, every checkpoint has a manifest
 START = 0
-BATCH = "batch"  # in run.json: rows and batches of a step in each process, where they are no longer the recipe's
+BATCH = "batch"  # in run.json: rows and batches of a step in each process, if they differ from the recipe's
 ROWS, BATCHES = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
@@ -33,7 +33,7 @@ ROWS, BATCHES = "per_device_train_batch_size", "gradient_accumulation_steps"
 class Batch:
     """How a process reads its rows of a step: `rows` at a time, `batches` times.
 
-    multiple: what the rows must be a multiple of; a batch that grows has a part of them at first.
+    multiple: the rows must be a multiple of it; a growing batch starts with some of them.
     """
 
     rows: int
@@ -41,15 +41,15 @@ class Batch:
     multiple: int = 1
 
     def smaller(self) -> Batch | None:
-        """Return the next smaller batch with as many rows in a step, None if it has one row."""
+        """Return the next smaller batch with the same rows per step, None if it has one row."""
         whole = self.rows // self.multiple
         factor = next((n for n in range(2, whole + 1) if whole % n == 0), None)
         return Batch(self.rows // factor, self.batches * factor, self.multiple) if factor else None
 
     def shared(self, before: int, now: int) -> Batch | None:
-        """Return the batch of `now` processes that read the same rows in a step as `before` of this one; None: can't.
+        """Return the batch with which `now` processes read the same rows per step as `before` of this one, or None.
 
-        At most as many rows at a time, and a divisor of them, so that a rollout can be divided too.
+        It has at most as many rows at a time, and a divisor of them, so that a rollout can also be divided.
         """
         each, rest = divmod(self.rows * self.batches * before, now)
         allowed = range(self.multiple, self.rows + 1, self.multiple)
@@ -58,7 +58,7 @@ class Batch:
 
 
 def batch_of(recipe: Any) -> Batch:
-    """Return the batch of a trained stage's recipe."""
+    """Return the batch in the recipe of a stage that trains."""
     return _batch_of(recipe.train.model_dump())
 
 
@@ -73,9 +73,9 @@ def with_batch(recipe: Any, batch: Batch) -> Any:
 
 
 def batch_to_resume(run: RunFolder, recipe: Batch) -> tuple[Batch | None, int]:
-    """Return (the batch of each process in what is left of a run, the number of processes before).
+    """Return (the batch of each process for the rest of a run, the previous number of processes).
 
-    recipe: the recipe's batch. None where these processes can't share the rows of a step.
+    recipe: the recipe's batch. None if the processes can't share the rows of a step.
     """
     facts = run.facts()
     known, before = facts.get(BATCH), facts.get("processes", process_count())
@@ -86,7 +86,7 @@ def batch_to_resume(run: RunFolder, recipe: Batch) -> tuple[Batch | None, int]:
 
 
 def resume_command(run: RunFolder, options: str = "--resume") -> str:
-    """Return the command that resumes a run, or the pipeline that it is a stage of."""
+    """Return the command that resumes a run, or the pipeline that it belongs to."""
     outer = RunFolder(run.path.parent)
     named = outer if run.path.name in (outer.facts().get("stages") or ()) else run
     nproc = f" --nproc {process_count()}" if process_count() > 1 else ""
@@ -94,7 +94,7 @@ def resume_command(run: RunFolder, options: str = "--resume") -> str:
 
 
 def what_is_saved(run: RunFolder) -> str:
-    """Return what is left of a run that was stopped at once, and how to resume it."""
+    """Describe what is saved of a run that was stopped at once, and how to resume it."""
     step = max((step for step, _ in run.checkpoints()), default=START)
     if step == START:
         return f"Stopped at once. {run.path} has no checkpoint yet. Start again: {resume_command(run)}"
@@ -104,8 +104,8 @@ def what_is_saved(run: RunFolder) -> str:
 def require_resume_point(run: RunFolder, step: int | None = None) -> tuple[int, list[str]]:
     """Return the step from which a run resumes, and remarks on its checkpoint. Step 0 is the start.
 
-    step: the wanted one; by default that of the newest checkpoint. UserError where there is no such checkpoint, or
-    where a file of it is damaged; it offers the newest checkpoint before it that is complete.
+    step: the requested one; by default that of the newest checkpoint. UserError if there is no such checkpoint, or a
+    file of it is damaged; the error offers the newest complete checkpoint before it.
     """
     known = dict(run.checkpoints())
     wanted = max(known, default=START) if step is None else step
@@ -128,7 +128,7 @@ def require_resume_point(run: RunFolder, step: int | None = None) -> tuple[int, 
 
 
 def require_same_beginning(run: RunFolder, *, files_of: Callable[[str], Mapping[str, str]] = cached_files) -> None:
-    """UserError where what a run began with is different now; it lists everything that is.
+    """Raise UserError if inputs of a run are different now; the error lists all of them.
 
     files_of: returns {file: its id} of a model on the Hub.
     """
@@ -160,14 +160,14 @@ def require_same_beginning(run: RunFolder, *, files_of: Callable[[str], Mapping[
 
 
 def _recorded(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (dotted key, record) of each model and file that a run began with."""
+    """Yield (dotted key, record) for each model and file that a run started with."""
     yield from (facts.get("references") or {}).items()
     if facts.get("parent"):
         yield PARENT, facts["parent"]
 
 
 def _find_again(run: RunFolder, known: Mapping[str, Any]) -> Path:
-    """Return where a recorded model or file is now: it may have moved together with the run."""
+    """Return the current place of a recorded model or file, which may have moved together with the run."""
     given = Path(known["path"]).expanduser()
     return next((place for place in (given, *places_after_move(run.path, given)) if place.exists()), given)
 
@@ -181,7 +181,7 @@ def _manifests_from(run: RunFolder) -> float:
 
 
 def set_aside_after(run: RunFolder, step: int) -> list[Path]:
-    """Rename the checkpoints after a step, and the model made from them, so that nothing takes them for the run's.
+    """Rename the checkpoints after a step, and the model made from them, so that they no longer count as the run's.
 
     Returns their new names.
     """

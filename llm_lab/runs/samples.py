@@ -15,7 +15,7 @@ NO_PROMPT = "(none)"
 
 
 def add_samples(run: RunFolder, step: int, samples: list[tuple[str, str]]) -> None:
-    """Add (prompt, text) of a step to samples.md, in place of what a killed process has written for it."""
+    """Add (prompt, text) pairs of a step to samples.md, replacing what a killed process wrote for this step."""
     before = [text for at, text in run.samples() if at != step]
     lines = [
         f"## Step {step}\n",
@@ -32,7 +32,7 @@ def last_prompts(run: RunFolder) -> Iterator[str]:
 
 
 def _one_line(prompt: str) -> str:
-    """Return a prompt as inline code; one with line breaks or backticks, which could be headings, as JSON."""
+    """Return a prompt as inline code; as JSON if it has backticks or line breaks, which could start headings."""
     if not prompt:
         return NO_PROMPT
     is_plain = prompt.isprintable() and not re.search(r'`|^"|^ | $', prompt) and prompt != NO_PROMPT
@@ -40,15 +40,15 @@ def _one_line(prompt: str) -> str:
 
 
 def read_prompt(text: str) -> str:
-    """Return a prompt from the inline code that samples.md has for it."""
+    """Return a prompt from its inline code in samples.md."""
     if text.startswith('"'):
         try:
             return str(json.loads(text))
         except ValueError:
-            return text  # from before prompts were written as JSON
+            return text  # written before prompts were stored as JSON
     return "" if text == NO_PROMPT else text
 
 
 def _quoted(text: str) -> str:
-    """Return the lines of a quotation; a lone carriage return would also start a line."""
+    """Return the lines of a quotation; a single carriage return also starts a line."""
     return re.sub(r"\r\n?", "\n", text).replace("\n", "\n> ")

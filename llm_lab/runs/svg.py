@@ -1,7 +1,7 @@
-"""Drawing primitives: a picture as SVG that reads well on light and dark, its lines, dots, bars and texts.
+"""Drawing primitives: SVG pictures that are readable in light and dark themes, and their lines, dots, bars and texts.
 
 Every color is written twice: as an attribute for light backgrounds, which any viewer shows, and as a rule of the
-picture's own style for readers who prefer dark. The rules apply only inside pictures, and say the same in each, so
+picture's own style for readers who prefer dark. The rules apply only inside pictures and are the same in each, so that
 pictures can share a page.
 """
 
@@ -18,14 +18,14 @@ from llm_lab.safe_text import one_line
 from .palette import both
 
 FONT = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
-WIDTH = 720  # of every picture, in pixels
-SIZE = 12  # of text
+WIDTH = 720  # width of every picture, in pixels
+SIZE = 12  # font size
 ELLIPSIS = "…"
-MANY = 1500  # points of a curve that are drawn one by one
+MANY = 1500  # most points of a curve that are drawn one by one
 
 
 def picture(height: float, parts: Sequence[str], *, title: str = "", description: str = "") -> str:
-    """Return a complete SVG of a height. Title and description are for screen readers."""
+    """Return a complete SVG with this height. Title and description are for screen readers."""
     body = "\n".join([f'<rect width="{WIDTH}" height="{height:g}" {fill("paper")}/>', *parts])
     names = sorted(set(re.findall(r'class="([^"]*)"', body)))
     about = f"<title>{safe(title)}</title>\n" if title else ""
@@ -62,7 +62,7 @@ def fill_and_stroke(inside: str, outline: str) -> str:
 
 
 def safe(text: str) -> str:
-    """Return a text on one line that XML and HTML can hold, escaped for elements and attributes."""
+    """Return a text on one line, without characters that XML and HTML forbid, escaped for elements and attributes."""
     text = "".join("\ufffd" if ord(sign) & 0xFFFE == 0xFFFE else sign for sign in one_line(str(text)))
     return escape(text, {'"': "&quot;", "'": "&#39;"})
 
@@ -87,7 +87,7 @@ def curve(
 
 
 def _thinned(pixels: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """Return, of a great number of points, the lowest and the highest of each pixel column, so that spikes stay."""
+    """Return the lowest and the highest of many points for each pixel column, so that spikes stay visible."""
     if len(pixels) <= MANY:
         return pixels
     columns: dict[int, list[int]] = {}
@@ -105,12 +105,12 @@ def area(points: Sequence[tuple[float, float]], color: str, *, opacity: float = 
 
 
 def dot(x: float, y: float, color: str, radius: float = 2.5, *, about: str = "") -> str:
-    """Return a dot. about: shown when the pointer rests on it."""
+    """Return a dot. about: its tooltip."""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" {fill(color)}{_with_title("circle", about)}'
 
 
 def ring(x: float, y: float, color: str, radius: float = 4, *, about: str = "") -> str:
-    """Return a dot with an outline in the color of the background, so dots that overlap can be counted."""
+    """Return a dot with an outline in the color of the background, so that overlapping dots can be counted."""
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" {fill_and_stroke(color, "paper")} '
         f'stroke-width="1"{_with_title("circle", about)}'
@@ -145,9 +145,9 @@ def words(
     room: float = math.inf,
     upward: bool = False,
 ) -> str:
-    """Return a text. Where it is wider than room, it is shortened, and the pointer shows it in full.
+    """Return a text. If it is wider than room, it is shortened, and the tooltip shows it in full.
 
-    upward: it reads from bottom to top.
+    upward: whether it reads from bottom to top.
     """
     short = fit(text, room, size, bold=bold)
     attributes = ' font-weight="600"' if bold else ""
@@ -157,7 +157,7 @@ def words(
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {fill(color)}{attributes}>{about}{safe(short)}</text>'
 
 
-# Widths of characters in a wide sans-serif font (DejaVu Sans, the widest of the usual ones), in shares of the size.
+# Widths of characters in a wide sans-serif font (DejaVu Sans, the widest common one), relative to the font size.
 _WIDTHS = {
     sign: share
     for signs, share in (
@@ -172,7 +172,7 @@ _WIDTHS = {
 
 
 def width_of(text: str, size: float = SIZE, *, bold: bool = False) -> float:
-    """Return the width of a text in pixels: an estimate that is rarely too small."""
+    """Return the estimated width of a text in pixels; it is rarely too small."""
     return sum(map(_width, text)) * size * (1.1 if bold else 1.0)
 
 
@@ -187,9 +187,9 @@ def _width(sign: str) -> float:
 
 
 def fit(text: str, room: float, size: float = SIZE, *, bold: bool = False, middle: bool = True) -> str:
-    """Return a text on one line that is at most as wide as room: with an ellipsis where it is too long.
+    """Return a text on one line that is at most as wide as room, cut with an ellipsis if it is too long.
 
-    middle: the ellipsis is in the middle, because names of runs and files often differ at their ends. Else at the end.
+    middle: cut in the middle, because names of runs and files often differ at their ends; otherwise at the end.
     """
     text = one_line(str(text))
     if width_of(text, size, bold=bold) <= room:
@@ -205,7 +205,7 @@ def fit(text: str, room: float, size: float = SIZE, *, bold: bool = False, middl
 
 
 def wrap(text: str, room: float, size: float = SIZE, *, most: int = 2, bold: bool = False) -> list[str]:
-    """Return the lines of a text, none wider than room, at most `most` of them; the last one is shortened."""
+    """Return the lines of a text, at most `most` and none wider than room; the last one may be shortened."""
     lines: list[str] = []
     rest = one_line(str(text)).split()
     while rest and len(lines) < most - 1:
@@ -220,14 +220,14 @@ def wrap(text: str, room: float, size: float = SIZE, *, most: int = 2, bold: boo
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return places as near to the wanted ones as a distance of gap between them allows, from low to high.
+    """Return the positions closest to the wanted ones that are at least `gap` apart, from low to high.
 
-    They keep their order. Where there are too many for the room, they are spread evenly over it.
+    They keep their order. If there are too many for the available room, they are spread evenly over it.
     """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     if len(order) > 1:
         gap = min(gap, (high - low) / (len(order) - 1))
-    groups: list[list[float]] = []  # [mean of the wanted first places, how many]
+    groups: list[list[float]] = []  # [mean of the wanted first positions, how many]
     for rank, index in enumerate(order):
         groups.append([wanted[index] - rank * gap, 1])
         while len(groups) > 1 and groups[-2][0] > groups[-1][0]:
