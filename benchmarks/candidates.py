@@ -31,7 +31,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What a process measured: seconds per step for each window of steps, and memory."""
+    """The measurements of a process: seconds per step for each window of steps, and memory."""
 
     seconds: tuple[float, ...]
     peak_bytes: int  # of the process, including Python and its libraries
@@ -49,7 +49,7 @@ def train_in_process(name: str, steps: int) -> Trained:
 
 
 def llama_config() -> Any:
-    """Return the shape of all models but the GPT, as Hugging Face's LlamaConfig."""
+    """Return the shape of all models except the GPT, as Hugging Face's LlamaConfig."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -74,7 +74,7 @@ def training_blocks(count: int) -> Any:
 
 
 class Clock:
-    """Measures seconds per step over windows of WINDOW steps, except the first, which touches new memory."""
+    """Measures seconds per step over windows of WINDOW steps, except for the first one, which touches new memory."""
 
     def __init__(self) -> None:
         self.steps, self.mark = 0, 0.0
@@ -149,7 +149,7 @@ def train_ours(steps: int, clock: Clock) -> int:
 
 
 def train_stock(steps: int, clock: Clock) -> int:
-    """Train LlamaForCausalLM with Trainer, as the documentation of transformers shows."""
+    """Train LlamaForCausalLM with Trainer, as in the documentation of transformers."""
     import torch
     from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
@@ -232,11 +232,11 @@ def train_gpt_loop(steps: int, clock: Clock) -> int:
 
 
 def main() -> None:
-    """Train the implementation that is named and print the measurements."""
+    """Train the named implementation and print the measurements."""
     import psutil
     import transformers
 
-    # transformers imports them on first use; their memory must not count as the training's.
+    # transformers imports these on first use; their memory must not count as that of the training.
     _ = (transformers.Trainer, transformers.LlamaForCausalLM)
     before = psutil.Process().memory_info().rss
     clock = Clock()

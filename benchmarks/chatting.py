@@ -57,7 +57,7 @@ def bench(full: bool) -> None:
 
 
 def _measure_first_token() -> tuple[int, float]:
-    """Return the number of parameters, and the seconds from loading to the first text, in a new process."""
+    """Return the number of parameters, and the seconds from loading to the first text in a new process."""
     done = subprocess.run([sys.executable, "-m", "benchmarks.chatting"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the chat with the 10 M model failed:\n{done.stderr[-2000:]}")

@@ -1,13 +1,13 @@
-"""Give every way in damaged or odd input and count what ends as an internal error.
+"""Pass damaged or odd input to every entry point, and count internal errors.
 
 python -m benchmarks fuzz [--trials N] [--seed S] [--only recipes,data,models,commands,chat]
 
 Each case changes valid input in one to three places: a value of another type, a missing or unknown key, bytes that are
-cut, flipped or inserted. It goes in as a user's does: a recipe through `llm-lab check`, data through the X-ray and the
-readers, a model or adapter folder through `llm-lab show` and `chat`, arguments through the command line, lines through
-the chat. Allowed is success, or an error for the user (exit codes 0, 2 and 3). Anything else is a finding: another
-exit code, another exception, a traceback in the output, more than `PATIENCE_SECONDS`, more than `MEMORY_BYTES`, or an
-error text longer than `LONGEST_MESSAGE`. Cases run in forked processes, so that none can end the campaign.
+cut, flipped or inserted. It enters like a user's input: a recipe through `llm-lab check`, data through the X-ray and
+the readers, a model or adapter folder through `llm-lab show` and `chat`, arguments through the command line, lines
+through the chat. Allowed is success, or an error for the user (exit codes 0, 2 and 3). Anything else is a finding:
+another exit code, another exception, a traceback in the output, more than `PATIENCE_SECONDS`, more than `MEMORY_BYTES`,
+or an error text longer than `LONGEST_MESSAGE`. Cases run in forked processes, so that none can end the campaign.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MEMORY_BYTES = 6 * 2**30  # more than the process has at its start
 LONGEST_MESSAGE = 20_000
 BATCH = 40  # cases of one forked process
 MODULES = ("cli", "stages.eval", "chat.session", "hf.chat_templates", "hf.lora_layers", "terminal.chat_screen")
-SHARES = {"recipes": 0.5, "data": 0.2, "models": 0.2, "commands": 0.05, "chat": 0.05}  # of all cases
+SHARES = {"recipes": 0.5, "data": 0.2, "models": 0.2, "commands": 0.05, "chat": 0.05}  # shares of all cases
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**63, -(2**70), 10**400, 0.0, -0.5, 1e308, float("inf"), float("nan"),
     "", " ", "0", "1e-3", "true", "null", "☃", "é" * 300, "a\x00b", "\x1b[31mred", "../../x", "~", "/", ".", "\ud800",
@@ -56,11 +56,11 @@ class Findings:
 
     cases: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
-    internal: dict[str, list[str]] = field(default_factory=dict)  # where it was raised: cases
+    internal: dict[str, list[str]] = field(default_factory=dict)  # {where it was raised: cases}
 
     @property
     def count(self) -> int:
-        """The number of cases that were findings."""
+        """The number of findings."""
         return sum(map(len, self.internal.values()))
 
 
@@ -91,7 +91,7 @@ def change_value(value: Any, draw: random.Random) -> Any:
         holder[key] = change_bytes(holder[key].encode(errors="surrogatepass"), draw).decode(errors="replace")
     elif how == 6 and isinstance(holder[key], int | float):
         factor = draw.choice((-1, 0, 1e-9, 1e9, 2, 0.5))
-        with contextlib.suppress(OverflowError):  # a whole number that no float can hold stays as it is
+        with contextlib.suppress(OverflowError):  # an integer that no float can hold is not changed
             holder[key] = holder[key] * factor
     else:
         holder[key] = draw.choice(ODD)
@@ -133,7 +133,7 @@ def _json(value: Any) -> str:
 
 
 def _needs_escapes(value: Any) -> bool:
-    """Return whether a value can only be written with escapes: it holds half a surrogate pair."""
+    """Return whether a value can only be written with escapes, because it contains a lone surrogate."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -141,12 +141,12 @@ def _needs_escapes(value: Any) -> bool:
     return False
 
 
-# --- the cases: each returns what to do and how to describe it
+# --- the cases: each returns an action and its description
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the valid input lies, read once."""
+    """The valid input, which is read once."""
 
     inputs: Path
     recipes: dict[str, dict[str, Any]]
@@ -166,7 +166,7 @@ Case = Callable[[], Any]
 
 
 class TooLong(Exception):
-    """A case took too long. Not a TimeoutError, which is an OSError and so means that a file can't be read."""
+    """A case took too long. Not a TimeoutError, because that is an OSError, which means that a file can't be read."""
 
 
 def recipe_case(place: Place, draw: random.Random) -> tuple[Case, str]:
@@ -328,7 +328,7 @@ def command_case(place: Place, draw: random.Random) -> tuple[Case, str]:
     how = draw.random()
     if how < 0.4:  # a valid command with another number
         words = re.sub(r"(?<=[ =])[0-9.]+", lambda _: draw.choice(NUMBERS), draw.choice(VALID)).split()
-    elif how < 0.7:  # with one more or one other word
+    elif how < 0.7:  # with one word added or replaced
         words = draw.choice(VALID).split()
         at = draw.randrange(1, len(words) + 1)
         words[at : at + draw.randrange(2)] = [draw.choice((*values, *options))]
@@ -407,11 +407,11 @@ def write_models(inputs: Path) -> None:
     save_model(adapter, inputs / "adapter", tokenizer)
 
 
-# --- running them
+# --- running the cases
 
 
 def _command(words: Sequence[str]) -> int:
-    """Run a command; an internal error is raised, so that its place is known."""
+    """Run a command; let internal errors through, so that their place is known."""
     from llm_lab.cli import main
 
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -433,7 +433,7 @@ def _command(words: Sequence[str]) -> int:
 
 
 def run_case(kind: str, number: int, seed: int, place: Place) -> tuple[str, str, str]:
-    """Run one case in the working folder; returns (exit code, where an internal error was raised or "", the input)."""
+    """Run one case in the working folder; return (exit code, where an internal error was raised or "", the input)."""
     from llm_lab.errors import LabError
 
     def too_long(*_: Any) -> None:
@@ -460,7 +460,7 @@ def run_case(kind: str, number: int, seed: int, place: Place) -> tuple[str, str,
 
 
 def campaign(trials: int, seed: int, only: set[str] | None = None) -> Findings:
-    """Run cases of every kind; returns what was found."""
+    """Run cases of every kind; return the findings."""
     import_modules(MODULES)
     findings = Findings()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
@@ -480,7 +480,7 @@ def campaign(trials: int, seed: int, only: set[str] | None = None) -> Findings:
 
 
 def _run_batch(kind: str, numbers: range, seed: int, place: Place, folder: Path, findings: Findings) -> None:
-    """Run some cases in a forked process; one that dies is a finding, and the rest runs in the next process."""
+    """Run some cases in a forked process; a case that kills it is a finding, and the rest run in the next process."""
     results, at = folder / "results.jsonl", numbers.start
     while at < numbers.stop:
         results.write_text("")
@@ -497,7 +497,7 @@ def _run_batch(kind: str, numbers: range, seed: int, place: Place, folder: Path,
 
 
 def _in_a_fork(work: Callable[[], None]) -> int:
-    """Do something in a forked process, with one thread: the others of this process do not exist there.
+    """Do something in a forked process with one thread, because this process's other threads do not exist there.
 
     Returns its exit code, or minus the signal that ended it.
     """
@@ -543,7 +543,7 @@ def count_case(findings: Findings, kind: str, number: int, code: str, raised: st
 
 
 def bench(full: bool, *, trials: int | None = None, seed: int = 0, only: str | None = None) -> None:
-    """Run a campaign and print what was found. full: 20,000 cases."""
+    """Run a campaign and print the findings. full: 20,000 cases."""
     findings = campaign(trials or (20_000 if full else 400), seed, set(only.split(",")) if only else None)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in findings.cases.items())
     print(f"{sum(findings.cases.values()):,} cases (seed {seed}): {kinds}")

@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """Token and position embeddings, blocks, a final norm, a tied output head; without biases or dropout."""
+    """Token and position embeddings, blocks, a final norm, a tied output head; no biases or dropout."""
 
     def __init__(self, vocabulary: int, length: int, layers: int, width: int, heads: int) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""Kill runs anywhere, resume them until they are done, and compare them with runs that nobody disturbed.
+"""Kill runs at arbitrary points, resume them until they are done, and compare them with undisturbed runs.
 
 python -m benchmarks kills [--trials N] [--seed S] [--only STAGE,...]     (a trial takes a few seconds)
 
 Each trial runs a toy recipe with `llm-lab run` in its own process, forked so that it need not import torch again. It is
-ended up to three times: at a random moment, in the middle of a file operation, while a chosen folder is being
-written, or while an evaluation runs. Then it is resumed to its end. The same must come out as without kills: weights
-bit for bit, the rows of metrics.jsonl without times, samples, results, the same files, and no temporary ones.
+ended up to three times: at a random moment, in the middle of a file operation, while a chosen folder is being written,
+or while an evaluation runs. Then it is resumed to its end. The result must be the same as without kills: bit-identical
+weights, the rows of metrics.jsonl except for times, samples, results, and the same files, without temporary ones.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 CLOCK = {"wall_seconds", "tokens_per_second", "memory_bytes", "seconds", "seconds_to_first_token"}
-OF_A_RESUME = {"resumed_at", "warnings"}  # keys of run.json that a resumed run may have in addition
+OF_A_RESUME = {"resumed_at", "warnings"}  # additional keys that run.json of a resumed run may have
 SIGNALS = [signal.SIGKILL] * 7 + [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-EVALUATING = "evaluating-"  # a file with this name and a number is there while an evaluation runs
+EVALUATING = "evaluating-"  # a file with this name and a number exists while an evaluation runs
 WRITING = {"steps/.saving": "a checkpoint", ".model.tmp": "the model", ".tokenizer.tmp": "the tokenizer"}
 PLACES = (*WRITING, "steps/checkpoint-2", "model", "recipe.yaml", "run.json")
 MAX_KILLS, PATIENCE_SECONDS = 3, 300.0
@@ -43,13 +43,13 @@ WORDS = "the a small red green old tree stone river bird fish sings falls waits 
 
 @dataclass
 class Outcome:
-    """What a campaign has found. kills: by scenario; failures: what was wrong, with the trial that repeats it."""
+    """The findings of a campaign. kills: by scenario; failures: descriptions, with the trial that repeats each."""
 
     trials: int = 0
     kills: Counter[str] = field(default_factory=Counter)
     signals: Counter[str] = field(default_factory=Counter)
     places: Counter[str] = field(default_factory=Counter)
-    inside: Counter[str] = field(default_factory=Counter)  # what was half done after the kill
+    inside: Counter[str] = field(default_factory=Counter)  # what was unfinished after the kill
     failures: list[str] = field(default_factory=list)
 
 
@@ -87,7 +87,7 @@ def scenarios(inputs: Path) -> dict[str, dict[str, Any]]:
 
 
 def pretrain_recipe(inputs: Path, **changes: Any) -> dict[str, Any]:
-    """Return a toy pretraining that trains its own tokenizer."""
+    """Return a toy pretraining recipe that trains its own tokenizer."""
     return {
         "stage": "pretrain",
         "device": "cpu",
@@ -227,7 +227,7 @@ def wait(child: int, *, timeout: float = PATIENCE_SECONDS) -> int:
 
 
 def run_to_end(recipe: Mapping[str, Any], home: Path, *, resume: bool = False) -> tuple[int, float]:
-    """Run without disturbing it; returns the exit code and the seconds that it took."""
+    """Run undisturbed; return the exit code and the seconds that it took."""
     begun = time.monotonic()
     code = wait(start(recipe, home, resume=resume, count=True))
     return code, time.monotonic() - begun
@@ -245,7 +245,7 @@ class Whole:
     operations: list[str]
 
     def operation(self, draw: random.Random) -> int:
-        """Draw the number of an operation, as often in the few that write a tokenizer as in the many others."""
+        """Draw the number of an operation, as often among the few that write a tokenizer as among the many others."""
         wanted = draw.choice(sorted(set(self.operations)))
         return draw.choice([number for number, what in enumerate(self.operations) if what == wanted])
 
@@ -255,7 +255,7 @@ def disturb(
 ) -> tuple[str, str, str] | None:
     """Start or resume a run and end it somewhere.
 
-    Returns (signal, moment, what was half done), or None if it ended before.
+    Returns (signal, moment, what was unfinished), or None if it ended before.
     """
     kind = draw.choice(("moment", "operation", "operation", "place", "evaluation"))
     number = draw.choice(SIGNALS) if kind != "operation" else signal.SIGKILL
@@ -289,7 +289,7 @@ def disturb(
 
 
 def _half_done(home: Path) -> list[tuple[str, int]]:
-    """Return what an ended process has left half done, each with the inode of what it left."""
+    """Return what an ended process left unfinished, each with the inode of the file or folder."""
     runs = home / "checkpoints" / "run"
     found = [(what, path.stat().st_ino) for place, what in WRITING.items() for path in _matching(runs, place)]
     return found + [("an evaluation", path.stat().st_ino) for path in home.glob(f"{EVALUATING}*")]
@@ -340,7 +340,7 @@ def trial(
 
 
 def run_folder(home: Path) -> Path:
-    """Return the only run of a workplace."""
+    """Return the only run folder in a home folder."""
     runs = sorted((home / "checkpoints").iterdir())
     if [run.name for run in runs] != ["run"]:
         raise AssertionError(f"there are the runs {[run.name for run in runs]}")
@@ -348,7 +348,7 @@ def run_folder(home: Path) -> Path:
 
 
 def require_same(mine: Path, other: Path) -> None:
-    """AssertionError where two runs differ in more than times."""
+    """Raise AssertionError if two runs differ in more than times."""
     one, two = run_folder(mine), run_folder(other)
     files, expected = _files(one), _files(two)
     if files != expected:
@@ -386,7 +386,7 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _files(run: Path) -> set[str]:
-    """Return the files of a run folder; of its steps only hidden ones: a stopped run has another set of checkpoints."""
+    """Return the files of a run folder; of steps/ only hidden ones, as a stopped run has other checkpoints."""
     names = (str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() or path.name.startswith("."))
     return {name for name in names if "steps/checkpoint-" not in name and not name.endswith(".lock")}
 
@@ -400,7 +400,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def campaign(trials: int, seed: int, only: set[str] | None = None, *, keep: Path | None = None) -> Outcome:
-    """Run trials, each of a scenario in turn; returns what was found. keep: where failed trials are copied."""
+    """Run trials of the scenarios in turn; return the findings. keep: where failed trials are copied."""
     import_everything(only)
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
@@ -429,7 +429,7 @@ def campaign(trials: int, seed: int, only: set[str] | None = None, *, keep: Path
                     shutil.copytree(home, keep / home.name, dirs_exist_ok=True)
             outcome.trials += 1
             shutil.rmtree(home, ignore_errors=True)
-            if outcome.trials % 20 == 0:  # a campaign may be stopped before its end
+            if outcome.trials % 20 == 0:  # because a campaign may be stopped early
                 print(_describe(outcome), file=sys.stderr, flush=True)
     return outcome
 
@@ -452,7 +452,7 @@ STAGES = {
 
 
 def import_everything(only: set[str] | None = None) -> None:
-    """Import what runs import, so that the forked processes need not. No torch operation: threads don't survive."""
+    """Import what runs import, so that the forked processes need not. No torch operations: threads don't survive a fork."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     stages = {stage for name in only or STAGES for stage in STAGES[name]} | {"pretrain"}
     import_modules([*(f"stages.{stage}" for stage in sorted(stages)), *MODULES])

@@ -30,7 +30,7 @@ def study(seeds: Sequence[int], recipe: str = "configs/demo.yaml") -> list[Score
 
 
 def describe(seeds: Sequence[int], found: Sequence[Scores]) -> str:
-    """Return two tables: the scores, and what each stage adds to the SFT stage compared with the spread over seeds."""
+    """Return two tables: the scores, and each stage's gain over the SFT stage, compared with the spread over seeds."""
     lines = [f"Seeds {', '.join(map(str, seeds))}: mean with the range in brackets.", ""]
     lines += ["| stage | exact match | sampled | reward | time |", "| --- | --- | --- | --- | --- |"]
     for stage in found[0]:

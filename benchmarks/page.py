@@ -1,4 +1,4 @@
-"""The web page in a real Chromium: the list of 500 runs, and the first curve of a run with 100,000 lines."""
+"""The web interface in a real Chromium: the list of 500 runs, and the first curve of a run with 100,000 lines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bench(full: bool) -> None:
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         _write_runs(Path(home) / "checkpoints")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        for _ in range(ROUNDS):  # a new server each time: it keeps what it has read
+        for _ in range(ROUNDS):  # a new server each time, because a server caches what it has read
             command = [sys.executable, "-m", "llm_lab.cli", "web", "--port", "0"]
             server = subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, text=True)
             assert server.stdout is not None

@@ -1,9 +1,9 @@
-"""Predicted and actual memory and time of short runs, foreign models among them.
+"""Predicted and actual memory and time of short runs, including runs of other model families.
 
 python -m benchmarks.plan [--smollm2 MODEL] [--folder FOLDER] [NAME ...]    (about five minutes on one CPU core)
 
 Each recipe runs in a process of its own, without earlier measurements, so the prediction is that of a first run. Time
-is the process's CPU time in training with one thread, which depends little on what else runs here. MODEL: a
+is the process's CPU time in training with one thread, which depends little on other processes. MODEL: a
 folder of SmolLM2-135M-Instruct; without it, its recipes are left out. FOLDER: keeps the runs, so that a second call
 compares new predictions with them without running again.
 """
@@ -26,7 +26,7 @@ OWN, GPT2, SMOL = "own", "gpt2", "smollm2"
 
 
 def recipes() -> dict[str, dict[str, Any]]:
-    """Return the recipes by name; model: which of the three models they train."""
+    """Return the recipes by name. model: which of the three models they train."""
     reward = [{"name": "exact_number"}]
     grpo = {"rewards": reward, "grpo": {"num_generations": 4, "max_completion_length": 24}, "score": None}
     ppo = {"rewards": reward, "ppo": {"max_completion_length": 24}, "score": None}
@@ -86,7 +86,7 @@ def make_models(folder: Path, smollm2: Path | None) -> dict[str, str]:
 
 
 def run_one(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a recipe in this process; returns what was predicted and what it took."""
+    """Run a recipe in this process; return the predicted and the actual values."""
     import time
 
     from llm_lab.runner import run
@@ -115,7 +115,7 @@ def predict(recipe: Mapping[str, Any]) -> Any:
 
 
 def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a line of Markdown for each run."""
+    """Yield a Markdown table row for each run."""
     yield "| run | memory: predicted | actual | | time: predicted | actual | |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for name, one in found.items():
@@ -128,7 +128,7 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def measure(names: Sequence[str] = (), smollm2: Path | None = None, folder: Path | None = None) -> None:
-    """Run the recipes that are named, or all that there is a model for, and print the table."""
+    """Run the named recipes, or all for which there is a model, and print the table."""
     with tempfile.TemporaryDirectory() as scratch:
         place = (folder or Path(scratch)).resolve()
         place.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def bench(full: bool) -> None:
 
 
 def main() -> None:
-    """Run the recipes that are named, or all."""
+    """Run the named recipes, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--smollm2", type=Path, help="a folder of SmolLM2-135M-Instruct")

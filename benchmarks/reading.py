@@ -28,7 +28,7 @@ def bench(full: bool) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.jsonl")
-        # Numbered, because duplicate documents are kept out of the validation split.
+        # Numbered, because duplicate documents are left out of the validation split.
         line = SENTENCE.strip() * 20
         text.write_text("".join(f'{{"text": "{number}: {line}"}}\n' for number in range(size // len(line))))
         tokenizers = {"bytes": make_byte_tokenizer(), "bpe 1,024": train_bpe([SENTENCE * 50], 1024)}

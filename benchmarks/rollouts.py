@@ -67,7 +67,7 @@ def _clock() -> tuple[Any, list[float]]:
 
 
 def _run_trl(base: Path, folder: str) -> list[float]:
-    """Return the seconds of each step as a user would write it with TRL; a step includes generation and loss."""
+    """Return the seconds of each step, written as a user of TRL would; a step includes generation and loss."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from transformers.trainer_callback import PrinterCallback

@@ -21,7 +21,7 @@ LONGEST_SECONDS = 600
 
 
 def find_text() -> Path | None:
-    """Return the path of tiny Shakespeare ($TINY_SHAKESPEARE or ./input.txt), or None if it is not there."""
+    """Return the path of tiny Shakespeare ($TINY_SHAKESPEARE or ./input.txt), or None if there is no such file."""
     path = Path(os.environ.get("TINY_SHAKESPEARE", "input.txt"))
     return path.resolve() if path.is_file() else None
 
@@ -29,7 +29,7 @@ def find_text() -> Path | None:
 def run_until(goal: float, text: Path) -> tuple[float, float, float]:
     """Run the recipe from the command line, with an empty cache, until an evaluation reaches the goal.
 
-    Returns (loss, seconds since the process started, wall_seconds of training as the run logs them).
+    Returns (loss, seconds since the process started, wall_seconds of the training as logged by the run).
     """
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder, "checkpoints", RECIPE.stem, "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""The training step and its memory: LLM Lab against what a user would otherwise run, one process after another."""
+"""The training step and its memory: LLM Lab against the alternatives, one process after another."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 python -m benchmarks.threads [--rounds N] [--steps N]    (about four minutes a round; on an otherwise idle machine)
 
 Each round runs all variants once, in a different order, without and with a process that keeps one core busy. Tokens/s
-are those of the run's own log, the median of its last rows; each is printed when it is there. The table has the
-median and the range over the rounds, and belongs in RESULTS.md, under "Threads next to other work". A run should
-reach at least 90 % of the best of the fixed choices.
+are the median of the last rows of the run's own log, printed as soon as they are known. The table has the median and
+the range over the rounds, and belongs in RESULTS.md, under "Threads next to other work". A run should reach at least 90
+% of the best fixed choice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ALL, SPINS = {"OMP_NUM_THREADS": str(os.cpu_count())}, "GOMP_SPINCOUNT"  # 300,000 unless set: about 3 ms
+ALL, SPINS = {"OMP_NUM_THREADS": str(os.cpu_count())}, "GOMP_SPINCOUNT"  # 300,000 by default: about 3 ms
 VARIANTS: dict[str, dict[str, str]] = {
     "chosen by the run": {},
     "all cores, the run chooses how they wait": ALL,

@@ -1,6 +1,6 @@
 """Time the attention kernels of PyTorch's scaled_dot_product_attention, warm and at shapes they have not seen.
 
-cuDNN builds a plan for each new shape, which matters where lengths change all the time: in generation.
+cuDNN builds a plan for each new shape, which matters in generation, where lengths change all the time.
 
 python -m benchmarks.gpu.attention_kernels
 """

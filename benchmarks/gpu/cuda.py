@@ -1,4 +1,4 @@
-"""What the GPU measurements share: the check for a GPU and timing with CUDA events.
+"""Helpers of the GPU measurements: the check for a GPU, and timing with CUDA events.
 
 python -m benchmarks.gpu.cuda  prints the machine and the versions of the libraries.
 """

@@ -54,7 +54,7 @@ def generate(model: Any, rows: int, prompt_length: int, new_tokens: int, **optio
 
 
 def report(name: str, model: Any, new_tokens: int, **options: Any) -> None:
-    """Print two rows of the table: the first call, and a second one that meets no new shape."""
+    """Print two rows of the table: the first call, and a second one without new shapes."""
     for call in ("first", "second"):
         try:
             seconds = generate(model, ROWS, PROMPT_LENGTH, new_tokens, **options)
@@ -74,7 +74,7 @@ def main() -> None:
     model = build_model()
     print(f"{ROWS} prompts of {PROMPT_LENGTH} tokens, bf16 autocast:\n")
     print("| variant | call | speed | a step |\n| --- | --- | --- | --- |", flush=True)
-    # What a process pays once is paid before the first timing, with shapes that no timing uses.
+    # One-time costs of the process come before the first timing, with shapes that no timing uses.
     torch.backends.cuda.enable_cudnn_sdp(False)
     generate(model, 2, 20, 4)
     torch.backends.cuda.enable_cudnn_sdp(True)

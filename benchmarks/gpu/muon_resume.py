@@ -1,4 +1,4 @@
-"""Check on the GPU that Muon resumes from saved state and makes the same step as without the interruption.
+"""Check on the GPU that Muon, after resuming from saved state, takes the same step as without the interruption.
 
 python -m benchmarks.gpu.muon_resume  exits with code 1 if the steps differ.
 """

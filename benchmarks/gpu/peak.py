@@ -1,4 +1,4 @@
-"""What this GPU can reach: bf16 matrix products and memory bandwidth, the median of 20 timings each.
+"""The limits of this GPU: bf16 matrix products and memory bandwidth, each the median of 20 timings.
 
 python -m benchmarks.gpu.peak
 """

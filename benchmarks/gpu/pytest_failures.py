@@ -1,4 +1,4 @@
-"""A pytest plugin that writes each failure to a file at once, so that tests that are cut off lose none.
+"""A pytest plugin that writes each failure to a file at once, so that none is lost if the tests are cut off.
 
 python -m pytest -p benchmarks.gpu.pytest_failures  writes to the file named by $FAILURES (default failures.txt).
 """

@@ -11,7 +11,7 @@ from typing import Any
 from .training_step import time_step
 
 RECIPE = Path(__file__).resolve().parent.parent.parent / "configs" / "gpu-124m.yaml"
-VOCABULARY, ROUNDS = 50_257, 20  # of GPT-2's tokenizer, which the recipe uses
+VOCABULARY, ROUNDS = 50_257, 20  # for GPT-2's tokenizer, which the recipe uses
 KERNELS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 
 

@@ -2,8 +2,8 @@
 
 python -m benchmarks.gpu.training_step VARIANT ... [--results FOLDER]
 
-Each variant has a process and a compile cache of its own: a graph in a shared cache keeps the attention kernel of the
-variant that was compiled first. All variants compile at once; then each is timed alone.
+Each variant has a process and a compile cache of its own, because a graph in a shared cache keeps the attention kernel
+of the variant that was compiled first. All variants compile at once; then each is timed alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ATTENTION_WORDS = ("sdpa", "flash", "fmha", "attention")  # in the names of kern
 
 @dataclass(frozen=True)
 class Variant:
-    """A training step: its sizes, and what differs from the step that LLM Lab runs."""
+    """A training step: its sizes, and its differences from the step that LLM Lab runs."""
 
     shape: str = "124M"
     rows: int = 32
@@ -100,7 +100,7 @@ def time_step(batch: Callable[[], object], update: Callable[[], object], *, roun
 def measure(name: str) -> None:
     """Compile a variant, print "compiled", wait for a line, then time it and print one line of JSON.
 
-    Only these lines go to standard output; what libraries print goes to standard error.
+    Only these lines go to standard output; the output of libraries goes to standard error.
     """
     import torch
 
@@ -182,7 +182,7 @@ def measure(name: str) -> None:
 
 
 def profile_kernels(work: Callable[[], object], file: Path) -> str | None:
-    """Write the kernels that take most of the time to a file; return the name of the largest attention kernel."""
+    """Write the kernels that take the most time to a file; return the name of the largest attention kernel."""
     import torch
 
     try:
@@ -191,7 +191,7 @@ def profile_kernels(work: Callable[[], object], file: Path) -> str | None:
             torch.cuda.synchronize()
         averages = profile.key_averages()
         file.write_text(averages.table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=90))
-    except RuntimeError as error:  # the timing is worth reporting without it
+    except RuntimeError as error:  # the timing is worth reporting without the profile
         file.write_text(f"The profiler failed: {error}\n")
         return None
     kernels = sorted(averages, key=lambda kernel: -kernel.self_device_time_total)
@@ -243,7 +243,7 @@ def _read_line(process: subprocess.Popen[str], deadline: float) -> str:
 
 
 def _time(name: str, process: subprocess.Popen[str], results: Path) -> bool:
-    """Let a compiled variant run, print its row, and return whether it gave one."""
+    """Let a compiled variant run, print its row, and return whether there was one."""
     assert process.stdin is not None
     try:
         process.stdin.write("start\n")
@@ -268,7 +268,7 @@ def _time(name: str, process: subprocess.Popen[str], results: Path) -> bool:
 
 
 def main() -> None:
-    """Measure the variants that are named."""
+    """Measure the named variants."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.training_step", description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
     parser.add_argument("--results", type=Path, default=Path("gpu-results"), help="folder (default: gpu-results)")

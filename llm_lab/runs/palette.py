@@ -1,7 +1,7 @@
 """The colors of all pictures and pages, each for a light and for a dark background.
 
 Color scales have even steps of lightness in OKLab (Björn Ottosson, 2020), so that equal differences of value look
-equal. They start close to the background and end far from it, so that large values are seen first, in light and dark themes.
+equal. They start close to the background and end far from it, so that large values are seen first in both.
 """
 
 from __future__ import annotations
