@@ -452,7 +452,7 @@ STAGES = {
 
 
 def import_everything(only: set[str] | None = None) -> None:
-    """Import what runs import, so that the forked processes need not. No torch operations: threads don't survive a fork."""
+    """Import what runs import, so that the forked processes need not. No torch operations: threads don't survive."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     stages = {stage for name in only or STAGES for stage in STAGES[name]} | {"pretrain"}
     import_modules([*(f"stages.{stage}" for stage in sorted(stages)), *MODULES])
