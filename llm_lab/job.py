@@ -14,7 +14,7 @@ from llm_lab.errors import LabError, Problem, UserError, did_you_mean, one_of, s
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.estimate.parameters import token_counter
 from llm_lab.recipe.eval import measures_itself
-from llm_lab.recipe.export import unsupported_formats
+from llm_lab.recipe.export import ExportRecipe, unsupported_formats
 from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.files import read_recipe_file, to_yaml
 from llm_lab.recipe.parts import expand_model
@@ -189,7 +189,7 @@ def _full_name(text: str) -> str:
 
 
 def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Problem | str], list[str]]:
-    """Check whether data, prompts to score on and reward functions exist; returns problems and remarks.
+    """Check whether data, prompts, reward functions and the token of a push exist; returns problems and remarks.
 
     home: a pipeline's folder. Models that an earlier stage will create are not checked: the folder may contain a killed
     or an older run.
@@ -226,6 +226,10 @@ def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Pro
         columns = score.columns.model_dump(exclude_none=True) if score.columns else None
         look = partial(look_at_examples, score.path, kind="prompt", key="score", subset=score.subset, columns=columns)
         looks.append(lambda: look(split=default_split(score.path, score.split)))
+    if isinstance(recipe, ExportRecipe) and recipe.export.push:
+        from llm_lab.export.push import require_token
+
+        looks.append(require_token)
     problems: list[Problem | str] = []
     remarks = []
     for one in looks:

@@ -95,13 +95,21 @@ def _require_permission(repo: str, identity: dict[str, Any]) -> None:
             raise UserError(Problem(KEY, why, value=repo, fix=LOG_IN))
 
 
+def require_token() -> None:
+    """Raise UserError if there is no Hub token in HF_TOKEN and no login. The Hub is not asked."""
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise UserError(Problem(KEY, "no Hub token found", fix=LOG_IN))
+
+
 def connect(endpoint: str | None) -> tuple[Any, str]:
     """Return the Hub client and the token from HF_TOKEN or the login. Raises UserError if there is none."""
     from huggingface_hub import HfApi, get_token
 
+    require_token()
     token = get_token()
-    if not token:
-        raise UserError(Problem(KEY, "no Hub token found", fix=LOG_IN))
+    assert token is not None
     return HfApi(endpoint=endpoint, token=token), token
 
 

@@ -82,11 +82,13 @@ def verdict_words(duel: Sweep, comparison: Comparison) -> str:
     if verdict.is_significant:
         return f"{start}, {better} is better than {worse}: {effect} ({details}; {test})."
     if verdict.n < MIN_SEEDS:
-        return (
+        few = (
             f"{start}: too few seeds to decide. So far {effect} ({details}), but with {_seeds(verdict.n)} the "
-            f"smallest possible p is {2 / 2**verdict.n:.3g}. The same command with --seeds {_enough(verdict)} adds "
-            "the missing ones."
+            f"smallest possible p is {2 / 2**verdict.n:.3g}."
         )
+        if verdict.n < len(duel.seeds):
+            return f"{few} Seeds without both results yet: {len(duel.seeds) - verdict.n} of {len(duel.seeds)}."
+        return f"{few} With --seeds {_enough(verdict)}, the same command adds the missing ones."
     most = max(abs(verdict.low), abs(verdict.high))
     return (
         f"{start}, no difference was found: {effect} ({details}; {test}). A difference of more than {most:.4f} is "

@@ -1,6 +1,7 @@
 """Duels: what is held equal, and the verdict in words."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,17 @@ def test_the_same_difference_in_five_seeds_is_not_called_significant(trained_onc
     words = said(duel)
     assert "too few seeds to decide" in words
     assert "the smallest possible p is 0.0625" in words
-    assert "--seeds 6" in words
+    assert words.endswith("With --seeds 6, the same command adds the missing ones.")
     assert "is better than" not in words
+
+
+def test_a_stopped_duel_counts_the_seeds_that_are_missing(trained_once):
+    duel = duel_with(trained_once, lambda seed: 1.9 + seed / 100, seeds=8)
+    for cell in duel.cells()[4:]:
+        shutil.rmtree(cell.folder)
+    words = said(duel)
+    assert "too few seeds to decide" in words
+    assert words.endswith("Seeds without both results yet: 6 of 8.")
 
 
 def test_no_difference_says_how_many_new_seeds_would_settle_it(trained_once):
