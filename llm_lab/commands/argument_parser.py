@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **{"formatter_class": _Help, **options})
+        self._words: Sequence[str] = ()
 
     def flag(self, name: str, help: str) -> None:
         """Add an option without a value."""
@@ -43,6 +44,11 @@ class Parser(argparse.ArgumentParser):
         """Add an option with a value. value: its name in the help."""
         self.add_argument(name, metavar=value, help=help, **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; the words are kept for its errors."""
+        self._words = args or ()
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise UserError with what argparse found wrong, in our words."""
         raise UserError(self._problem(message))
@@ -50,6 +56,8 @@ class Parser(argparse.ArgumentParser):
     def _problem(self, message: str) -> Problem:
         how = f"`{self.prog} --help` shows its arguments."
         if missing := re.fullmatch(r"the following arguments are required: (.+)", message):
+            if unknown := next(filter(self._is_unknown_option, self._words), None):
+                return _unknown(unknown, self)
             fix = f"For example: {self.examples[0]}" if self.examples else how
             names = missing[1].split(", ")
             are = f"the argument {names[0]} is" if len(names) == 1 else f"the arguments {' and '.join(names)} are"
@@ -73,6 +81,12 @@ class Parser(argparse.ArgumentParser):
         if why == "expected one argument" and action:
             return Problem(key, f"requires a value: {key} {action.metavar or 'VALUE'}", fix=how)
         return Problem(key, why, fix=how)
+
+    def _is_unknown_option(self, word: str) -> bool:
+        """Return whether a word looks like an option and is none; options may be shortened."""
+        name = word.partition("=")[0]
+        known = [text for action in self._actions for text in action.option_strings]
+        return len(name) > 1 and name.startswith("-") and not any(text.startswith(name) for text in known)
 
     def format_help(self) -> str:
         """Return the help; its usage names the arguments in the order in which they are written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -41,6 +42,17 @@ def significant(number: float) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """Return a share of 1: 62.5 %."""
     return f"{100 * share:.{digits}f} %"
+
+
+def whole_percents(shares: Sequence[float]) -> list[int]:
+    """Return the parts of a whole as percents that sum to 100: what rounding down leaves goes to the largest rests."""
+    total = sum(shares) or 1.0
+    exact = [100 * share / total for share in shares]
+    whole = [int(part) for part in exact]
+    by_rest = sorted(range(len(exact)), key=lambda index: whole[index] - exact[index])
+    for index in by_rest[: 100 - sum(whole) if any(shares) else 0]:
+        whole[index] += 1
+    return whole
 
 
 def decimal(value: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm_lab.estimate.formatting import clock, count
+from llm_lab.estimate.formatting import clock, count, whole_percents
 from llm_lab.runs.charts import Panel, panels_for
 from llm_lab.runs.glossary import name_of, rank, write
 from llm_lab.runs.health import AXES, Health, add_row, health_of
@@ -159,7 +159,7 @@ def numbers_of(row: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[s
 def mix_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (name, numbers) for the shares of the data sources, and for how often each was read."""
     if isinstance(row.get("mix"), list):
-        yield name_of("mix"), _of_each([f"{100 * share:.0f}" for share in row["mix"]]) + " %"
+        yield name_of("mix"), _of_each([str(part) for part in whole_percents(row["mix"])]) + " %"
     if isinstance(row.get("epochs"), list):
         yield name_of("epochs"), _of_each(["<1" if times is None else f"{times:.2f}" for times in row["epochs"]])
 

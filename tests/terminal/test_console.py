@@ -12,7 +12,7 @@ from rich.console import Console
 
 from llm_lab.cli import main
 from llm_lab.errors import Problem, UserError
-from llm_lab.estimate.formatting import about, clock, count, size
+from llm_lab.estimate.formatting import about, clock, count, size, whole_percents
 from llm_lab.runs.comparison import Answer, Compared, Comparison
 from llm_lab.runs.folder import find_model
 from llm_lab.terminal import console as console_module
@@ -134,3 +134,11 @@ def test_an_error_about_a_name_says_what_there_is_and_names_no_command(in_tmp_pa
         with pytest.raises(UserError, match=re.escape(said)) as raised:
             find_model(wrong)
         assert "llm-lab" not in str(raised.value)
+
+
+def test_the_percents_of_a_whole_sum_to_one_hundred():
+    assert whole_percents([0.25, 0.25, 0.5]) == [25, 25, 50]
+    assert whole_percents([0.2451, 0.2454, 0.5095]) == [24, 25, 51]
+    assert whole_percents([1, 1, 1]) == [34, 33, 33]
+    assert whole_percents([0.007, 0.993]) == [1, 99]
+    assert whole_percents([0.0, 0.0]) == [0, 0]

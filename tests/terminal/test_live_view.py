@@ -305,7 +305,7 @@ def test_the_mix_of_the_data_is_shown_compactly():
     display(MetricsLogged(full_row(250) | {"mix": [0.6667, 0.3333], "epochs": [None, 1.204]}))
     assert "mix 67/33 %, epochs <1/1.20" in display.console.file.getvalue()
     many = dict(numbers_of({"mix": [0.125] * 8, "epochs": [12.5] * 8}, {}))
-    assert many == {"mix": "12/12/12/.. %", "epochs": "12.50/12.50/12.50/.."}
+    assert many == {"mix": "13/13/13/.. %", "epochs": "12.50/12.50/12.50/.."}
 
 
 def test_the_mix_of_the_data_fits_the_frame_at_80_by_24():
