@@ -154,7 +154,7 @@ class Wizard:
         notice, is_sure = KEPT if self.kept else "", False
         while True:
             try:
-                return self.ask(replace(menu_question(last, tuple(self.drafts)), notice=notice))
+                return self.ask(replace(menu_question(last, {flow: draft.title for flow, draft in self.drafts.items()}), notice=notice))
             except Back:
                 again = "Enter b again to quit." if is_plain() else "Press Esc again to quit."
             except KeyboardInterrupt:
@@ -243,12 +243,12 @@ class Wizard:
 
     def _keep(self, start: Next, walk: Walk, *, without_last: bool = False) -> None:
         """Keep the answers of a flow as a draft."""
-        from llm_lab.wizard.menu import is_kept
+        from llm_lab.wizard.menu import is_kept, title_of
 
         answers = tuple(walk.kept[:-1] if without_last else walk.kept)
         if is_kept(start.flow) and answers and answers != start.answers:
             self.drafts.pop(start.flow, None)
-            self.drafts[start.flow] = replace(start, answers=answers)
+            self.drafts[start.flow] = replace(start, answers=answers, title=title_of(start.flow))
             self.kept = start.flow
             write_drafts(self.drafts)
 

@@ -109,14 +109,14 @@ ALONE = (
 )
 
 
-def menu_question(last: Any = None, drafts: Sequence[str] = ()) -> Question:
-    """Return the home screen. last: the previous answer. drafts: flows that were left, the latest last.
+def menu_question(last: Any = None, drafts: Mapping[str, str] | None = None) -> Question:
+    """Return the home screen. last: the previous answer. drafts: {flow: its title} of those left, the latest last.
 
     One draft is offered here; every draft is also offered when its flow begins.
     """
     runs, sweeps = list_runs(), list_sweeps()
     offered = list(_offered(runs, sweeps))
-    kept = [([DRAFT, name], "Continue your draft", QUICK if name == QUICK_START.flow else name) for name in drafts[-1:]]
+    kept = [([DRAFT, flow], "Continue your draft", title) for flow, title in [*(drafts or {}).items()][-1:]]
     width = max(len(line[1]) for line in (*GROUPS, *ALONE, QUICK_START, *offered, *kept)) + 2
     choices = [line_of(value, title, about, width, DRAFT_WHY) for value, title, about in kept]
     choices += [line_of(QUICK_START.flow, QUICK_START.title, QUICK_START.about, width, QUICK_START.why)]

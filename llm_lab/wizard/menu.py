@@ -22,7 +22,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
 
 from . import look_inside, run_questions
-from .home import EVALUATE, GROUPS, LOOK, MENU_WHY, REPLAY, STUDY, Entry, line_of
+from .home import EVALUATE, GROUPS, LOOK, MENU_WHY, QUICK_START, REPLAY, STUDY, Entry, line_of
 from .model_design import design
 from .model_questions import WHY, generating_runs, is_adapter, name_in_lists, pick_run, runs_with_a_model
 from .questions import (
@@ -268,6 +268,12 @@ FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
 def flow_named(name: str) -> Callable[..., Flow[Next | None]]:
     """Return a flow by its name: an entry of the menu, a stage, or a step after a run."""
     return partial(run_of_stage, name) if name in STAGES else FLOWS[name]
+
+
+def title_of(name: str) -> str:
+    """Return what the menu calls a flow whose answers are kept."""
+    entries = (QUICK_START, DESIGN, *TRY)
+    return STAGES[name].title if name in STAGES else next(one.title for one in entries if one.flow == name)
 
 
 def is_kept(name: str) -> bool:

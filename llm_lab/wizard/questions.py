@@ -436,10 +436,11 @@ class Next:
     """The next flow (a name that menu.flow_named knows), its arguments, and answers that are already known.
 
     can_return: whether going back from its first question, or its end, returns to the previous flow; otherwise it
-    replaces that flow.
+    replaces that flow. title: what the home screen calls a kept draft of it.
     """
 
     flow: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     answers: tuple[Answer, ...] = ()
     can_return: bool = False
+    title: str = ""

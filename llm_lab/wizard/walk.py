@@ -56,7 +56,12 @@ def read_drafts() -> dict[str, Next]:
     try:
         kept = json.loads(DRAFTS.read_text(encoding="utf-8"))
         return {
-            name: Next(draft["flow"], draft["arguments"], tuple(Answer(**answer) for answer in draft["answers"]))
+            name: Next(
+                draft["flow"],
+                draft["arguments"],
+                tuple(Answer(**answer) for answer in draft["answers"]),
+                title=draft.get("title", name),
+            )
             for name, draft in kept.items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

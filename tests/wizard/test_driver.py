@@ -310,7 +310,7 @@ def test_settings_of_the_quick_start_are_kept_and_the_menu_offers_them(visit):
     quick = (*pick("Train on my text"), *answer("text.txt"), *pick("nano"), *pick("Change settings"))
     screens = visit(*quick, To("max_steps"), *answer("4"), Key.CTRL_C, *pick("Continue your draft"), Key.CTRL_C, *LEAVE)
     at = next(number for number, screen in enumerate(screens) if "Your answers are kept as a draft." in screen)
-    assert "» Continue your draft" in screens[at]
+    assert "» Continue your draft  Train on my text" in screens[at]
     assert "4 " in line_of(screens[at + 1], "max_steps")
 
 
@@ -320,6 +320,11 @@ def test_ctrl_c_keeps_what_was_changed_on_a_page(visit):
     kept = screens[max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen) + 1]
     assert "first" in line_of(kept, "name")
     assert "4 " in line_of(kept, "max_steps")
+
+
+def test_a_draft_has_the_name_of_its_line_in_the_menu(visit):
+    screens = visit(*pick("Design and train"), *pick("Fine-tune (SFT)"), *(Key.ENTER,) * 2, Key.CTRL_C, *LEAVE)
+    assert "Continue your draft  Fine-tune (SFT)" in screens[-1]
 
 
 def test_a_draft_can_be_started_over_and_one_without_an_answer_is_not_kept(visit):

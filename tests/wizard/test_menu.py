@@ -232,7 +232,8 @@ def keep_or_run(effect):
     return run_it(effect)
 
 
-def test_a_repository_on_the_hub_is_named_as_owner_and_name():
+def test_a_repository_on_the_hub_is_named_as_owner_and_name(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
     wrong = Fill({"export.push": Refused("two words", '"two words" is not allowed.')}, STAY)
     visit = answers(EXPORT, [MODEL, wrong, Fill({"export.push": "me/mine", "name": "sent"}), "", "", START])
     assert visit.effects[1].recipe["export"] == {"push": "me/mine"}
