@@ -86,7 +86,7 @@ def draw_frame(
     from rich.text import Text
 
     columns, view = columns - 1, view or View()
-    head = [_heading(track, columns), _steps(track, columns, unicode)] if track.begun else []
+    head = [_heading(track, columns), *_steps(track, columns, unicode)] if track.begun else []
     foot = [_footer(view, track, columns, lines, unicode)] if keys and track.begun and lines >= 8 else []
     free = lines - 2 - len(head) - len(foot)
     if track.begun and view.key:
@@ -154,7 +154,8 @@ def _body(track: Track, columns: int, free: int, unicode: bool, colors: bool) ->
     """Return numbers, curve and sample, one below the other, on at most `free` lines."""
     most = max(2, min(NUMBER_LINES, (free + 2) // 3))
     numbers = [*_numbers(track, columns, most), *_mix(track, columns)] if track.begun else []
-    numbers += _progress(track, columns, unicode)
+    if not track.begun:
+        numbers = _progress("", track, columns, unicode)
     warning = _warning(track, columns) if track.begun else []
     blank = 1 if free >= SPACED_LINES - 5 else 0  # before and after each part
     free -= blank + sum(len(part) + blank for part in (numbers, warning) if part)
@@ -170,7 +171,7 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
     """Return the numbers next to the curve, warnings, and the sample below them, on at most `free` lines."""
     from rich.text import Text
 
-    under = [[*_mix(track, columns), *_progress(track, columns, unicode)], _warning(track, columns)]
+    under = [_mix(track, columns), _warning(track, columns)]
     taken = sum(len(block) + 1 for block in under if block)
     pairs = _pairs(track)
     if any(number.endswith(ATTENTION) for _, number, _ in pairs):  # keep the digits aligned
@@ -196,15 +197,16 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
     return [lines, *under, sample[: max(SAMPLE_LINES, free - len(lines) - taken - BLANK_LINES)]]
 
 
-def _progress(track: Track, columns: int, unicode: bool) -> list[Text]:
+def _progress(before: str, track: Track, columns: int, unicode: bool) -> list[Text]:
+    """Return the line of work that is no training step, like an evaluation. before: what comes first on it."""
     from rich.text import Text
 
     if track.progress is None:
         return []
     label, done, total = track.progress
     if not (done or total):
-        return [Text(f"{one_line(label)} ...", "help")]
-    return [_bar(f"{one_line(label)} ", done, total, " " + describe_progress(done, total), columns, unicode)]
+        return [Text.assemble(before, (f"{one_line(label)} ...", "help"))]
+    return [_bar(f"{before}{one_line(label)} ", done, total, " " + describe_progress(done, total), columns, unicode)]
 
 
 def _bar(before: str, done: int, total: int, after: str, columns: int, unicode: bool) -> Text:
@@ -216,7 +218,11 @@ def _bar(before: str, done: int, total: int, after: str, columns: int, unicode: 
     return Text.assemble(before, (on * full, "help"), (off * (width - full), "dim"), after)
 
 
-def _steps(track: Track, columns: int, unicode: bool) -> Text:
+def _steps(track: Track, columns: int, unicode: bool) -> list[Text]:
+    """Return the line of the steps. An evaluation takes the place of the bar: nothing below it moves."""
+    step = f"step {track.step:,}/{track.max_steps:,}"
+    if track.progress is not None:
+        return _progress(f"{step}, ", track, columns, unicode)
     share = 100 * track.step // max(1, track.max_steps)
     times = f"{clock(track.elapsed())} elapsed"
     left = track.seconds_left()
@@ -226,7 +232,7 @@ def _steps(track: Track, columns: int, unicode: bool) -> Text:
         dots = "." * (1 + int(track.now()) % 3)
         times += f", first step{dots:3}"
     after = f" {share} %  {times}"
-    return _bar(f"step {track.step:,}/{track.max_steps:,} ", track.step, track.max_steps, after, columns, unicode)
+    return [_bar(f"{step} ", track.step, track.max_steps, after, columns, unicode)]
 
 
 def _pairs(track: Track) -> list[tuple[str, str, str]]:

@@ -455,10 +455,19 @@ def test_escape_leaves_what_a_key_shows_and_other_keys_do_nothing():
 def test_a_wide_terminal_has_the_numbers_next_to_the_curve_and_more_of_the_sample():
     lines = shown_lines(busy_track(), 120, 40)
     side_by_side = [line for line in lines if " │ " in line]
-    assert len(side_by_side) == 18
+    assert len(side_by_side) == 20
     assert side_by_side[0].split("│")[0].split() == ["training", "loss", "4.4100"]
     assert any("┤" in line for line in side_by_side)
     assert sum("upon a time" in line for line in lines) > 8
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(40, 12), (60, 20), (80, 24), (120, 40)])
+def test_an_evaluation_moves_nothing_in_the_frame(columns, rows):
+    track = busy_track()
+    evaluating = shown_lines(track, columns, rows)
+    track.progress = None
+    training = shown_lines(track, columns, rows)
+    assert [old == new for old, new in zip(evaluating, training, strict=True)].count(False) == 1
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24), (120, 40)])
