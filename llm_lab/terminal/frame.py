@@ -205,7 +205,7 @@ def _progress(before: str, track: Track, columns: int, unicode: bool) -> list[Te
         return []
     label, done, total = track.progress
     if not (done or total):
-        return [Text.assemble(before, (f"{one_line(label)} ...", "help"))]
+        return [Text.assemble(before, (f"{one_line(label)} {_dots(track)}", "help"))]
     return [_bar(f"{before}{one_line(label)} ", done, total, " " + describe_progress(done, total), columns, unicode)]
 
 
@@ -229,10 +229,14 @@ def _steps(track: Track, columns: int, unicode: bool) -> list[Text]:
     if not track.ended and left is not None and track.step < track.max_steps:
         times += f", {clock(left)} left"
     if not track.latest and not track.ended:
-        dots = "." * (1 + int(track.now()) % 3)
-        times += f", first step{dots:3}"
+        times += f", first step{_dots(track)}"
     after = f" {share} %  {times}"
     return [_bar(f"{step} ", track.step, track.max_steps, after, columns, unicode)]
+
+
+def _dots(track: Track) -> str:
+    """Return dots that move: something is going on."""
+    return f"{'.' * (1 + int(track.now()) % 3):3}"
 
 
 def _pairs(track: Track) -> list[tuple[str, str, str]]:

@@ -292,7 +292,7 @@ def test_an_evaluation_is_shown_while_it_lasts_and_its_numbers_with_their_step()
         display(MetricsLogged(metrics_row(3)))
         display(Evaluating())
         text = "\n".join(shown_lines(display._track))
-        assert "evaluating ..." in text
+        assert "evaluating ." in text
         assert "evaluated at step 0" in text
         assert "left" not in text
         display(Evaluating(is_over=True))
