@@ -152,9 +152,10 @@ class Wizard:
     def ask_menu(self, last: Any) -> Any:
         """Ask what to do. Quitting takes two presses of Esc, because Esc leads here from everywhere else."""
         notice, is_sure = KEPT if self.kept else "", False
+        drafts = {flow: draft.title for flow, draft in self.drafts.items()}
         while True:
             try:
-                return self.ask(replace(menu_question(last, {flow: draft.title for flow, draft in self.drafts.items()}), notice=notice))
+                return self.ask(replace(menu_question(last, drafts), notice=notice))
             except Back:
                 again = "Enter b again to quit." if is_plain() else "Press Esc again to quit."
             except KeyboardInterrupt:
