@@ -198,7 +198,7 @@ def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: boo
 
 
 def _progress(before: str, track: Track, columns: int, unicode: bool) -> list[Text]:
-    """Return the line of work that is no training step, like an evaluation. before: what comes first on it."""
+    """Return the line of work other than training steps, like an evaluation. before: the start of the line."""
     from rich.text import Text
 
     if track.progress is None:
@@ -235,7 +235,7 @@ def _steps(track: Track, columns: int, unicode: bool) -> list[Text]:
 
 
 def _dots(track: Track) -> str:
-    """Return dots that move: something is going on."""
+    """Return dots that change each second: the run is working."""
     return f"{'.' * (1 + int(track.now()) % 3):3}"
 
 
