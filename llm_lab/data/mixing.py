@@ -189,8 +189,10 @@ def build_schedule(
 
 
 def order_sources(weights: Sequence[float], num_samples: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Return, for one repeating period: the source of each sample, the number of earlier samples of that source,
-    and the number of samples of each source. Weights are positive and finite.
+    """Return the order of the sources in one repeating period. Weights are positive and finite.
+
+    Returns the source of each sample, the number of earlier samples of that source, and the number of samples of each
+    source.
     """
     pattern = _pattern(_whole_numbers(weights), num_samples)
     ranks: np.ndarray = np.zeros(len(pattern), dtype=np.int32)

@@ -238,7 +238,10 @@ def interleave_rotary(values: Any, heads: int) -> Any:
 
 
 def _pack(values: Any, weights: str) -> tuple[Any, Any]:
-    """Return a weight in its stored form, and its GGML type: vectors are always f32."""
+    """Return a weight in its stored form, and its GGML type.
+
+    Vectors are always f32. With q8_0, a matrix whose rows are not a multiple of BLOCK is f16.
+    """
     import gguf
 
     kinds = gguf.GGMLQuantizationType

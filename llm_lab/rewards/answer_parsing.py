@@ -52,8 +52,9 @@ def find_number(text: str) -> Fraction | None:
 
 
 def find_words(text: str) -> str:
-    r"""Return the normalized answer of a text: from the last `\boxed{}` or <answer> tag, after the last `####`,
-    else the whole text. Lower case, single spaces, no surrounding punctuation.
+    r"""Return the answer of a text in lower case, with single spaces and without surrounding punctuation.
+
+    The answer is in the last `\boxed{}`, or after the last `####`, or in the last <answer> tag, or the whole text.
 
     >>> find_words("I think so. <answer> The  Nile. </answer>")
     'the nile'

@@ -1,5 +1,7 @@
-"""Proximal policy optimization of a language model (Schulman et al. 2017, arXiv 1707.06347; as in Stiennon et al.
-2020 and Ouyang et al. 2022): rollouts by TRL, the PPO update in this file."""
+"""Proximal policy optimization of a language model: rollouts by TRL, the PPO update in this file.
+
+Schulman et al. 2017 (arXiv 1707.06347), as in Stiennon et al. 2020 and Ouyang et al. 2022.
+"""
 
 from __future__ import annotations
 

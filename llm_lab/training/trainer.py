@@ -1,5 +1,7 @@
-"""Hugging Face's Trainer for a run folder: atomic checkpoints, one metrics file, saving before evaluating, and a
-Ctrl-C that saves. All trained stages use it."""
+"""Hugging Face's Trainer for a run folder, used by all trained stages.
+
+It has atomic checkpoints, one metrics file, saves before it evaluates, and saves on Ctrl-C.
+"""
 
 from __future__ import annotations
 
