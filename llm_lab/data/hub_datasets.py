@@ -38,7 +38,7 @@ def hub_errors(path: str, subset: str | None, split: str, key: str) -> Iterator[
     """Convert errors of the Hub's libraries to a UserError with an explanation."""
     import datasets
 
-    # The Hub's library has used different HTTP clients.
+    # The Hub's library exports the error of the HTTP client that it uses, which differs between versions.
     from huggingface_hub.errors import HTTPError
 
     # The HTTP client logs each retry to standard error; the final error is reported below.

@@ -53,7 +53,7 @@ class Example:
     def opening(self) -> str:
         """The text that must not be in both training and validation: examples that share it go to the same side.
 
-        In a conversation, whose answers are all trained on: everything before the first answer. Else the prompt.
+        In a conversation: everything before the first answer that is trained on. Else the prompt.
         """
         if self.text is not None:
             return self.text

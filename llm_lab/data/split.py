@@ -166,10 +166,10 @@ def split_examples(
 ) -> list[ExampleSplit]:
     """Return the training and validation examples of each dataset; a prompt is on one side only, across datasets.
 
-    take "end": the last `fraction` of each dataset is validation, except prompts that are also in training.
-    take "random": the hash of the prompt decides, so neither a new order nor added examples move an example. If no
-    example has a hash below `fraction`, the one with the lowest hash is validation. The prompt of a conversation is
-    everything before the first answer. Raises UserError if a side of a dataset would be empty (with
+    take "end": the last `fraction` of each dataset is validation, except prompts that are also in training. take
+    "random": the hash of the prompt decides, so neither a new order nor added examples move an example. If no example
+    has a hash below `fraction`, the one with the lowest hash is validation. The prompt of a conversation is everything
+    before the first answer that is trained on. Raises UserError if a side of a dataset would be empty (with
     require_validation False: only if training would be empty).
     """
     if take not in TAKES:

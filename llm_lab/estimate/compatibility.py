@@ -64,7 +64,7 @@ def what_loads(parts: Mapping[str, Any]) -> Loads:
 
 
 def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return (llama, mistral, qwen3, gpt2 or None, the reason) for resolved parts."""
+    """Return (the native architecture's model_type or None, the reason) for resolved parts."""
     if parts.get("position_embedding") == "learned":
         differs = _unlike_gpt2(parts)
         if differs:
