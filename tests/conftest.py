@@ -1,10 +1,10 @@
-"""Every test has its own cache, no network and one thread. Also: tiny recipes and texts for tests."""
+"""Every test has its own cache, no network and one thread. Also has tiny recipes and texts for tests."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["TERM"] = "xterm-256color"  # whatever the tests are run from, screens are not in plain mode
+os.environ["TERM"] = "xterm-256color"  # so that screens are not in plain mode, regardless of the terminal
 os.environ.pop("LLM_LAB_PLAIN", None)
 
 import contextlib
@@ -27,7 +27,7 @@ WORDS = "the a small red green old tree stone river bird fish sings falls waits 
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores, as tests also wait for a browser or a process; at most 5, for their memory."""
+    """One more process than cores, because tests also wait for browsers and processes; at most 5, to limit memory."""
     return min(len(os.sched_getaffinity(0)) + 1, 5) if hasattr(os, "sched_getaffinity") else 4
 
 
@@ -56,7 +56,7 @@ def own_code():
 
 @pytest.fixture(autouse=True)
 def no_hub_is_remembered(monkeypatch):
-    """What one test found out about a Hub is not known to the next one."""
+    """Forget what a previous test found out about a Hub."""
     from llm_lab.hf import hub
 
     monkeypatch.setattr(hub, "_SILENT", set())
@@ -74,7 +74,7 @@ def online_with_a_local_hub(request, monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Use one thread: two processes with two threads each on two cores are many times slower."""
+    """Use one thread: on two cores, two processes with two threads each are many times slower."""
     import torch
 
     torch.set_num_threads(1)
@@ -88,7 +88,7 @@ def frozen_modules():
 
 @pytest.fixture(autouse=True)
 def skip_libraries_in_garbage_collections(frozen_modules):
-    """Freeze what was imported: the Trainer collects garbage once a run, half of a tiny run's time without this."""
+    """Freeze imported objects: the Trainer collects garbage once per run, which would double a tiny run's time."""
     yield
     if len(sys.modules) > len(frozen_modules) + 100:
         gc.collect()
@@ -113,7 +113,7 @@ def quick_verification(process_without_llm_lab, monkeypatch):
 
 @pytest.fixture
 def run_without_llm_lab(process_without_llm_lab, tmp_path):
-    """Run a program with arguments where LLM Lab can't be imported; returns what it prints."""
+    """Run a program with arguments in a process where LLM Lab can't be imported; return its output."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
 
     def run(program: str, *arguments: object) -> str:
@@ -204,7 +204,7 @@ def spawn_program(program: str) -> Any:
         sys.executable,
         ["-c", program],
         dimensions=(24, 80),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # children of a background job ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # children of a background job would ignore it
         encoding="utf-8",
         timeout=20,
         env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
-# What pip-audit writes, or raises, where it can't reach its database.
+# What pip-audit prints or raises if it can't reach its database.
 UNREACHABLE = re.compile(
     r"Could not connect to|requests\.exceptions\.(?:ConnectionError|ConnectTimeout|ReadTimeout|ProxyError)"
 )

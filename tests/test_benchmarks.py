@@ -1,4 +1,4 @@
-"""The benchmarks: everyone can run them, and they say what they could not measure."""
+"""The benchmarks: everyone can run them, and they report what they could not measure."""
 
 import ast
 import importlib
@@ -98,7 +98,7 @@ def test_the_wheels_for_a_gpu_machine_have_the_tested_versions():
     wheels = dict(re.findall(r"([a-z][\w-]*) +([\d.]+)", listed))
     tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     assert len(wheels) == 17
-    assert wheels.keys() - tested.keys() == {"bitsandbytes"}  # of the extra `cuda`
+    assert wheels.keys() - tested.keys() == {"bitsandbytes"}  # from the extra `cuda`
     assert {name: tested.get(name, version) for name, version in wheels.items()} == wheels
 
 

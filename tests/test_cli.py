@@ -1,4 +1,4 @@
-"""The commands: what they print, where, and what they exit with."""
+"""The commands: what they print, where, and their exit codes."""
 
 import json
 import os
@@ -250,7 +250,7 @@ def test_version_and_help(capsys):
     assert "llm-lab" in capsys.readouterr().out
 
 
-# --- what is said about wrong arguments, and in help
+# --- errors about arguments, and help
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_a_runs_recipe_replays_resumes_and_evaluates_from_any_folder(trained, tm
     assert read_recipe_file(again)["data"][0]["path"] == str(trained / "text.txt")
     monkeypatch.chdir(tmp_path)
     assert main(["run", "elsewhere/checkpoints/tiny", "--dry-run", "--resume"]) == 0  # one with absolute paths
-    assert main(["run", str(run), "--resume", "--json"]) == 0  # one with relative paths, that has nothing left to do
+    assert main(["run", str(run), "--resume", "--json"]) == 0  # one with relative paths that is already done
     assert json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["path"] == str(run)
     assert main(["eval", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["texts"][0]["own"] is True

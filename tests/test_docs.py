@@ -42,7 +42,7 @@ def test_every_command_of_the_readme_exists():
 
 
 def test_the_commands_and_files_of_the_page_on_scaling_are_valid():
-    """Those of launchers by the launchers' own parsers; Slurm's and SkyPilot's files as shell and YAML."""
+    """The commands of launchers are checked by their own parsers; Slurm's and SkyPilot's files as shell and YAML."""
     import shlex
     import subprocess
 
@@ -205,7 +205,7 @@ def test_the_demo_answers_every_question_shown_to_readers(tmp_path, monkeypatch,
     shutil.copytree(ROOT / "configs", "configs")
     assert main(["run", "configs/demo.yaml", "device=cpu"]) == 0
     for question in shown_questions():
-        start, found = map(int, re.findall(r"\d+", question))  # somebody has some and finds more
+        start, found = map(int, re.findall(r"\d+", question))  # somebody has some things and finds more
         for model in ("checkpoints/demo", "checkpoints/demo/sft", "checkpoints/demo/grpo"):
             capsys.readouterr()
             assert main(["chat", model, "--prompt", question]) == 0

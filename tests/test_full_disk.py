@@ -1,4 +1,4 @@
-"""A disk that is full for a while costs a checkpoint; one that stays full ends the run, which can then be resumed."""
+"""A temporarily full disk costs a checkpoint; one that stays full ends the run, which can then be resumed."""
 
 from pathlib import Path
 

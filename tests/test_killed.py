@@ -87,7 +87,7 @@ def test_a_pipeline_killed_in_any_stage_resumes_though_the_next_stage_names_the_
 
 @pytest.mark.parametrize("left", ["steps/.saving/checkpoint-2/adapter_config.json", "model/config.json"])
 def test_a_pipeline_does_not_look_at_what_its_earlier_stages_will_make(left):
-    """The folder of a stage may hold a half-saved adapter of a killed process, or the model of an older run."""
+    """The folder of a stage may contain a partly saved adapter of a killed process, or the model of an older run."""
     pretrain = {key: value for key, value in tiny_recipe(**SHORT).items() if key not in ("name", "device")}
     Path("pairs.jsonl").write_text('{"question": "a?", "answer": "b"}\n' * 40)
     sft = {"stage": "sft", "data": [{"path": "pairs.jsonl"}], "lora": {"r": 2}, "train": {"max_length": 16}}
@@ -153,7 +153,7 @@ def test_a_merge_killed_after_its_model_was_published_is_resumed():
 
 
 def test_a_warning_is_in_run_json_as_soon_as_it_is_given():
-    """A killed process has no time to write it."""
+    """A killed process has no time to write it at the end."""
 
     class Looking(Handlers):
         kept = None
@@ -180,7 +180,7 @@ def test_a_warning_is_in_run_json_as_soon_as_it_is_given():
 
 @pytest.mark.slow
 def test_runs_killed_at_random_come_out_as_undisturbed_ones():
-    """`python -m benchmarks kills` runs hundreds. In a new process: forked ones can't use the threads of this one."""
+    """`python -m benchmarks kills` runs hundreds. Not in a fork, which can't use the threads of this process."""
     program = "from benchmarks.kills import campaign; o = campaign(40, seed=3)"
     program += "; print(sum(o.kills.values()), o.failures)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The layers: which folder may import which, no circles, and nothing heavy before the menu."""
+"""The layers: which folder may import which, no import cycles, and nothing heavy before the menu."""
 
 import ast
 import subprocess
@@ -57,7 +57,7 @@ def modules() -> dict[str, Path]:
 
 
 def modules_imported(file: Path, known: dict[str, Path]) -> set[str]:
-    """Return our modules that a file imports, inside functions too."""
+    """Return our modules that a file imports, including those inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

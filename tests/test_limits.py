@@ -1,4 +1,4 @@
-"""Small inputs that ask for endless time or memory are refused, and links out of a run's folder are not followed."""
+"""Small inputs that would take endless time or memory are refused, and links out of a run's folder are not followed."""
 
 import json
 import os

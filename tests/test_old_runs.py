@@ -11,12 +11,12 @@ from llm_lab.job import check
 from llm_lab.recipe.files import read_recipe_file
 
 TRAINED = ["tiny", "tiny-parts", "tiny-sft", "tiny-dpo", "tiny-grpo"]
-WEIGHED_OTHERWISE = "tiny-dpo"  # its SFT loss was the mean of each batch; now every token weighs the same
-DRAWN_OTHERWISE = "tiny-grpo"  # each token had the next random number; now it has that of its row and place
+WEIGHED_OTHERWISE = "tiny-dpo"  # its SFT loss was the mean of each batch; now every token has the same weight
+DRAWN_OTHERWISE = "tiny-grpo"  # each token used the next random number; now it uses that of its row and position
 STOPPED = [f"{name}-stopped" for name in PAIRS]
 RUNS = [*TRAINED, *STOPPED, "tiny-sft-merged", "tiny-sft-merged-hf", "tiny-sft-merged-gguf", "life"]
 STAGES = ["life/pretrain", "life/sft", "life/merge"]
-PARAMETERS = {  # of those without the chat tokens, and of another architecture
+PARAMETERS = {  # of runs without the chat tokens, and of another architecture
     **dict.fromkeys(("tiny", "tiny-stopped", "tiny/model", "tiny/steps/checkpoint-20", "life/pretrain"), 8800),
     "tiny-parts": 9904,
 }
@@ -44,7 +44,7 @@ def shared_cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def lab(unpacked, shared_cache, tmp_path, monkeypatch) -> Path:
-    """The folder that a test works in: a copy of the runs, far from the paths that they recorded."""
+    """The folder of a test: a copy of the runs, away from the paths that they recorded."""
     monkeypatch.setenv("LLM_LAB_CACHE", str(shared_cache))
     monkeypatch.chdir(copy_to(tmp_path, unpacked))
     return tmp_path
@@ -129,7 +129,7 @@ def test_the_recipe_of_a_run_validates_and_resolves_to_itself(name):
 def test_a_recipe_written_for_that_release_derives_what_it_derived_then(name):
     recorded = recorded_values(name)
     recipe = f"recipes/{name}.yaml"
-    # Its default was 3, the last ones; now it is 4, the last two and two of before.
+    # Its default was the last 3; now it is 4: the last two and two earlier ones.
     keep_three = [f"{prefix}train.save_total_limit=3" for prefix in prefixes_of_trained_stages(recorded)]
     assert of_that_release(check(recipe, keep_three).values(), recorded) == recorded
 

@@ -1,4 +1,4 @@
-"""Pipelines: stages that start from earlier ones, by default or by name, are scored alike, replayed and resumed."""
+"""Pipelines: stages that start from earlier ones, by default or by name, are scored, replayed and resumed."""
 
 import io
 import os
@@ -28,7 +28,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "n
 
 
 def life() -> dict[str, Any]:
-    """All there is to a model's life, in two steps a stage."""
+    """Every stage of a model, with two steps each."""
     tuned = {"train": COURSE | {"max_length": 64}, "scheduler": {"warmup_steps": 0}}
     talked = tuned | {"samples": {"max_new_tokens": 2}, "optimizer": {"name": "adamw", "learning_rate": 0.03}}
     rewarded = talked | {"data": [{"path": "questions.jsonl"}], "rewards": [{"model": "stage:reward"}]}
@@ -100,7 +100,7 @@ def whole() -> tuple[dict, str]:
 
 @pytest.fixture(scope="module")
 def again(whole) -> tuple[dict, dict, dict]:
-    """The same pipeline from its recipe.yaml: stopped in GRPO, its stages then, and resumed."""
+    """The same pipeline from its recipe.yaml: stopped in GRPO, with its stages at that time, and resumed."""
     stopped = run(f"{whole[0]['path']}/recipe.yaml", listener=Stopping(at="grpo"))
     return stopped, stages_of(stopped["path"]), run("checkpoints/demo-2", resume=True)
 
@@ -233,7 +233,7 @@ def test_the_name_of_a_pipeline_does_not_mean_its_reward_model(whole):
     assert find_model(facts["path"]) == Path(facts["path"]) / "sft" / "model"
 
 
-# What is wrong
+# Errors
 
 
 def problems_of(stages: list[dict], **more: Any) -> dict[str, str]:

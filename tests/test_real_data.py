@@ -1,4 +1,4 @@
-"""Public sets as they are published, through the commands; skipped where they have not been fetched."""
+"""Public datasets as they are published, through the commands; skipped if they have not been downloaded."""
 
 import json
 from itertools import islice

@@ -25,12 +25,12 @@ NAMES = {stage.name for stage in BUILT_IN}
 # The complete stage that docs/stages.md shows: its recipe and what runs it.
 PAGE = (ROOT / "docs" / "stages.md").read_text()
 TOY_RECIPE, TOY_MODULE, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-(GROUP,) = re.findall(r"\[project\.entry-points\.\"(.+)\"\]", PAGE)  # of the entry points, as the page says it
+(GROUP,) = re.findall(r"\[project\.entry-points\.\"(.+)\"\]", PAGE)  # the group of the entry points, from the page
 
 
 @pytest.fixture
 def toy_stage(in_tmp_path, monkeypatch):
-    """A package outside of LLM Lab that registers a stage."""
+    """A package outside LLM Lab that registers a stage."""
     package = Path("toy_lab")
     package.mkdir()
     (package / "__init__.py").write_text(TOY_RECIPE)
@@ -136,7 +136,7 @@ def test_one_walk_finds_every_model_config_tokenizer_and_function_that_a_recipe_
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often recipes are validated, derived and read."""
+    """Count how often recipes are validated, derived and read."""
     counts = {"validate": 0, "derive": 0, "read": 0}
 
     def count(module, name, kind):
@@ -164,8 +164,8 @@ def test_a_command_reads_its_recipe_once_and_resolves_each_stage_once(in_tmp_pat
     assert counted == {"validate": 1, "derive": 1, "read": 1}
 
 
-# Files that may type the name of a stage that is not their own, each with its reason. At most five.
-RECIPES = "studies/experiments/"  # an experiment names the stage of its recipe, as a YAML file does
+# Files that may contain the name of a stage that is not their own, each with a reason. At most five.
+RECIPES = "studies/experiments/"  # an experiment names the stage of its recipe, like a YAML file
 ALLOWED = {
     "studies/small_runs.py": "the recipe that experiments pretrain small models with",
     "__init__.py": "the names of the functions in Python",
@@ -176,9 +176,9 @@ UNAMBIGUOUS = {"pretrain", "sft", "dpo", "grpo", "ppo"}
 
 
 def typed_names(file: Path) -> list[str]:
-    """Return the stage names that a file types as text to distinguish stages, with their lines.
+    """Return the stage names that a file contains as text to distinguish stages, with their lines.
 
-    Some names are words for other things, too (the reward of an answer): they count where stages are compared, listed
+    Some names also mean other things (the reward of an answer): they count only if stages are compared, listed
     or used as keys.
     """
     found = []
@@ -212,7 +212,7 @@ def _text(node: ast.expr | None) -> str | None:
 
 def test_the_name_of_a_stage_is_typed_in_its_own_files_only():
     own = {f"{folder}/{name}.py" for folder in ("recipe", "stages") for name in NAMES}
-    own |= {"stages/dpo_trainer.py"}  # "sft" is TRL's name of a loss there
+    own |= {"stages/dpo_trainer.py"}  # there, "sft" is TRL's name for a loss
     found = {}
     for file in sorted((ROOT / "llm_lab").glob("**/*.py")):
         place = str(file.relative_to(ROOT / "llm_lab"))

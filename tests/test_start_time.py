@@ -43,7 +43,7 @@ for words in (["--help"], ["run", "--help"]):
 
 
 def output_of(program: str, *words: str) -> str:
-    """Run a program in a new process, with compiled modules as every user has them from the second start on."""
+    """Run a program in a new process with compiled modules, as users have from the second start on."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": "compiled"}
     command = [sys.executable, "-c", program, *words]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout

@@ -1,4 +1,4 @@
-"""Code that a recipe in a run's folder names runs only where the user has allowed it."""
+"""Code named in a recipe from a run's folder runs only if the user has allowed it."""
 
 import contextvars
 import os
@@ -55,7 +55,7 @@ def theirs(tmp_path_factory):
 
 @pytest.fixture
 def in_copy(theirs, tmp_path, monkeypatch):
-    """The working folder is a copy, on the machine of a user who has never run any of it."""
+    """The working folder is a copy, and the user of the machine has never run any of its code."""
     shutil.copytree(theirs, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     Path("ran").unlink()
@@ -132,6 +132,6 @@ def test_task_files_from_someone_elses_run_do_not_run_without_a_yes(in_tmp_path,
     with pytest.raises(UntrustedCode):
         in_new_context(load_tasks, EvalTasks(names=("evil.yaml",)))
     shutil.copy(run_folder / "recipe.yaml", "own.yaml")
-    with pytest.raises(UserError):  # the user's own recipe runs it, and it has no data
+    with pytest.raises(UserError):  # the user's own recipe may run it; then the data is missing
         in_new_context(run, "own.yaml")
     assert Path("ran").exists()

@@ -1,4 +1,4 @@
-"""A chat session: what it generates, what it keeps, and how it is saved."""
+"""A chat session: what it generates, what it stores, and how it is saved."""
 
 import contextlib
 import copy

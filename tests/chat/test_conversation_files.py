@@ -1,4 +1,4 @@
-"""Files of conversations: what they keep, and that none is replaced by one with less."""
+"""Conversation files: what they store, and that none is replaced by one with fewer messages."""
 
 import copy
 

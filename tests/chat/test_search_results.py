@@ -1,4 +1,4 @@
-"""Search results in a conversation: what the model gets, what is kept, and what is shown."""
+"""Search results in a conversation: what the model gets, what is stored, and what is shown."""
 
 import dataclasses
 import json

@@ -84,7 +84,7 @@ def test_the_model_of_the_environment_is_the_default(monkeypatch):
 
 
 def test_a_window_of_a_multilingual_model_is_transcribed_in_the_language_that_it_detects():
-    """Random weights: what it says means nothing, but every step of the real path runs."""
+    """The weights are random, so the text is meaningless, but every step of the real path runs."""
     import torch
     from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 

@@ -1,4 +1,4 @@
-"""Text to speech: Piper runs as its own program; what is missing, or fails, is said."""
+"""Text to speech: Piper runs as its own program; missing parts and failures are reported."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Web search: what is found, what is refused, and what each failure of a backend says."""
+"""Web search: what is found, what is refused, and the message for each failure of a backend."""
 
 import inspect
 import socket
@@ -200,7 +200,7 @@ def test_the_installed_ddgs_has_the_interface_that_is_used():
 
     assert "timeout" in inspect.signature(DDGS.__init__).parameters
     assert {"RatelimitException", "TimeoutException", "DDGSException"} <= set(dir(exceptions))
-    # `text` passes its options on to this function.
+    # `text` passes its options to this function.
     assert "max_results" in inspect.signature(DDGS._search_sync).parameters
 
 

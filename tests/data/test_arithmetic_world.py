@@ -1,4 +1,4 @@
-"""The arithmetic problems are correct, the same on every machine, and no split contains the test problems."""
+"""The arithmetic problems are correct and the same on every machine, and no split contains the test problems."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""The e-mails with subject lines: enough, all different, and held-out ones that are not trained on."""
+"""The e-mails with subject lines: enough of them, all different, with held-out ones that are not trained on."""
 
 import pytest
 

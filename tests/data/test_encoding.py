@@ -353,7 +353,7 @@ def test_environment_variables_set_the_cache_folder(monkeypatch):
     assert default_cache_dir() == Path("/own/tokens")
 
 
-# Text that is too short, and tokenizers that lack something
+# Text that is too short, and tokenizers that lack tokens
 
 
 def test_too_little_text_is_reported_for_both_splits_at_once(tokenizer):

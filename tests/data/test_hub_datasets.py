@@ -1,4 +1,4 @@
-"""Hub datasets are read, and each way in which loading can fail has its own error."""
+"""Hub datasets are read, and each kind of failure to load one has its own error."""
 
 import importlib
 
@@ -157,7 +157,7 @@ def test_tokens_are_never_in_a_message(hub):
 
 
 def test_a_check_finds_out_whether_this_user_has_access_to_a_gated_dataset(hub, monkeypatch):
-    """The page of a gated dataset is public; only auth_check shows who may read it."""
+    """The page of a gated dataset is public; only auth_check shows who can read it."""
     from types import SimpleNamespace
 
     from huggingface_hub.errors import GatedRepoError

@@ -1,4 +1,4 @@
-"""Files are read whatever packs them, and whatever a library raises for a broken one is explained."""
+"""Files are read however they are compressed, and every library error for a broken file is explained."""
 
 import bz2
 import gzip
@@ -25,7 +25,7 @@ TEXTS = [f"document {number}" for number in range(300)]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
 
 
-# Packed files
+# Compressed files
 
 
 def zipped(**files: bytes) -> bytes:
@@ -96,7 +96,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named(name):
     assert message in refusal(write_file(name, content))
 
 
-# Endings
+# File extensions
 
 
 @pytest.mark.parametrize("ending", ["ndjson", "jsonlines", "NDJSON"])
@@ -268,6 +268,6 @@ def test_a_damaged_table_is_refused_and_never_crashes(kind):
         damaged = bytearray(whole)
         damaged[at] ^= 0x80
         Path(f"b.{kind}").write_bytes(damaged)
-        # Damage in the texts themselves can't be seen; everything else is one error for users.
+        # Damage within the texts themselves can't be detected; any other damage is a single error for users.
         with suppress(UserError):
             open_examples(f"b.{kind}", kind="conversation")

@@ -1,4 +1,4 @@
-"""The sample sets written for LLM Lab: enough rows, all different, and held-out ones that are not trained on."""
+"""The sample sets written for LLM Lab: enough rows, all different, with held-out ones that are not trained on."""
 
 import re
 

@@ -16,7 +16,7 @@ from llm_lab.data.sources import look_at_source, open_source
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
-# What can be read
+# Readable sources
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.text", "a.markdown", "A.TXT", "notes", "main.py"])
@@ -191,7 +191,7 @@ def test_a_column_that_is_not_text_is_refused():
 
 def test_a_link_that_cannot_be_followed_is_left_out_of_a_folder_and_a_glob():
     write_file("corpus/a.txt", "first")
-    Path("corpus/b.txt").symlink_to("x" * 300)  # too long for a file: looking at it raises
+    Path("corpus/b.txt").symlink_to("x" * 300)  # too long for a file name, so checking it raises
     assert documents("corpus") == documents("corpus/*.txt") == ["first"]
 
 

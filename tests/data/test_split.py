@@ -59,7 +59,7 @@ def test_validation_at_the_end_is_disjoint_from_training(texts, fraction):
     train, validation = split(texts, fraction)
     first, held_out = list(train()), list(validation())
     if "".join(first) + "".join(held_out) == "".join(texts) and len(first) + len(held_out) > len(texts):
-        return  # the last document was cut in two
+        return  # the last document was split in two
     assert not set(first) & set(held_out)
     assert len(first) + len(held_out) + validation.duplicates == len(texts)
     assert first == texts[: len(first)]

@@ -5,7 +5,7 @@ import pytest
 from llm_lab.estimate.model_library import CONFIGS, MODELS, TEXT_ONLY, find_in_library
 
 QUICK = ("Qwen3-0.6B", "SmolLM2-135M", "Gemma-3-270M", "GPT-2", "Qwen3.5-0.8B")
-# What the library counts and its config for estimates does not say.
+# Values that the library counts and that are not in its config for estimates.
 DETAILS = {"Qwen3.5-0.8B": {"linear_num_value_heads": 16}, "Qwen3.5-2B": {"linear_num_value_heads": 16}}
 GEMMA_IMAGES = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 GEMMA_IMAGES |= {"image_size": 896, "patch_size": 14, "vision_use_head": False}
@@ -19,7 +19,7 @@ def test_the_parameters_of_a_model_are_exactly_those_of_its_architecture(name):
     values, parameters = CONFIGS[name]
     values = {**values, **DETAILS.get(name, {})}
     if values["model_type"] == "phi3":
-        values |= {"pad_token_id": 0}  # the default is outside of smaller vocabularies
+        values |= {"pad_token_id": 0}  # the default is outside smaller vocabularies
     if name == "Gemma-3-4B":
         values = {"model_type": "gemma3", "text_config": values, "vision_config": GEMMA_IMAGES}
     with torch.device("meta"):
@@ -38,7 +38,7 @@ def test_base_and_chat_models_of_each_family_are_there_once():
     names = [model.name for model in MODELS]
     assert len(set(names)) == len(names)
     families = {model.family: {m.is_chat for m in MODELS if m.family == model.family} for model in MODELS}
-    assert families.pop("Phi") == {True}  # has no base models
+    assert families.pop("Phi") == {True}  # this family has no base models
     assert families.pop("GPT-2") == {False}
     assert set(map(frozenset, families.values())) == {frozenset({True, False})}
 

@@ -1,4 +1,4 @@
-"""What the plan counts before the build is what the build has."""
+"""The parameter count in the plan equals that of the model that is built."""
 
 import json
 
@@ -29,7 +29,7 @@ SMALL = {
 
 
 def built(config) -> torch.nn.Module:
-    """Build a model without memory for its weights."""
+    """Build a model without allocating memory for its weights."""
     with torch.device("meta"):
         return (LabForCausalLM if config.model_type == "llm_lab" else AutoModelForCausalLM.from_config)(config)
 

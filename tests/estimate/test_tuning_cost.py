@@ -1,4 +1,4 @@
-"""What a trained stage after pretraining will cost, from the config of its model and a look at its data."""
+"""The estimated cost of training a stage after pretraining, from its model's config and a look at its data."""
 
 import json
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_a_template_that_accepts_no_conversation_leaves_a_plan_without_it(base, 
 
 
 def cost_of(work, lengths, **config):
-    """Return the estimate of 20 steps of 8 rows, of a model with the config, on examples with these lengths."""
+    """Return the estimate of 20 steps of 8 rows, for a model with this config, on examples with these lengths."""
     values = planned("grpo").recipe.model_dump(by_alias=True)
     values["train"] |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 20}
     shape = guess_shape(LLAMA | config)

@@ -140,7 +140,7 @@ def test_every_line_fits_and_text_is_never_read_as_markup(count, width):
     shown = screen(comparison_of(*[AWKWARD, *["y" + AWKWARD] * (count - 1)]), width)
     assert max(cell_len(line) for line in shown.splitlines()) <= width
     assert "\x1b" not in shown
-    # The whole text is there, column by column, without the line breaks.
+    # The text is complete, column by column, without the line breaks.
     first = re.split(r"─+(?:┼─+)*", shown)[1]
     cells = [line.split("│")[0] for line in first.splitlines()]
     assert re.sub(r"\s", "", "".join(cells)).startswith(re.sub(r"\s", "", AWKWARD.replace("\x1b", "␛")))
@@ -491,7 +491,7 @@ def test_the_command_compares_a_hugging_face_folder_and_writes_the_result(models
     written = json.loads((tmp_path / "c.json").read_text())
     assert [model["name"] for model in written["models"]] == ["gpt2", "checkpoints/tiny"]
     assert "seed 3 for all" in written["drawn"]
-    assert main([*words, "--out", str(tmp_path / "c.json")]) == 0  # only a comparison is overwritten
+    assert main([*words, "--out", str(tmp_path / "c.json")]) == 0  # only comparison files are overwritten
     (tmp_path / "c.md").write_text("my notes")
     capsys.readouterr()
     assert main([*words, "--out", str(tmp_path / "c.md")]) == 2

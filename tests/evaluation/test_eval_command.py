@@ -96,7 +96,7 @@ def test_without_data_a_fine_tuned_model_answers_its_runs_held_out_prompts(in_tm
             assert scores[key] == facts["results"][key]
         assert scores["prompts"] == 4
     merged = run({"stage": "merge", "device": "cpu", "name": "merged", "model": {"checkpoint": facts["path"]}})
-    scores = measure(merged["path"])["scores"]  # followed back to the run that trained the adapter
+    scores = measure(merged["path"])["scores"]  # the lineage leads to the run that trained the adapter
     assert scores["eval_reward"] == pytest.approx(facts["results"]["eval_reward"], abs=0.03)
 
 

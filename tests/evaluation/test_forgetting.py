@@ -28,7 +28,7 @@ def texts(in_tmp_path):
 
 
 def measured(checkpoint: str) -> float:
-    """Measure the bits per byte of the general text apart from any run."""
+    """Measure the bits per byte of the general text outside any run."""
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     settings = {"max_tokens": 20_000, "max_length": 64, "rows": 4, "device": "cpu", "dtype": "bfloat16"}
     source = open_source("general.txt")
@@ -44,7 +44,7 @@ def test_a_fine_tune_is_measured_against_its_start_and_warns_once():
     facts = run(post_recipe("sft", **FORGETS))
     (first, start, zero), *later = general(facts["path"])
     assert (first, zero) == (0, 0.0)
-    assert start == pytest.approx(measured("base"), rel=5e-3)  # with new rows for the tokens of ChatML
+    assert start == pytest.approx(measured("base"), rel=5e-3)  # it has new rows for the tokens of ChatML
     assert [step for step, _, _ in later] == [3, 6]
     assert later[-1][1] == pytest.approx(measured(f"{facts['path']}/model"), rel=1e-3)
     assert all(rise == now - start for _, now, rise in later)

@@ -1,4 +1,4 @@
-"""Scored answers: the model's own distribution, whatever its generation config says."""
+"""Scored answers come from the model's own distribution, regardless of its generation config."""
 
 import torch
 from support.post_runs import write_base

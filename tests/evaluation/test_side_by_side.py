@@ -67,7 +67,7 @@ def test_a_new_message_is_answered_by_both_models_and_added_to_the_conversation(
 def test_both_models_sample_with_the_same_seed(models):
     session, opener = open_session("checkpoints/tiny"), Opener(SAMPLED)
     comparison = SideBySide(opener)
-    say(session, "the old")  # greedy: a sampled reply could end in half a character, which its text loses
+    say(session, "the old")  # greedy: a sampled reply could end within a character, which its text would lose
     session.settings = SAMPLED
     # The same weights under another name.
     found = comparison.compare(session, "base", "and the", ignore)

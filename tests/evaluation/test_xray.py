@@ -170,7 +170,7 @@ def test_texts_are_shown_with_the_token_that_ends_a_document():
     (pretrain,) = xray()
     (found,) = pretrain.sets
     assert shown(found.examples[0], special=True) == "<|endoftext|>"
-    assert "tokens ..." in shown(found.examples[0])  # of a long document, the beginning and the end are shown
+    assert "tokens ..." in shown(found.examples[0])  # for a long document, the beginning and the end are shown
     assert found.lengths["document"] == (len(Path("text.txt").read_bytes()) + 1,)
 
 

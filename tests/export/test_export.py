@@ -108,7 +108,7 @@ def test_custom_parts_are_exported_with_their_code(in_tmp_path, capsys):
     assert files == {name for name, _ in plan_export("born").files}
     model, tokenizer = load("born-hf")
     assert model.config.vocab_size == len(tokenizer)
-    # The reason why GGUF is not supported is that of the plan.
+    # The error has the same reason as the plan why GGUF is not supported.
     assert main(["export", "born", "--to", "gguf"]) == 2
     assert "export.to = gguf: GGUF's Llama has no alibi, no layernorm, no gelu." in capsys.readouterr().err
     assert not Path("checkpoints/born-gguf").exists()
@@ -132,7 +132,7 @@ def test_half_precision_halves_the_size(weights, dtype, limit, in_tmp_path):
 
 
 def test_a_failed_verification_is_an_error_and_deletes_the_export(in_tmp_path, capsys):
-    # Half precision is not exact, and the tolerance requires it.
+    # Half precision is not exact, but the tolerance requires exact values.
     write_run()
     words = ["export", "born", "--to", "gguf", "--weights", "f16", "export.tolerance=1e-9"]
     assert main(words) == 1
@@ -159,7 +159,7 @@ def a_model(folder: str = "model", **parts):
 
 
 def with_large_weights(model):
-    """Make weights as large as training does, so that logits differ by more than rounding."""
+    """Make weights as large as after training, so that logits differ by more than rounding errors."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -249,7 +249,7 @@ def test_each_weight_type_is_within_its_rounding(in_tmp_path):
 def test_rounding_may_send_one_token_in_a_hundred_to_another_expert(has_experts, changed, verdict):
     logits = torch.randn(200, 16, generator=torch.Generator().manual_seed(1)).numpy()
     other = logits.copy()
-    other[:changed] += 0.5  # the top tokens stay
+    other[:changed] += 0.5  # the top tokens stay the same
     ours = Answers(logits, (), (), (), None, has_experts=has_experts)
     theirs = {"logits": other, "written": [], "texts": [], "decoded": [], "chat": None, "loaded_as": "it"}
     check = compare_answers(ours, theirs, TOLERANCES[LLAMA_CPP]["f16"], 0.99)
@@ -310,12 +310,12 @@ def test_llama_cpp_agrees_within_005_and_on_99_percent_of_tokens(design, weights
     assert np.quantile(differences, 0.99 if ours.has_experts else 1) < 0.05
     assert (answer["logits"].argmax(-1) == ours.logits.argmax(-1)).mean() >= 0.99
     assert [list(tokens) for tokens in ours.written] == answer["written"]
-    if weights == "f32" and "gpt2" not in design:  # whose GELU comes from a table in f16 there
+    if weights == "f32" and "gpt2" not in design:  # GPT-2's GELU comes from a table in f16 there
         assert np.quantile(differences, 0.99 if ours.has_experts else 1) < 1e-3
 
 
 def varied_texts(count: int) -> tuple[str, ...]:
-    """Return texts of pieces on which tokenizers differ: scripts, white space, digits, symbols, contractions."""
+    """Return texts made of pieces on which tokenizers differ: scripts, white space, digits, symbols, contractions."""
     pieces = ["the", " a", "It's", "'ll", "WE'RE", "don’t", "123", "3.14", "1,000,000", "  ", "\t", "\n\n", "\r\n"]
     pieces += [
         "...",
@@ -383,7 +383,7 @@ def test_a_pipeline_exports_an_adapter_with_new_tokens_and_a_chat_template_to_on
 
 
 def sentencepiece(*, by_normalizer: bool):
-    """Return a SentencePiece BPE with byte fallback: like Llama 2's tokenizer.json, or like the current class."""
+    """Return a SentencePiece BPE with byte fallback, like Llama 2's tokenizer.json or like the current class."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -484,7 +484,7 @@ def test_config_keys_that_the_model_class_ignores_have_no_effect(keys, in_tmp_pa
     folder = write_base("base")
     file = Path(folder, "config.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sliding_window": None} | keys))
-    save_model(load_model(folder, merge=True), "out", load_tokenizer(folder))  # what an export writes
+    save_model(load_model(folder, merge=True), "out", load_tokenizer(folder))  # as an export writes it
     ids = torch.arange(1, 101)[None]
     theirs, exported = (AutoModelForCausalLM.from_pretrained(where) for where in (folder, "out"))
     with torch.no_grad():

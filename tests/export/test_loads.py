@@ -1,4 +1,4 @@
-"""What is claimed to load an exported model loads it, with equal logits, in a process without LLM Lab."""
+"""Every program that is claimed to load an exported model loads it, with equal logits, without LLM Lab."""
 
 import itertools
 from pathlib import Path
@@ -60,7 +60,7 @@ def write(model, tokenizer, folder: Path) -> Loads:
 
 
 def jobs_of(folder: Path, loads: Loads) -> dict[str, dict]:
-    """Return every way to load what was written, also those that are claimed to fail."""
+    """Return every way to load the written files, including those that are claimed to fail."""
     job = {"loader": TRANSFORMERS, "folder": str(folder), "file": None}
     found = {"plain": job, "trusted": {**job, "trust_remote_code": True}}
     if loads.gguf:

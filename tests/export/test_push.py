@@ -1,4 +1,4 @@
-"""A push to the Hub, against a local stand-in: one commit or nothing, resumable, and the token is never shown."""
+"""A push to the Hub, against a local stand-in: one commit or none, resumable, and the token is never shown."""
 
 import json
 import os
@@ -235,7 +235,7 @@ def test_offline_mode_is_named_in_the_error(hub, monkeypatch):
 
 @pytest.fixture
 def at_the_command_line(hub, monkeypatch, in_tmp_path, capfd):
-    """Run `llm-lab ...` with the hub as the Hub; returns (exit code, all that was printed)."""
+    """Run `llm-lab ...` with this hub as the Hub; return (exit code, all output)."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     write_base("base", hidden_size=256, num_hidden_layers=4)
 

@@ -1,4 +1,4 @@
-"""A Space: a folder with the model, an app that chats with it, a card for the Hub, and what the app requires."""
+"""A Space: a folder with the model, an app that chats with it, a card for the Hub, and the app's requirements."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_verification")
 
 
 def export():
-    """Export a tiny model; returns the folder of the Space."""
+    """Export a tiny model; return the folder of the Space."""
     write_base("checkpoints/born/model")
     RunFolder(Path("checkpoints/born")).update(name="born", stage="pretrain", status="done", created_at=1.0)
     assert main(["export", "born", "--to", "space"]) == 0
@@ -36,7 +36,7 @@ def export():
 
 
 def space(own_code=False, **parts):
-    """Write a Space around a tiny model, without verifying the model; returns its folder."""
+    """Write a Space for a tiny model, without verifying the model; return its folder."""
     source = write_base("born", **parts)
     shutil.copytree(source, "space/model")
     write_space(Path("space"), source=source, name="born", own_code=own_code, merged=False)
@@ -44,7 +44,7 @@ def space(own_code=False, **parts):
 
 
 class Interface:
-    """In place of gradio.ChatInterface: keeps what it was made with."""
+    """Replaces gradio.ChatInterface, and records its arguments."""
 
     def __init__(self, answer, **options):
         self.answer, self.options = answer, options

@@ -83,7 +83,7 @@ def test_an_existing_padding_token_is_preferred_to_a_new_one():
 
 
 def with_special(*tokens, eos="<|im_end|>", template="chatml"):
-    """A tokenizer of somebody else: with control tokens, a chat template of its own, and no padding token."""
+    """A tokenizer from elsewhere, with control tokens and a chat template of its own, but no padding token."""
     tokenizer = make_byte_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": list(tokens)})
     tokenizer.eos_token = eos
@@ -100,7 +100,7 @@ def test_a_control_token_that_the_template_does_not_use_is_the_padding_instead_o
     assert chosen.new_ids == ()
     encoded = encode_conversation(tokenizer, TALK)
     assert tokenizer.pad_token_id not in encoded.labels
-    # A base without a template, whose tokenizer has the tokens of the chosen one, does not grow either.
+    # A base without a template does not grow either if its tokenizer has the tokens of the chosen template.
     base = with_special("<|im_start|>", "<|im_end|>")
     base.chat_template = None
     assert apply_chat_template_choice(base, "chatml").new_ids == ()
@@ -136,7 +136,7 @@ def test_control_tokens_that_the_model_was_never_trained_on_start_like_new_ones(
         changed = (weight != old).any(dim=1).nonzero().flatten().tolist()
         assert changed == [filled]
         assert (weight[filled] - old.mean(0)).abs().max() < 0.2 * old.std()
-    # The template of the tokenizer itself has control tokens that its model knows.
+    # The tokenizer's own template has control tokens that its model knows.
     again = with_special("<|im_start|>", "<|im_end|>")
     assert apply_chat_template_choice(again).control_ids == ()
 
@@ -175,7 +175,7 @@ def test_new_rows_are_close_to_the_mean_and_old_rows_are_unchanged(tied):
         assert torch.equal(new[:257], old)
         distance = (new[257:] - old.mean(0)).abs().max()
         assert 0 < distance < 0.1 * old.std()
-        assert not torch.equal(new[257], new[258])  # or a model could not distinguish them at first
+        assert not torch.equal(new[257], new[258])  # otherwise a model could not distinguish them at first
 
 
 def test_new_rows_depend_only_on_the_seed():

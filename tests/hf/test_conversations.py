@@ -1,4 +1,4 @@
-"""Conversations as tokens: only the assistant's turns are trained, and prompts are prefixes of what was trained."""
+"""Conversations as tokens: only the assistant's turns are trained on, and prompts are prefixes of trained texts."""
 
 from copy import deepcopy
 from functools import cache
@@ -141,7 +141,7 @@ def test_every_prompt_is_a_prefix_of_the_trained_tokens(tokenizer, conversation)
 
 def test_white_space_between_prompt_and_answer_is_not_merged_into_one_token():
     # GPT-2's pre-tokenizer splits two newlines before a word, but not at the end of a text. Encoding the whole text at
-    # once, as transformers does, would train an answer to a prompt that never occurs at inference.
+    # once, as transformers does, would train an answer to a prompt that never occurs in inference.
     tokenizer = train_bpe(["a line\n\n"] * 50, 270)
     apply_chat_template_choice(tokenizer, "llama3")
     prompt = encode_prompt(tokenizer, CONVERSATION[1:2])
@@ -204,7 +204,7 @@ def test_bos_and_eos_are_never_doubled(tokenizer):
     ids = encode_conversation(tokenizer, CONVERSATION).input_ids
     assert (tokenizer.eos_token_id, tokenizer.eos_token_id) not in pairwise(ids)
     adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    if tokenizer.bos_token_id != tokenizer.eos_token_id:  # as in GPT-2: one token for both
+    if tokenizer.bos_token_id != tokenizer.eos_token_id:  # GPT-2 has one token for both
         assert ids.count(tokenizer.bos_token_id) == (1 if adds_bos else 0)
     text = encode_text(tokenizer, "A text.").input_ids
     assert text.count(tokenizer.eos_token_id) == 1
@@ -286,7 +286,7 @@ def test_a_conversation_that_a_template_refuses_is_a_user_error():
         encode_conversation(tokenizer, CONVERSATION)
 
 
-# Original templates of models, as included in TRL, and TRL's versions with {% generation %} as the reference.
+# Original templates of models, as included in TRL, with TRL's {% generation %} versions as the reference.
 OWN = {
     "llama3": ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"],
     "qwen2_5": ["<|im_end|>", "<|im_start|>"],
@@ -339,7 +339,7 @@ def up_to_the_end(mask, ids, end):
 def test_every_prompt_is_a_prefix_of_the_trained_tokens_with_a_models_own_template(name):
     tokenizer = own_tokenizer(name)
     apply_chat_template_choice(tokenizer)
-    # Qwen3 writes an answer without its thinking block once another question follows.
+    # Qwen3's template drops the thinking block of an answer once another question follows.
     sequences = encode_sequences(tokenizer, CONVERSATION[1:]).sequences
     assert len(sequences) == (2 if name == "qwen3" else 1)
     for turn, whole in ((1, sequences[0]), (3, sequences[-1])):

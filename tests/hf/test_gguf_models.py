@@ -1,4 +1,4 @@
-"""A GGUF file is a model like any other: the same logits, tokens and template, for every command and stage."""
+"""A GGUF file works like any other model: the same logits, tokens and template, for every command and stage."""
 
 import json
 import re
@@ -108,7 +108,7 @@ def test_the_rope_scaling_of_llama_3_is_restored(in_tmp_path):
 
 def test_the_tokenizer_and_chat_template_of_a_gguf_file_are_used(file):
     expected = byte_tokenizer()
-    Path("tokenizer.json").write_text("{}")  # next to the file, of another model
+    Path("tokenizer.json").write_text("{}")  # of another model, next to the file
     Path("tokenizer_config.json").write_text(json.dumps({"chat_template": "wrong"}))
     tokenizer = load_tokenizer(file)
     assert tokenizer.chat_template == TEMPLATE
@@ -224,7 +224,7 @@ def test_a_damaged_header_is_never_more_than_unreadable(file):
 @pytest.mark.parametrize("stage", ["dpo", "grpo", "ppo", "reward"])
 @pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["all weights", "adapter"])
 def test_a_gguf_file_is_the_start_of_every_stage_and_its_reference(stage, lora, file):
-    """It learns like a run from a folder with the same weights, and resumed it ends bit for bit as before."""
+    """It learns like a run from a folder with the same weights, and is bit-identical after a resume."""
     losses = {}
     for start in (file, "tiny"):
         name = f"{stage}-{Path(start).suffix[1:] or 'folder'}"

@@ -1,4 +1,4 @@
-"""A model with GPT-2's parts is saved as a GPT-2, and its training continues from that."""
+"""A model with GPT-2's parts is saved as GPT-2, and training can continue from it."""
 
 import shutil
 from pathlib import Path

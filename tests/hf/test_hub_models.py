@@ -1,4 +1,4 @@
-"""A model named by its place on the Hub: what it was is recorded, and a change is noticed."""
+"""A model given by its name on the Hub: its state is recorded, and a change is noticed."""
 
 import re
 import socket
@@ -24,7 +24,7 @@ GONE = {"status": "running", "process": {"pid": 2**30, "host": socket.gethostnam
 
 @pytest.fixture
 def cached(in_tmp_path, monkeypatch):
-    """ann/base in a cache of its own; returns its first revision."""
+    """Put ann/base into a cache of its own; return its first revision."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(in_tmp_path / "cache"))
     return put_into_cache("ann/base", write_base())
 

@@ -275,7 +275,7 @@ STRANGERS = {
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, tie_word_embeddings=False
     ),
 }
-COMPUTED = {  # saved by earlier versions of transformers, computed by the present one
+COMPUTED = {  # saved by earlier versions of transformers, computed by the current one
     "llama": ["model.layers.0.self_attn.rotary_emb.inv_freq"],
     "gpt2": ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"],
 }

@@ -219,7 +219,7 @@ def test_a_new_adapter_does_not_change_the_model_and_has_the_given_options():
 def test_only_the_rows_of_new_tokens_are_trained_in_embeddings_and_head(tied, tmp_path):
     base, _ = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
     before = {name: p.clone() for name, p in base.named_parameters()}
-    # 7: a token that already has a row in the base.
+    # Token 7 already has a row in the base.
     model = attach_lora(base, lora(preset="minimal"), seed=1, new_token_ids=[7]).train()
     rows = {name for name in describe_trainable(model).names if "trainable_tokens" in name}
     ends = ["model.embed_tokens", *([] if tied else ["lm_head"])]

@@ -1,5 +1,5 @@
-"""For every chat template that TRL ships: nothing is trained that the assistant did not say, nothing it said is lost
-without a reason, and the prompt at inference is token for token the beginning of what is trained.
+"""For every chat template that TRL ships: only the assistant's words are trained on, none of them is lost without a
+reason, and the prompt in inference is token for token the beginning of the training sequence.
 
 The checks do not depend on how answers are found: they compare tokens with the messages, and prompts with transformers.
 """
@@ -27,7 +27,7 @@ def generator():
 
 DOCS = generator()
 SHAPES, TEMPLATES = DOCS.SHAPES, DOCS.shipped_templates()
-# What templates write within an answer, apart from control tokens and white space.
+# Text that templates write within an answer, apart from control tokens and white space.
 SCAFFOLD = re.compile(
     r"</?think>|final|analysis|thought|assistant|commentary|json|to=(user|self|functions\.|)|"
     r"</?(tool_call|arg_key|arg_value|function|parameter|atem:\w+)[^>]*>|call:|response|function|"
@@ -57,7 +57,7 @@ def runs(sequence):
 
 
 def said_by(message):
-    """Return what an assistant's message says: its reasoning and its content."""
+    """Return the text of an assistant's message: its reasoning and its content."""
     content = message["content"]
     thought = re.match(r"<think>\s*(.*?)\s*</think>\s*", content, re.DOTALL)
     reasoning = next((message[key] for key in REASONING if message.get(key)), thought[1] if thought else "")
@@ -65,7 +65,7 @@ def said_by(message):
 
 
 def prompt_of_transformers(tokenizer, messages):
-    """Return the text of the prompt at inference; templates for images read content as parts."""
+    """Return the text of the prompt in inference; templates for images read content as parts."""
     parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
     options = {"tokenize": False, "add_generation_prompt": True}
     try:
@@ -86,10 +86,10 @@ def check(tokenizer, messages):
         for start, ids in runs(sequence):
             number = next(n for n in prompts if len(prompts[n]) == start and n not in trained)
             trained.append(number)
-            # The prompt at inference is the beginning, and it is what transformers writes.
+            # The prompt in inference is the beginning of the sequence, and equals that of transformers.
             assert sequence.input_ids[:start] == prompts[number]
             assert tokenizer.decode(prompts[number]) == prompt_of_transformers(tokenizer, messages[:number])
-            # The answer ends with one control token, and so does nothing else of what is said.
+            # The answer ends with exactly one control token, and nothing before that end is one.
             assert ids[-1] in special
             reasoning, content = said_by(messages[number])
             text = squash(tokenizer.decode(ids))
@@ -98,7 +98,7 @@ def check(tokenizer, messages):
             if NO_REASONING not in found.remarks:
                 assert reasoning in left, (reasoning, left)
                 left = left.replace(reasoning, " ", 1)
-            # What is left belongs to the template, and nobody else said it.
+            # The rest belongs to the template, and not to another message.
             for control in sorted((tokenizer.added_tokens_decoder[i].content for i in special), key=len, reverse=True):
                 left = left.replace(control, " ")
             assert not SCAFFOLD.sub(" ", left).split(), (left, text)

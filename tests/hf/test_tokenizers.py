@@ -66,7 +66,7 @@ def test_a_bpe_is_deterministic_and_merges_frequent_pairs():
 
 
 def test_a_bpe_can_be_trained_on_long_documents_but_not_on_none():
-    # One word of 100,000 letters: without cuts, every merge would scan all of it again.
+    # One word of 100,000 letters: if it were not cut, every merge would scan all of it again.
     assert train_bpe(["ab" * 50_000], 260).get_vocab().keys() >= {"ab", "abab"}
     assert len(train_bpe([], 300)) == 257
 

@@ -54,7 +54,7 @@ def test_tokens_of_a_small_vocabulary_that_a_model_never_predicts_are_left_out()
 
 
 def _only(logits, tokens):
-    """Return logits under which only these tokens are ever predicted."""
+    """Return logits that predict only these tokens."""
     allowed = torch.full_like(logits, -30.0)
     allowed[..., list(tokens)] = 0.0
     return allowed

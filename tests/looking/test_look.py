@@ -1,4 +1,4 @@
-"""The look as a user meets it: the report and its numbers, two models, a run over time, bad input."""
+"""The look from a user's point of view: the report and its numbers, two models, a run over time, bad input."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def looked(models):
-    """A look at the base against the tuned model."""
+    """A look at the base compared with the tuned model."""
     return look(str(models / "base"), TEXT, against=str(models / "tuned"), out=models / "look", device="cpu")
 
 
@@ -101,7 +101,7 @@ def test_tokens_are_never_read_as_html(models):
     found = look(str(models / "base"), hostile, out=models / "hostile", device="cpu")
     page = found.page.read_text(encoding="utf-8")
     assert "<img" not in page
-    assert page.count("</script>") == 2  # of the data, and of the script
+    assert page.count("</script>") == 2  # one for the data, one for the script
     data = json.loads(re.search(r'id="look-data">(.*?)</script>', page)[1])
     assert "".join(data["tokens"][:9]) == "</script>"
 

@@ -1,4 +1,4 @@
-"""What is recorded inside a model equals what transformers returns, and its parts sum to the whole."""
+"""Activations recorded inside a model equal those that transformers returns, and parts sum to the whole."""
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ from llm_lab.looking.lens import Readout, attribute, logit_lens
 from llm_lab.looking.recording import record, without_heads
 
 ALL = [*CONFIGS, *OURS, WITH_LORA]
-# These norm or scale the outputs of attention and feed-forward before they are added, or add the residual themselves.
+# These normalize or scale the outputs of attention and feed-forward before they are added, or add the residual
+# themselves.
 NORMS_INSIDE = ("Gemma2", "Gemma3Text", "Granite", "Bloom")
 
 
@@ -74,7 +75,7 @@ def test_a_layer_whose_sum_does_not_close_has_no_parts():
     layer = model.model.layers[1]
     hook = layer.register_forward_hook(lambda module, args, output: output + 0.1)
     try:
-        # The hook is outside of the layer, so what the parts add is no longer what the layer adds.
+        # The hook is outside the layer, so the parts no longer add up to what the layer adds.
         found = record(model, text())
     finally:
         hook.remove()

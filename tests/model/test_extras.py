@@ -1,4 +1,4 @@
-"""Soft-cap, zero-initialized projections, residual scalars, value embeddings and windows by layer do what they say."""
+"""Soft-cap, zero-initialized projections, residual scalars, value embeddings and windows by layer work as described."""
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ from llm_lab.recipe.parts import ModelParts
 
 TRIPLES, PAIRS = combinations(3), combinations(2)
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
-# Keys that are numbers of parts, not parts; how a model is trained with them has tests of its own.
+# Keys that set numbers rather than parts; training with them has separate tests.
 NUMBERS = {"size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "intermediate_size"}
 NUMBERS |= {"max_position_embeddings", "rope_theta", "yarn_factor", "original_max_position_embeddings", "norm_eps"}
 NUMBERS |= {"initializer_range", "router_aux_loss_coef", "dropout", "attention_dropout"}
@@ -98,7 +98,7 @@ def check(model) -> None:
 
 
 def check_use(make, **parts) -> None:
-    """Check a model of some parts with every cache, an adapter and the compiler. make: returns a new one."""
+    """Check a model with every cache, an adapter and the compiler. make: returns a new model."""
     check_generation(make(**parts))
     check_adapter(make(**parts))
     check_compiled(make(**parts))
@@ -106,7 +106,7 @@ def check_use(make, **parts) -> None:
 
 def test_every_part_of_a_recipe_is_in_the_combinations():
     covered = {key for parts in PAIRS for key in recipe_keys(parts)} | set(EXPERT_FACTORS)
-    covered |= {"attention"}  # by num_key_value_heads
+    covered |= {"attention"}  # covered by num_key_value_heads
     assert set(ModelParts.model_fields) == covered | NUMBERS, "a new part belongs into FACTORS or EXPERT_FACTORS"
     assert not covered & NUMBERS
 

@@ -1,4 +1,4 @@
-"""Optimizers and schedules: equal to their references, each on its own parameters."""
+"""Optimizers and schedules equal their references, and each parameter gets the right optimizer."""
 
 import copy
 import itertools
@@ -361,7 +361,7 @@ def test_the_learning_rate_rises_then_falls_to_its_floor_and_stays(name, max_ste
     falling = factors[peak:]
     assert all(before >= after - 1e-12 for before, after in itertools.pairwise(falling))
     floor = 1.0 if name == "none" else min_ratio
-    # The only update of a run is at the peak.
+    # If a run has only one update, it is at the peak.
     last = 1.0 if max_steps == 1 else floor
     assert factors[max_steps - 1] == last
     assert all(factor == floor for factor in factors[max_steps:])
@@ -458,7 +458,7 @@ def test_an_adafactor_step_equals_the_paper_and_keeps_rows_and_columns_only():
 
 
 def test_8_bit_adamw_lets_go_of_a_model_and_of_its_exceptions():
-    """A trial's model would stay in GPU memory, and its exceptions would apply to the parameters of the next one."""
+    """Otherwise a trial's model would stay in GPU memory, and its exceptions would apply to the next model."""
     import gc
     import weakref
 

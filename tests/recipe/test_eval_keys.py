@@ -1,4 +1,4 @@
-"""No dead keys in an evaluation: each, changed alone, changes what a real one measures."""
+"""No dead keys in an evaluation: changing one key changes what a real evaluation measures."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ ASKED = {"path": "rows.jsonl", "prompts": 4, "max_completion_length": 6, "reward
 TASK = {"tasks": {"names": ["task.yaml"]}, "data": None}
 ROWS = {"data": [{"path": "rows.jsonl", "text_column": "question"}]}
 
-# Each key: what it is changed to, what is seen to change, and what else the recipe needs for it.
+# {key: (its new value, the effect that changes, what else the recipe needs)}
 EFFECTS: dict[str, tuple] = {
     "EvalRecipe.name": ("other", "path"),
     "EvalRecipe.seed": (7, "scores", {"score": ASKED}),
@@ -51,7 +51,7 @@ EFFECTS: dict[str, tuple] = {
     "Score.prompts": (2, "scores", {"score": ASKED}),
     "Score.max_completion_length": (2, "scores", {"score": ASKED}),
 }
-# Keys of Score, Columns and RewardTerm do what they do at any stage's evaluation: by the same Scorer.
+# Keys of Score, Columns and RewardTerm work as in any stage's evaluation, through the same Scorer.
 LEAVES = {f"{owner}.{key.name}": key.path for key, owner in leaf_keys(EvalRecipe) if key.path != "stage"}
 OTHERS = ("Columns.", "RewardTerm.", "Score.subset", "Score.split")
 TASK_FILE = """task: {name}
@@ -113,7 +113,7 @@ def put(raw: dict, path: str, value: Any) -> dict:
 
 
 def observe(raw: dict) -> dict[str, Any]:
-    """Run a recipe; return what is to be seen of it. Of subset and split, that they reach the text's source."""
+    """Run a recipe and return its visible effects; for subset and split, that they reach the text's source."""
     seen: dict[str, Any] = {"sources": [], "batches": set(), "asked": set()}
     open_source, summed, load = text_loss.open_source, text_loss.summed_nats, eval_stage.load_model
 
@@ -152,7 +152,7 @@ def observe(raw: dict) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def observed():
-    """What recipes before the change show: each is run once."""
+    """The effects of recipes before the change; each is run once."""
     return {}
 
 

@@ -31,7 +31,7 @@ EFFECTS: dict[str, tuple] = {
     "ExportOptions.push": ("ann/other", "repositories", SENT),
     "ExportOptions.private": (False, "private", SENT),
 }
-# The others take a verification in a fresh process each: seconds.
+# Each of the others takes seconds, for verification in a fresh process.
 FAST = ("ExportRecipe.device",)
 LEAVES = {f"{owner}.{key.name}": key.path for key, owner in leaf_keys(ExportRecipe) if key.path != "stage"}
 
@@ -52,7 +52,7 @@ def workplace(tmp_path_factory):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A local stand-in for the Hub, where ann may write."""
+    """A local stand-in for the Hub, where ann can write."""
     monkeypatch.setenv("HF_TOKEN", "hf_Writes0123456789")
     with LocalHub({"hf_Writes0123456789": User("ann")}) as local_hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", local_hub.url)

@@ -1,4 +1,4 @@
-"""Recipes as text: numbers as people write them, overrides with the same typing, and YAML that reads back."""
+"""Recipes as text: numbers as people write them, overrides with the same types, and YAML that can be read back."""
 
 import math
 

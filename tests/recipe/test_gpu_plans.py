@@ -1,4 +1,4 @@
-"""What every shipped recipe becomes on an H100, an A100 with 40 GB, an RTX 4090 and an RTX 3090."""
+"""The plan of every shipped recipe on an H100, an A100 with 40 GB, an RTX 4090 and an RTX 3090."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ CARDS = {
     "RTX 4090": Gpu("NVIDIA GeForce RTX 4090", 25_757_220_864, (8, 9)),
     "RTX 3090": Gpu("NVIDIA GeForce RTX 3090", 25_769_803_776, (8, 6)),
 }
-# After a change that is meant to change plans: write what `plans()` returns into this file, and look at each line.
+# After a change that is meant to change plans, write the result of `plans()` into this file, and check each line.
 SNAPSHOT = Path(__file__).parents[1] / "support" / "gpu_plans.json"
 RECIPES = sorted(path.stem for path in SHIPPED_RECIPES.glob("*.yaml") if path.stem != "demo")
 LORA = {"preset": "all", "r": 16}
@@ -82,7 +82,7 @@ def rl(stage: str, model: str, **train) -> dict:
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
 def test_rl_of_a_small_model_fits_on_one_card(stage):
-    """Logits are computed in tiles: counted whole, a plan of GRPO for 0.6 B parameters needed 260 GiB."""
+    """Logits are computed in tiles: with all logits counted, a plan of GRPO for 0.6 B parameters needed 260 GiB."""
     for card in ("H100", "RTX 4090"):
         resolved = plan(rl(stage, "Qwen/Qwen3-0.6B"), CARDS[card])
         train, usual = resolved.values["train"], resolve(rl(stage, "Qwen/Qwen3-0.6B"), machine=machine(CARDS[card]))
@@ -92,7 +92,8 @@ def test_rl_of_a_small_model_fits_on_one_card(stage):
         assert rows == before["per_device_train_batch_size"] * before["gradient_accumulation_steps"]
 
 
-# In GiB above the model and its gradients: the peak of a forward and a backward pass, by PyTorch's allocator on CUDA.
+# GiB in addition to the model and its gradients: the peak of a forward and a backward pass, by PyTorch's CUDA
+# allocator.
 MEASURED = [
     ("Qwen/Qwen2.5-1.5B", 32, 600, False, 59.5),
     ("Qwen/Qwen2.5-1.5B", 32, 600, True, 5.0),
@@ -153,7 +154,7 @@ def test_a_gpu_without_a_data_sheet_is_known_by_its_cores_and_clock():
         gpu = Gpu(name, 8 * 2**30, capability, cores, mhz * 1e6)
         assert gpu.bf16_peak_flops == pytest.approx(tflops * 1e12, rel=0.08), name
     assert Gpu("something", 8 * 2**30, (8, 9)).bf16_peak_flops is None
-    # Of GPUs that have a data sheet, both agree.
+    # For GPUs with a data sheet, both agree.
     for card, (cores, mhz) in {
         "RTX 4090": (16_384, 2520),
         "RTX 3090": (10_496, 1695),
@@ -183,7 +184,7 @@ def test_a_sharded_plan_divides_weights_gradients_and_moments_and_counts_what_is
         assert of[part] == pytest.approx(each * shared.parameters / 8, rel=0.01)
     assert 2**30 < of["gathered layers"] < 6 * 2**30
     assert whole.memory_bytes > CARDS["H100"].memory_bytes > shared.memory_bytes
-    # A checkpoint is whole.
+    # A checkpoint is not sharded.
     assert shared.disk_by_part == whole.disk_by_part
 
 
@@ -198,9 +199,9 @@ def test_a_sharded_plan_of_ppo_divides_the_reference_and_the_critic_too():
     shared = resolve(raw, machine=eight).estimate
     of, each = shared.memory_by_part, 4 * shared.parameters / 8
     assert of["reference"] == pytest.approx(each, rel=0.01)
-    # Weights, gradients and two moments of the critic, and its activations, which are of this process's rows.
+    # Weights, gradients and two moments of the critic, and its activations for this process's rows.
     assert of["critic"] == pytest.approx(4 * each + of["activations"], rel=0.01)
-    # Before the first step, the model and the reference or the critic are whole.
+    # Before the first step, the model and the reference or the critic are not sharded.
     assert shared.memory_bytes >= 2 * 4 * shared.parameters
     assert shared.memory_bytes < whole.memory_bytes / 2
 

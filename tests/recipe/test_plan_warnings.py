@@ -1,4 +1,4 @@
-"""A plan warns of settings that are allowed, and rarely give a useful model."""
+"""A plan warns about settings that are allowed but rarely give a useful model."""
 
 import json
 from dataclasses import replace
@@ -106,8 +106,8 @@ def test_a_plan_scores_no_more_prompts_than_are_held_out(held_out, number):
     ("stage", "parent", "data", "warned"),
     [
         ("pretrain", None, "builtin:stories", True),
-        ("pretrain", None, "builtin:word-problems", False),  # it has seen such answers
-        ("pretrain", {"path": "gpt2"}, "builtin:stories", False),  # what it continued may have been fine-tuned
+        ("pretrain", None, "builtin:word-problems", False),  # it was pretrained on such answers
+        ("pretrain", {"path": "gpt2"}, "builtin:stories", False),  # the initial model may have been fine-tuned
         ("sft", None, "builtin:instruct", False),
     ],
 )

@@ -1,4 +1,4 @@
-"""No dead keys after pretraining: each key of these recipes, changed alone, changes what a real run does."""
+"""No dead keys after pretraining: changing one key of these recipes changes what a real run does."""
 
 import copy
 import hashlib
@@ -48,8 +48,8 @@ def rewarded_by(*terms: dict) -> dict:
     return {"rewards": list(terms)}
 
 
-# Each key: the stage it is seen in, what it is changed to, what is seen to change, and what else the recipe needs.
-# (None for a stage's own keys, which are seen in that stage.)
+# {key: (the stage that tests it, its new value, the effect that changes, what else the recipe needs)}. The stage is
+# None for a stage's own keys, which that stage tests.
 EFFECTS: dict[str, tuple] = {
     "ModelCheckpoint.checkpoint": ("sft", "base-2", "losses"),
     "ExampleSet.path": ("sft", "other.jsonl", "losses"),
@@ -180,9 +180,9 @@ STAGE_OF = {
     "PpoOptions": "ppo",
     "MergeOptions": "merge",
 }
-PLACES: dict[str, dict[str, str]] = {}  # {key: {stage: its dotted key}}, the first where there are two
+PLACES: dict[str, dict[str, str]] = {}  # {key: {stage: its dotted key}}, the first if there are two
 for _stage, _recipe in ((name, stage.recipe) for name, stage in STAGES.items()):
-    # Those that train nothing have files of their own.
+    # Stages that do not train have test files of their own.
     for _key, _owner in leaf_keys(_recipe) if _stage not in ("pretrain", "eval", "export") else ():
         if _key.path != "stage":
             _known = PLACES.setdefault(f"{_owner}.{_key.name}", {})
@@ -196,7 +196,7 @@ def is_an_optimizers(key: str) -> bool:
     return group is not None and issubclass(group, GROUPS)
 
 
-# Of runs that go wrong (training/test_seat_belts.py), and of several processes (stages/test_processes_agree.py).
+# For runs that go wrong (training/test_seat_belts.py) and several processes (stages/test_processes_agree.py).
 TESTED_ELSEWHERE = {f"TuneTrain.{key}" for key in ("on_divergence", "distributed")}
 TESTED_ELSEWHERE |= {"GrpoOptions.on_collapse", "PpoOptions.on_collapse"}
 
@@ -302,7 +302,7 @@ class Notes(Handlers):
 def observe(raw: dict) -> dict[str, Any]:
     """Run a recipe and return its visible effects.
 
-    Subset and split apply to Hub datasets: they are only seen to reach the set.
+    Subset and split apply to Hub datasets; here, they only have to reach the dataset.
     """
     seen: dict[str, Any] = {"sources": []}
     open_text = forgetting_meter.open_source
@@ -373,7 +373,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 @pytest.fixture(scope="module")
 def observed():
-    """What recipes before the change show: each is run once."""
+    """The effects of recipes before the change; each is run once."""
     return {}
 
 
@@ -395,7 +395,7 @@ def test_changing_one_key_changes_the_run(key, workplace, observed):
 
 @pytest.mark.parametrize("stage", ["reward", "dpo", "grpo", "ppo"])
 def test_shared_keys_have_an_effect_in_each_stage(stage, workplace, observed):
-    """Shared keys with separate effects, all changed in one run. SFT tests each alone."""
+    """Shared keys with separate effects are all changed in one run. SFT tests each alone."""
     known = json.dumps([stage, {}])
     if known not in observed:
         observed[known] = observe(recipe(stage, {}))

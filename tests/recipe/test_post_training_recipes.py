@@ -122,7 +122,7 @@ def test_sophia_is_for_pretraining_only():
     assert "there is no optimizer with this name" in problems_of(recipe(optimizer={"name": "sophia"}))["optimizer.name"]
 
 
-# What is left out
+# Omitted keys
 
 
 def resolved(stage: str = "sft", machine: Machine = CPU, **changes: Any) -> dict:

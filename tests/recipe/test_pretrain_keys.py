@@ -184,9 +184,9 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Score.prompts": (4, "scores", SCORED),
     "Score.max_completion_length": (2, "scores", SCORED),
 }
-# Groups that the stages after pretraining share and test.
+# Groups that the stages after pretraining share and that are tested there.
 SHOWN_BY_OTHERS = ("Columns.", "RewardTerm.")
-# Of runs that go wrong (training/test_seat_belts.py), and of several processes (stages/test_processes_agree.py).
+# For runs that go wrong (training/test_seat_belts.py) and several processes (stages/test_processes_agree.py).
 TESTED_ELSEWHERE = {"Train.on_divergence", "Train.distributed"}
 LEAVES = {f"{owner}.{key.name}": key.path for key, owner in leaf_keys(PretrainRecipe) if key.path != "stage"}
 
@@ -203,8 +203,8 @@ def test_each_stage_has_a_module_that_runs_it():
 def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run a recipe and return its visible effects.
 
-    Subset and split apply to Hub datasets: they are only seen to reach the source. The 8-bit AdamW requires CUDA:
-    torch's AdamW replaces it, and its arguments are seen.
+    Subset and split apply to Hub datasets; here, they only have to reach the source. The 8-bit AdamW requires CUDA, so
+    torch's AdamW replaces it and its arguments are checked.
     """
     seen: dict[str, Any] = {"compiled": False, "sources": [], "optimizers": 0}
     build, open_source, open_prompts = pretrain.build, pretrain_data.open_source, score.open_examples

@@ -1,4 +1,4 @@
-"""From what was written to what will run: devices, derived values with reasons, origins, and what does not fit."""
+"""From a written recipe to what will run: devices, derived values with reasons, origins, and what does not fit."""
 
 import os
 from dataclasses import replace

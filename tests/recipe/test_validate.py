@@ -120,8 +120,8 @@ def test_wrong_types_broken_rules_and_keys_without_effect_are_reported_together(
             "model.num_attention_heads": 3,  # a rule across keys
             "model.yarn_factor": 2.0,  # has no effect with rope
             "train.max_steps": "20",  # a type
-            "train.lr": 1e-3,  # no key
-            "optimizer.name": "sgd",  # no such member
+            "train.lr": 1e-3,  # not a key
+            "optimizer.name": "sgd",  # not a member
             "data": [{"path": "a.txt"}, {"path": "a.txt"}],  # another rule
             "scheduler.name": "none",
             "scheduler.min_ratio": 0.5,  # has no effect with none

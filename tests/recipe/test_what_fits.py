@@ -1,4 +1,4 @@
-"""Smart defaults by memory: what the library says fits, and what a recipe becomes that would not fit as it is."""
+"""Defaults by memory: what the library says fits, and how a recipe that would not fit is changed."""
 
 import json
 from pathlib import Path

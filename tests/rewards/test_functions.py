@@ -16,7 +16,7 @@ from llm_lab.rewards.functions import FUNCTIONS, exact_match, exact_number, form
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("She has 3 + 4 = <<3+4=7>>7 apples.\n#### 7", 7),  # GSM8K's own form
+        ("She has 3 + 4 = <<3+4=7>>7 apples.\n#### 7", 7),  # GSM8K's own format
         ("#### 1,234", 1234),
         ("#### -12", -12),
         ("#### $1,000.00 dollars", 1000),
@@ -147,6 +147,6 @@ def test_gsm8k_answers_are_parsed_with_and_without_their_marker():
     texts = [json.loads(line)["answer"] for line in file.read_text().splitlines()]
     gold = [text.rpartition("####")[2].strip() for text in texts]
     assert [find_number(text) for text in texts] == [Fraction(number.replace(",", "")) for number in gold]
-    # As a model writes it: without calculator annotations and without the marker.
+    # As a model writes it, without calculator annotations and without the marker.
     working = [re.sub(r"<<.*?>>", "", text.rpartition("####")[0]) for text in texts]
     assert sum(exact_number(working, answer=gold)) / len(texts) > 0.98

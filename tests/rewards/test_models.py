@@ -64,7 +64,7 @@ def test_an_encoder_reads_prompt_and_answer_as_a_pair(tmp_path, kind):
             assert score == pytest.approx(model(**inputs).logits[0, 0].item(), abs=1e-5)
             assert reward_model([QUESTION], [answer])[0] == pytest.approx(score, abs=1e-5)
     assert len({round(score, 4) for score in found}) == 4
-    # TRL by itself adds no special tokens and makes no pair, which gives other scores.
+    # TRL itself does not add special tokens or make pairs, which gives other scores.
     plain = tokenizer(QUESTION[0]["content"] + ANSWERS[0], add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():
         assert abs(model(**plain).logits[0, 0].item() - found[0]) > 1e-3

@@ -1,4 +1,4 @@
-"""The model card: it holds what the run recorded, its code works, and it reveals nothing about the machine."""
+"""The model card has the facts that the run recorded, its code works, and it reveals nothing about the machine."""
 
 import importlib.util
 import json
@@ -153,7 +153,7 @@ def test_the_code_of_a_card_runs_as_it_is(in_tmp_path, run_without_llm_lab):
         text = write_card(Path(folder)) if kind in ("native", "own code") else Path(folder, "README.md").read_text()
         assert ("trust_remote_code=True" in text) == ("own code" in kind)
         ((_, code),) = codes(text, "python")
-        # An adapter's base is named as its recipe named it, from where the run was started.
+        # An adapter's base has the name in its recipe, which is relative to where the run was started.
         code = code.replace('"."', json.dumps(folder))
         program.append(f"exec({code!r}, {{}})")
     gguf = Path("gguf")

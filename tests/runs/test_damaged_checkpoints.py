@@ -19,7 +19,7 @@ from llm_lab.runs.folder import RunFolder
 def try_damage(raw: dict[str, Any], count: int, *, resumed: int = 1) -> Counter:
     """Damage the newest checkpoint of a finished run `count` times; returns how many of each kind were found.
 
-    resumed: how many of the trials resume as the error offers, and must give the weights of the undisturbed run.
+    resumed: how many of the trials resume as the error suggests, and must end with the weights of the undisturbed run.
     """
     folder = RunFolder(Path("checkpoints") / raw["name"])
     (before, _), (_, newest) = folder.checkpoints()[-2:]

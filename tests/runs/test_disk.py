@@ -39,7 +39,7 @@ def test_a_folder_that_could_not_be_finished_leaves_the_old_one(tmp_path):
 
 
 def test_replacing_and_deleting_leave_no_part_of_a_folder_under_its_name(tmp_path, monkeypatch):
-    """A kill while the files of the old folder are deleted: what is left has a temporary name."""
+    """After a kill while the files of the old folder are deleted, the rest has a temporary name."""
     for name in ("model", "new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()

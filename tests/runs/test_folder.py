@@ -1,4 +1,4 @@
-"""The run folder: nothing half written, nothing lost, and a model found by any of its names."""
+"""The run folder: no partial files, nothing lost, and a model is found by any of its names."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Whether a number looks healthy: a rule for each, read from its recent values; and warnings, each once."""
+"""Whether a number looks healthy: a rule for each, based on its recent values; and warnings, each given once."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Runs are listed with what they take, deleted, renamed and tidied; what depends on them is known."""
+"""Runs are listed with their sizes, deleted, renamed and tidied, with regard to what depends on them."""
 
 import hashlib
 import itertools
@@ -139,8 +139,8 @@ def test_a_removal_says_what_was_made_from_a_run_and_what_it_is_part_of(lab, cap
     said = " ".join(plan_removal("life/sft").notes)
     assert "checkpoints/life/merge" in said
     assert "part of the pipeline checkpoints/life" in said
-    assert main(["rm", "tiny"]) == 2  # nobody can be asked
-    assert main(["rm", "tiny-p", "--yes"]) == 2  # not in full
+    assert main(["rm", "tiny"]) == 2  # the user can't be asked
+    assert main(["rm", "tiny-p", "--yes"]) == 2  # not the full name
     assert Path("checkpoints/tiny-parts").is_dir()
     assert main(["rm", "tiny", "life/sft", "--dry-run"]) == 0
     assert "Nothing was deleted" in capsys.readouterr().out

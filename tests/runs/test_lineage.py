@@ -1,4 +1,4 @@
-"""The lineage of a checkpoint, read from run.json and recipe.yaml only; what `show` prints of it."""
+"""The lineage of a checkpoint, read only from run.json and recipe.yaml, and what `show` prints of it."""
 
 import json
 import re

@@ -39,7 +39,7 @@ def holder(run):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    run.update(process={"pid": 1, "host": socket.gethostname(), "started": 1.0})  # of the run before it was resumed
+    run.update(process={"pid": 1, "host": socket.gethostname(), "started": 1.0})  # from before the resume
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -47,7 +47,7 @@ def holder(run):
 
 
 def silent_for(run: RunFolder, seconds: float) -> None:
-    """Make all signs of life as old as that."""
+    """Make all signs of life this old."""
     then = time.time() - seconds
     for file in run.path.iterdir():
         os.utime(file, (then, then))

@@ -1,4 +1,4 @@
-"""A checkpoint is complete, or the run says which of its files is damaged."""
+"""A checkpoint is complete, or the run reports which of its files is damaged."""
 
 import json
 from pathlib import Path

@@ -7,7 +7,7 @@ import pytest
 
 from llm_lab.runs.palette import COLORS, SERIES, STEPS, both, contrast
 
-# How the colors of a screen look to the three kinds of color-blind readers (Machado, Oliveira and Fernandes, 2009).
+# How the colors of a screen look with the three kinds of color blindness (Machado, Oliveira and Fernandes, 2009).
 SEEN = {
     "protanopia": ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
     "deuteranopia": ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),

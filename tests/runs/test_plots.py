@@ -1,4 +1,4 @@
-"""The pictures of experiments: where the points are, that no text overlaps or is cut off, and what is left out."""
+"""The pictures of experiments: where points are, that no text overlaps or is cut off, and what is left out."""
 
 import re
 

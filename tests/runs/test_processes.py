@@ -24,7 +24,7 @@ def test_a_file_in_the_working_folder_is_not_imported_by_the_processes(tmp_path,
 
 
 def test_what_the_first_process_reads_is_what_the_others_get(in_tmp_path):
-    """Also what goes wrong in reading. Nobody waits for more than is needed."""
+    """This includes reading errors. No process waits for more than it needs."""
 
     def work() -> None:
         share, stopped, read, found = read_once(), threading.Event(), [], []

@@ -1,4 +1,4 @@
-"""A run resumes only from a complete checkpoint, and only as what it began as."""
+"""A run resumes only from a complete checkpoint, and only with its original inputs."""
 
 import shutil
 from pathlib import Path

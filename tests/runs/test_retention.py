@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay on the disk."""
+"""Which checkpoints of a run are kept on disk."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from llm_lab.runs.retention import steps_to_keep
 
 
 def kept_by(run_of, most, every=10, stop_at=None, before=()):
-    """Return the steps that are on the disk when a run of that many steps has saved every 10 steps until a stop."""
+    """Return the steps that are on disk when a run with this number of steps has saved every 10 steps until a stop."""
     on_disk = set(before)
     for step in range(max(on_disk, default=0) + every, (stop_at or run_of) + 1, every):
         on_disk = steps_to_keep({*on_disk, step}, most, run_of)

@@ -1,4 +1,4 @@
-"""samples.md holds every sample once, whatever prompts and texts contain."""
+"""samples.md has every sample once, regardless of what prompts and texts contain."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A run on a CPU takes as many threads as cores are free, and keeps their number."""
+"""A run on a CPU uses as many threads as there are free cores, and keeps this number."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_threads_next_to_other_work_sleep_while_they_wait_for_each_other(busy, s
 
 def test_a_process_that_starts_later_looks_at_the_cores_itself(monkeypatch):
     for name in (*processes.WAITING, "OMP_NUM_THREADS"):
-        monkeypatch.setenv(name, "")  # so that it is as before at the end
+        monkeypatch.setenv(name, "")  # so that it is restored at the end
         monkeypatch.delenv(name)
     monkeypatch.setattr(processes, "busy_cores", lambda: 1.0)
     monkeypatch.setattr(processes, "_sleeps", False)

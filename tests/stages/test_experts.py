@@ -1,4 +1,4 @@
-"""A mixture of experts: counted exactly, saved native, its experts' use measured, resumed bit for bit."""
+"""A mixture of experts is counted exactly, saved natively, resumed bit for bit, and its experts' use is measured."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""GRPO as the stage runs it: ratios, padding, temperature and advantages by hand; and it learns a verifiable task."""
+"""GRPO as the stage runs it: ratios, padding, temperature and advantages checked by hand; and it learns a task."""
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ def rows(count: int = STEPS * 2, length: int = 12):
 
 
 def make_trainer(folder: Path, base: Path, *, use_dora: bool = False, resumed: bool = False) -> LabTrainer:
-    """Make all objects again, as a new process does."""
+    """Create all objects again, as a new process does."""
     model, tokenizer = with_chat_tokens(load_model(base))
     model = attach_lora(model, lora(dropout=0.1, use_dora=use_dora), seed=1)
     if resumed:

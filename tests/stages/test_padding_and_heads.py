@@ -1,4 +1,4 @@
-"""What batches of different lengths cost: no mask for padding on the right, no logits of a whole batch at once."""
+"""The cost of batches with different lengths: no mask for padding on the right, no logits of a whole batch at once."""
 
 from functools import partial
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""SFT, reward, DPO, GRPO and PPO through `run`, as a user starts them: what holds for all of them."""
+"""SFT, reward, DPO, GRPO and PPO through `run`, as a user starts them: what they have in common."""
 
 import json
 import math

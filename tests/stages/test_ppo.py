@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 
-# The default suite has one model for each way of handling positions: ids that rotate, none, and learned embeddings.
+# The default suite has one model for each way of handling positions: rotary, none, and learned embeddings.
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sinusoidal", "llama")]
 
 
@@ -76,7 +76,7 @@ def test_every_pass_over_a_rollout_has_other_minibatches_of_the_same_rows(one_st
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_every_process_has_equally_many_rows_of_each_minibatch(count):
-    """So that a minibatch has the same rows in any number of processes, none of which sends a row to another."""
+    """So a minibatch has the same rows in any number of processes, without sending rows between processes."""
     drawn = draw_minibatches(12, count, seed=3)
     for processes in (1, 2, 12 // count):
         for rows in drawn.chunk(processes):
@@ -95,7 +95,7 @@ def test_ppo_ratio_is_one_before_the_first_update(start, tmp_path, temperature):
 
 
 def test_old_log_probabilities_are_those_of_the_sampled_tokens(start, tmp_path):
-    """For left-padded prompts too, whose padding TRL counts as positions."""
+    """Also for left-padded prompts, whose padding TRL counts as positions."""
     trainer = make_trainer(start, tmp_path, cls=RecordingTrainer, temperature=0.7, max_steps=1)
     trainer.train()
     seen, model = trainer.seen[0], load_model(start)

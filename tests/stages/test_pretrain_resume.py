@@ -286,7 +286,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def on_a_full_disk(self, model, trial):
-        # At step 10 the size of files is limited, which safetensors and torch see as a full disk.
+        # At step 10 the size of files is limited, which looks like a full disk to safetensors and torch.
         full = self.state.global_step == 10
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]) if full else limits)
         try:

@@ -1,4 +1,4 @@
-"""A tiny pretraining run from recipe to results, on the path that every run takes."""
+"""A tiny pretraining run from recipe to results, on the same path as every run."""
 
 import itertools
 import json

@@ -20,12 +20,12 @@ from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.trainer import LabTrainerMixin
 
-TOLERANCE = 2e-5  # of losses and gradient norms, relative; each step adds to it, because the weights differ then
+TOLERANCE = 2e-5  # relative, of losses and gradient norms; errors add up over steps, because the weights then differ
 STAGES = ("pretrain", "sft", "reward", "dpo", "grpo", "ppo")
 ADAPTERS = tuple(f"{stage} with an adapter" for stage in ("sft", "reward", "dpo", "ppo"))
 SLOW = pytest.mark.slow
 STEPS = 6
-LORA = {"preset": "all", "r": 4, "dropout": 0.0}  # each process would draw its own
+LORA = {"preset": "all", "r": 4, "dropout": 0.0}  # with dropout, each process would draw its own
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_two_processes_with_growing_batches_train_as_one_does():
 @SLOW
 @pytest.mark.parametrize("stage", ["sft", "dpo", "ppo", "ppo with an adapter"])
 def test_a_shared_model_is_really_divided(stage, monkeypatch):
-    """accelerate copies a model to every process where it can't shard, and says nothing."""
+    """If accelerate can't shard a model, it silently copies it to every process."""
     begin, training_step = LabTrainerMixin.begin, LabTrainerMixin.training_step
 
     def watched(self):
@@ -131,7 +131,7 @@ def test_a_shared_model_is_really_divided(stage, monkeypatch):
 
     def watched_step(self, *args, **kwargs):
         loss = training_step(self, *args, **kwargs)
-        # Of each batch, not only of the last of a step: until then they would be those of the whole model.
+        # After each batch, not only after the last of a step, or gradients of the whole model would be held until then.
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         assert all(isinstance(parameter.grad, DTensor) for parameter in trained)
         return loss
@@ -140,7 +140,7 @@ def test_a_shared_model_is_really_divided(stage, monkeypatch):
     monkeypatch.setattr(LabTrainerMixin, "training_step", watched_step)
     run_in_processes([recipe_of(stage, 2, "two", distributed="fsdp")])
     assert sorted(path.name for path in Path.cwd().glob("divided-*")) == ["divided-0", "divided-1"]
-    # What is saved is whole and plain.
+    # The saved model is complete and not sharded.
     step = Path("checkpoints/two/steps/checkpoint-6")
     for file in step.glob("*optimizer.pt"):
         kept = torch.load(file, weights_only=True)["state"]
@@ -178,7 +178,7 @@ def test_two_processes_agree_with_other_options_too(variant, distributed):
 
     run(raw(4, "one"))
     run_in_processes([raw(2, "two", distributed=distributed)])
-    # The divergence from a reference is small, and so are its digits. Muon orthogonalizes in bf16.
+    # The divergence from a reference is small, so it has few exact digits. Muon orthogonalizes in bf16.
     in_bf16 = changes.get("optimizer", {}).get("name") == "muon"
     compare("one", "two", tolerance=5e-4 if in_bf16 else 1e-4, of_weights=3e-3 if in_bf16 else 5e-4)
 
@@ -190,7 +190,7 @@ def test_two_processes_that_share_the_model_train_in_bf16_as_one_does(stage):
     run(recipe_of(stage, 4, "one", dtype="bfloat16"))
     run_in_processes([recipe_of(stage, 2, "two", dtype="bfloat16", distributed="fsdp")])
     rows, others = ([row for row in rows_of(f"checkpoints/{name}") if "loss" in row] for name in ("one", "two"))
-    if stage == "ppo":  # one other token in an output, and all that follows differs
+    if stage == "ppo":  # one different token in an output changes everything after it
         assert others[0]["critic_grad_norm"] == pytest.approx(rows[0]["critic_grad_norm"], rel=0.3)
         assert len(others) == STEPS
     else:
@@ -200,7 +200,7 @@ def test_two_processes_that_share_the_model_train_in_bf16_as_one_does(stage):
 @SLOW
 @pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 def test_a_loss_in_pieces_is_shared_too(distributed, monkeypatch):
-    """The head is then multiplied outside of the model."""
+    """The product with the head is then outside the model."""
     monkeypatch.setattr("llm_lab.training.loss.PIECE_OF_LOGITS_BYTES", 4 * 257 * 16)
     run(recipe_of("pretrain", 4, "one"))
     run_in_processes([recipe_of("pretrain", 2, "two", distributed=distributed)])

@@ -1,4 +1,4 @@
-"""The reward stage: it learns which answers are better, and the saved model scores as the trained one."""
+"""The reward stage: it learns which answers are better, and the saved model gives the trained one's scores."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_the_evaluation_equals_the_saved_models_scores_of_held_out_pairs(tmp_pat
     base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl", wrong=0.2)
     recipe = make_recipe(base, data, **{"train.max_steps": 20, "train.eval_steps": 20})
     folder, result, _ = run_stage(recipe, tmp_path / "run")
-    assert 0.5 < result.results["eval_accuracy"] < 1.0  # a fifth of the pairs is wrong
+    assert 0.5 < result.results["eval_accuracy"] < 1.0  # a fifth of the pairs are wrong
     assert_loaded_model_says_the_same(folder, data, result)
 
 

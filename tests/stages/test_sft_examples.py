@@ -1,4 +1,4 @@
-"""Examples that a model's own chat template can't take, or changes, in a real run of SFT."""
+"""Examples that a model's own chat template refuses or changes, in a real run of SFT."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.replay import compose
 from llm_lab.training.tuned_run import choose_template
 
-# Without a system role, as Gemma's; with the date, as Llama 3.2's; earlier answers without reasoning, as Qwen3's.
+# Without a system role, like Gemma's; with the date, like Llama 3.2's; earlier answers without reasoning, like Qwen3's.
 TEMPLATE = (
     "{{ strftime_now('%d %b %Y') }}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}"

@@ -81,7 +81,7 @@ def test_probing_reports_every_fact_at_every_layer_of_a_named_model(tmp_path):
     assert len(rows) == 2 * len(LABELS) * 2
     assert all(0 <= row[key] <= 1 for row in rows for key in ("trained", "untrained", "random labels", "most common"))
     embedding = [row for row in rows if row["layer"] == "embedding" and row["token"] == probing.RESULT]
-    # The embedding of the same token says nothing about a story: about one in eight people is found, and so on.
+    # The embedding of the same token has no information about a story: about one in eight people is found, and so on.
     assert all(row["trained"] < 0.3 for row in embedding if row["fact"] in ("person", "thing", "answer"))
 
 

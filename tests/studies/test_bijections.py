@@ -85,9 +85,10 @@ def test_too_sure_in_one_sequence_does_not_cancel_too_unsure_in_another():
     posterior = task.posterior(tokens)
     logits = torch.full((2, 2, task.vocab_size), -1e9, dtype=torch.float64)
     logits[..., 4:8] = posterior.clamp(min=1e-300).log()
-    logits[0, 1, :] = -1e9  # sure of one value at the second key: log2(3) bits too few
+    logits[0, 1, :] = -1e9  # certain of one value at the second key: log2(3) bits too few
     logits[0, 1, 4] = 0.0
-    # Even over more than Bayes' three values in the other sequence, as much above: 9 would be needed, 8 are 0.17 short.
+    # Uniform over more than Bayes' three values in the other sequence, to be equally far above: 9 would be exact, 8 are
+    # 0.17 bits short.
     logits[1, 1, :] = -1e9
     logits[1, 1, :8] = 0.0
     found = compare_with_bayes(task, tokens, logits)

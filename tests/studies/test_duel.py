@@ -1,4 +1,4 @@
-"""Duels: what is held equal, and the verdict in words."""
+"""Duels: what is kept equal, and the verdict in words."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def _text(in_tmp_path):
 def duel_with(trained_once, second, *, seeds: int, seconds=(10.0, 10.0), first=2.0, **options):
     """Return a finished duel whose results are first + seed / 100, and second(number of the seed).
 
-    seconds: of training, of a run of each.
+    seconds: the training time of a run of each.
     """
     duel = plan_duel(tiny_recipe(), [RATES], seeds=seeds, name="d", **options)
 

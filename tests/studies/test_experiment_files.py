@@ -1,4 +1,4 @@
-"""Experiments are found in folders and read without running them; a broken one hides no other."""
+"""Experiments are found in folders and read without running them; a broken one does not hide others."""
 
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def test_an_experiment_is_read_from_its_file_which_is_not_run():
 
 def test_options_are_typed_as_their_types_say():
     mine = read_experiment(write("mine.py", GOOD))
-    for name in ("3", "a b"):  # a model that is named must be there
+    for name in ("3", "a b"):  # a named model must exist
         Path(name).mkdir()
         Path(name, "config.json").write_text("{}")
     words = ["rates=1e-4,3e-4", "steps=7", "kind=b", "layers=1", "model=3", "words=a, 2", "fast=true"]

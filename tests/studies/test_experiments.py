@@ -1,4 +1,4 @@
-"""The shipped experiments run, with options that make them tiny, and report what they promise."""
+"""The shipped experiments run with options that make them tiny, and report what they promise."""
 
 import json
 import math
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def study(*words: str) -> RunFolder:
-    """Run an experiment by its command; returns its folder."""
+    """Run an experiment by its command; return its folder."""
     assert main(["study", *words]) == 0
     return RunFolder(Path("checkpoints") / words[0])
 

@@ -1,4 +1,4 @@
-"""The hidden-Markov task: the posterior against all paths of hidden states, and what is drawn."""
+"""The hidden-Markov task: the posterior against all paths of hidden states, and the sequences that are drawn."""
 
 import itertools
 import math
@@ -50,7 +50,7 @@ def test_each_sequence_begins_with_a_chain_of_its_own_whose_rows_are_probabiliti
 
 
 def test_the_symbols_follow_the_chain_that_is_written_before_them():
-    """A state that emits one symbol only, and always moves on: the symbols are 0 1 2 0 1 2."""
+    """Each state emits only one symbol and always moves to the next state, so the symbols are 0 1 2 0 1 2."""
     task = HiddenMarkov(3, 6)
     one = torch.eye(3, dtype=torch.long) * UNITS
     rows = torch.stack([one[0], one[1], one[2], one[0], *one])

@@ -1,4 +1,4 @@
-"""Linear probes find what is there linearly, and nothing else."""
+"""Linear probes find linearly encoded labels, and nothing else."""
 
 import pytest
 import torch

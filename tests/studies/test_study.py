@@ -198,7 +198,7 @@ def example() -> str:
 
 
 class Killed(BaseException):
-    """What ends a process from outside."""
+    """Stands for a signal that ends a process from outside."""
 
 
 TRAINS = '''"""Two tiny models."""
@@ -236,7 +236,7 @@ def test_a_killed_study_resumes_and_ends_equal(trains):
         run_study(folder, kill)
     before = (folder.path / "steps-2/run.json").read_bytes()
     process = {**folder.facts()["process"], "started": 0.0}
-    folder.update(status="running", process=process)  # as a process leaves it that was killed
+    folder.update(status="running", process=process)  # as a killed process leaves it
     resumed, resumes = open_study(trains, options)
     assert (resumed, resumes) == (folder, True)
     said = []

@@ -1,4 +1,4 @@
-"""Sweeps that run: their table, what fails, what is skipped, resumed and shared."""
+"""Running sweeps: their table, and what fails, is skipped, resumed and shared."""
 
 import csv
 import json
@@ -51,7 +51,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 def test_a_sweep_ends_with_a_table_keeps_a_failure_and_skips_what_is_done(capsys):
-    """One of two runs diverges: the other continues, and the exit code says that one failed."""
+    """One of two runs diverges. The other continues, and the exit code shows that one failed."""
     write_recipe(**SHORT, **{"train.max_grad_norm": 1e9})
     values = "{name: adamw, learning_rate: 0.01},{name: adamw, learning_rate: 9.0, eps: 1e-30}"
     words = ["sweep", "recipe.yaml", f"optimizer={values}", "--name", "s"]
@@ -139,7 +139,7 @@ def test_a_cell_that_another_command_works_on_is_left_to_it(measured):
 
 @pytest.mark.slow
 def test_two_commands_share_the_cells_of_one_sweep():
-    """Each of four runs is done exactly once."""
+    """Each of four runs is run exactly once."""
     write_recipe(**{"train.max_steps": 60, "train.eval_steps": 60, "train.save_steps": 60})
     words = ("optimizer.learning_rate=0.01,0.02", "--seeds", "2", "--name", "s")
     first, second = started(*words), started(*words)

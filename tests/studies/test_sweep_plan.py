@@ -66,7 +66,7 @@ def test_an_item_of_a_list_and_a_whole_group_can_be_compared():
 
 
 def test_another_optimizer_does_not_get_the_learning_rate_of_the_recipes_own():
-    """The shipped recipe has two learning rates for Muon; the command works as one would type it."""
+    """The shipped recipe has two learning rates for Muon; the command works as a user would type it."""
     sweep = plan_sweep(
         ROOT / "configs" / "duels" / "optimizers.yaml",
         ["optimizer.name=adamw,muon,lion,sophia,adafactor", "data.0.path=text.txt"],

@@ -69,13 +69,13 @@ def test_a_duel_of_a_recipe_with_itself_is_significant_in_at_most_five_percent(n
         a, b = random.normal(0, 0.02, (2, n)) if noise != "heavy tails" else 0.02 * random.standard_t(2, (2, n))
         difference = np.round(b - a, 2) if noise == "rounded" else b - a
         wrong += decide(difference).is_significant
-    # Three standard errors above 5 %: a right test fails this less than once in 700 times, and the seed is fixed.
+    # Three standard errors above 5 %: a correct test fails this less than once in 700 times, and the seed is fixed.
     assert wrong / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
     assert wrong > 0
 
 
 def test_a_planted_difference_of_a_twentieth_of_a_nat_is_found():
-    """With a spread between seeds of 0.02 nats, which is that of small models."""
+    """The spread between seeds is 0.02 nats, as for small models."""
     random = np.random.default_rng(3)
     found = sum(decide(0.05 + random.normal(0, 0.02, 8) - random.normal(0, 0.02, 8)).is_significant for _ in range(300))
     assert found / 300 > 0.95

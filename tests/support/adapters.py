@@ -40,7 +40,7 @@ def chat_tokenizer():
 
 
 def with_chat_tokens(base):
-    """Return the base with rows for the tokens of a chat template, and its tokenizer."""
+    """Return the base with rows for a chat template's tokens, and its tokenizer."""
     tokenizer = chat_tokenizer()
     torch.manual_seed(9)
     base.resize_token_embeddings(len(tokenizer))

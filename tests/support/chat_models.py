@@ -11,7 +11,7 @@ from llm_lab.hf.tokenizers import make_byte_tokenizer
 
 
 def speller(seed: int = 0):
-    """A random model that writes words of small letters, endlessly."""
+    """Return a random model that endlessly writes words of lower-case letters."""
     model = llama(max_position_embeddings=4096)
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -24,14 +24,14 @@ def speller(seed: int = 0):
 
 
 def write_speller(folder: Path, *, chat: bool = True, seed: int = 0) -> Path:
-    """Write such a model and its tokenizer; without chat it continues texts."""
+    """Write such a model and its tokenizer. chat: without it, the model continues texts."""
     speller(seed).save_pretrained(folder)
     (chat_tokenizer() if chat else make_byte_tokenizer()).save_pretrained(folder)
     return folder
 
 
 def write_run(home: Path, name: str, *, steps=(10, 20, 30), chat: bool = True) -> None:
-    """Write a finished run with a checkpoint at each step; each is another model."""
+    """Write a finished run with a checkpoint at each step; each is a different model."""
     run = home / "checkpoints" / name
     for seed, step in enumerate(steps):
         folder = run / "model" if step == steps[-1] else run / "steps" / f"checkpoint-{step}"

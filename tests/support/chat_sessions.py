@@ -45,7 +45,7 @@ def lab(**options):
 
 
 def loud(model):
-    """Give random weights enough spread that the top token differs from step to step."""
+    """Make random weights large enough that the top token differs from step to step."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,7 +74,7 @@ def no_checkpoint(path):
 
 
 def type_into_chat(session: Any, keys: str, load: Any = no_checkpoint, side_by_side: Any = None) -> None:
-    """Run the chat screen on the keys that a user types."""
+    """Run the chat screen with the keys that a user types."""
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text(keys)
         run_chat(session, load=load, side_by_side=lambda: side_by_side, interactive=True)

@@ -37,7 +37,7 @@ def write_gpt2(folder: Path) -> None:
 
 
 def _spread(model) -> None:
-    """Give random weights enough spread that the top token differs from step to step."""
+    """Make random weights large enough that the top token differs from step to step."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""Damage to the files of a checkpoint, as disks, copies and people do it."""
+"""Damage to the files of a checkpoint, as disks, copies and people cause it."""
 
 import random
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ KINDS = ("flipped bit", "cut off", "deleted", "zeroed block", "longer")
 
 
 def trials(checkpoint: Path, count: int, seed: int = 0) -> Iterator[tuple[Path, str, random.Random]]:
-    """Yield (file, kind of damage, random numbers for it): every file in turn, every kind for each of them."""
+    """Yield (file, kind of damage, random generator for it): every file in turn, with every kind for each of them."""
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file())
     pairs = [(file, kind) for kind in KINDS for file in files]
     for number in range(count):

@@ -43,12 +43,12 @@ class ForkedCommand(subprocess.Popen):
                     os.dup2(file, number)
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             for number, name in enumerate(("stdin", "stdout", "stderr")):
-                # As in a new process: what is printed to a file or a pipe is buffered, errors by line.
+                # As in a new process, output to a file or a pipe is buffered, and errors are buffered by line.
                 opened = open(number, "w" if number else "r", buffering=1 if number == 2 else -1, closefd=False)  # noqa: SIM115
                 setattr(sys, name, opened)
                 setattr(sys, f"__{name}__", opened)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            asyncio.events._set_running_loop(None)  # that of Playwright in the test's process
+            asyncio.events._set_running_loop(None)  # Playwright's loop in the test's process
             if cwd is not None:
                 os.chdir(cwd)
             if env is not None:

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 
 def put_into_cache(name: str, folder: str) -> Path:
-    """Store the files of a folder as the newest revision of a model on the Hub; returns its folder in the cache."""
+    """Store the files of a folder as the newest revision of a model on the Hub; return its folder in the cache."""
     home = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     files = {file.name: file for file in sorted(Path(folder).iterdir())}
     ids = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}

@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _body(self) -> Iterator[bytes]:
-        """Yield what was sent, in pieces, with its length known before or chunked."""
+        """Yield the body in pieces, whether its length is given or it is chunked."""
         if "chunked" in (self.headers.get("Transfer-Encoding") or ""):
             while size := int(self.rfile.readline(), 16):
                 yield self.rfile.read(size)

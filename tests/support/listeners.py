@@ -27,8 +27,8 @@ class Handlers:
             method(**vars(event))
 
     def notice(self, text: str) -> Any:
-        """Take a line."""
+        """Receive a line."""
 
     def warn(self, text: str) -> Any:
-        """Take a warning."""
+        """Receive a warning."""
         self.notice(text=text)

@@ -1,4 +1,4 @@
-"""Tiny models of many architectures to look into, with random weights large enough to show a mistake."""
+"""Tiny models of many architectures to look inside, with random weights large enough to show a mistake."""
 
 import functools
 
@@ -45,7 +45,7 @@ ATTENTION = [name for name in CONFIGS if name != "Mamba"] + [*OURS, WITH_LORA]
 
 @functools.cache
 def model_named(name: str):
-    """Return a model of an architecture; the same one each time."""
+    """Return the model of an architecture, the same one each time."""
     if name in OURS:
         return tiny_model(**OURS[name])
     if name == WITH_LORA:

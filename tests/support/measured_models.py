@@ -64,6 +64,6 @@ def gpt2_model(tokenizer, positions: int = 64) -> torch.nn.Module:
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=positions, n_embd=32, n_layer=2, n_head=2)
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
-        model.transformer.wte.weight.mul_(20)  # else all tokens would have nearly the same probability
+        model.transformer.wte.weight.mul_(20)  # otherwise all tokens would have nearly the same probability
     set_special_tokens(model, tokenizer)
     return model

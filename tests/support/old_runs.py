@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 ARCHIVE = Path(__file__).resolve().parent.parent / "fixtures" / "runs-0.1.0.tar.xz"
-# Measured, so different in each run; bits_per_byte counted the ends of documents and average bytes in that release.
+# These are measured, so they differ in each run. In that release, bits_per_byte counted the ends of documents and
+# average bytes.
 VARIES = {"wall_seconds", "tokens_per_second", "memory_bytes", "bits_per_byte"}
-PAIRS = {"tiny": 40, "tiny-dpo": 10, "tiny-grpo": 8}  # runs that exist undisturbed and as X-stopped: number of steps
+PAIRS = {"tiny": 40, "tiny-dpo": 10, "tiny-grpo": 8}  # {run that exists undisturbed and as X-stopped: number of steps}
 
 
 def unpack(folder: Path) -> Path:

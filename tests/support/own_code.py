@@ -1,4 +1,4 @@
-"""A tiny model whose tokenizer comes with code of its own."""
+"""A tiny model whose tokenizer comes with its own code."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SVG pictures as trees: their texts and curves, and where those are in pixels."""
+"""SVG pictures as trees: their texts and curves, and the pixel positions of these."""
 
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
@@ -41,7 +41,7 @@ def box_of(text):
     wide = width_of(shown(text), size, bold=text.get("font-weight") == "600")
     x, y = float(text.get("x")), float(text.get("y"))
     before = {"start": 0.0, "middle": wide / 2, "end": wide}[text.get("text-anchor")]
-    if text.get("transform"):  # upward
+    if text.get("transform"):  # the text reads upward
         return x - 0.75 * size, y - wide + before, x + 0.2 * size, y + before
     return x - before, y - 0.75 * size, x - before + wide, y + 0.2 * size
 
@@ -57,7 +57,7 @@ def overlapping(picture):
 
 
 def cut_off(picture):
-    """Return the texts that leave the picture."""
+    """Return the texts that extend beyond the picture."""
     _, _, wide, high = map(float, picture.get("viewBox").split())
     found = [(shown(text), box_of(text)) for text in picture.iter(f"{SVG}text")]
     return [

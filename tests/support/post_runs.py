@@ -15,7 +15,7 @@ from llm_lab.runs.folder import RunFolder
 
 
 def write_base(folder: str = "base", **parts: Any) -> str:
-    """Write a new tiny model with a byte tokenizer and no chat template; returns its folder."""
+    """Write a new tiny model with a byte tokenizer and no chat template; return its folder."""
     torch.manual_seed(0)
     tokenizer = make_byte_tokenizer()
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -81,7 +81,7 @@ def post_recipe(stage: str, **changes: Any) -> dict:
 
 
 def rows_of(path: str, *leave_out: str) -> list[dict]:
-    """Return the metrics of a run without those that differ between runs."""
+    """Return the metrics of a run, except those that differ between runs."""
     out = {"wall_seconds", "tokens_per_second", "memory_bytes", *leave_out}
     return [{k: v for k, v in row.items() if k not in out} for row in RunFolder(Path(path)).metrics()]
 

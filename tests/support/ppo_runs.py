@@ -93,7 +93,7 @@ def make_recipe(
 
 
 def critic_of(start: Path, **changes: Any) -> Critic:
-    """Make the critic as a run makes it; changes are those of make_recipe()."""
+    """Make the critic in the same way as a run; changes are those of make_recipe()."""
     return make_critic(make_recipe(start, **changes), load_tokenizer(start))
 
 
@@ -152,7 +152,7 @@ def log_rows(trainer: Any, key: str) -> list[Any]:
 
 
 def train_resume_and_print(start: Path, out: Path) -> None:
-    """Train six steps, then the last three again from a checkpoint; print a digest of all weights after each."""
+    """Train six steps, then the last three again from a checkpoint; print a digest of all weights after both."""
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 2}
     for checkpoint in (None, str(out / "checkpoint-3")):
         trainer = make_trainer(start, out, ddp_backend="gloo", ddp_find_unused_parameters=False, **settings)

@@ -25,7 +25,7 @@ def weights(facts: dict, folder: str = "model") -> dict[str, torch.Tensor]:
 
 
 def _slow_muon() -> None:
-    """Make steps slow enough to send the process a signal."""
+    """Make steps slow enough that the process can be sent a signal."""
     from llm_lab.optim import factory
 
     original = factory.BUILDERS["muon"]

@@ -21,7 +21,7 @@ def run_in_processes(recipes: Sequence[dict], count: int = 2, *, resume: bool = 
 
 
 def in_processes(work: Callable[[], object], count: int = 2) -> None:
-    """Call a function in `count` connected processes. AssertionError with what the first to fail has raised."""
+    """Call a function in `count` connected processes. Raise AssertionError with the first failure."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,7 +36,7 @@ def in_processes(work: Callable[[], object], count: int = 2) -> None:
                 del left[rank]
                 failed |= status != 0
         time.sleep(0.02)
-    time.sleep(0.5 if failed else 0)  # the others may say more
+    time.sleep(0.5 if failed else 0)  # the others may print more
     for child in left.values():
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

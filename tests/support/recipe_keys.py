@@ -19,7 +19,7 @@ def every_key(group, prefix=""):
 
 
 def every_fifth(keys: Iterable[str], *, always: Iterable[str] = ()) -> list[Any]:
-    """Return the keys as parameters of a test, all but every fifth marked slow: each of them takes a run.
+    """Return the keys as parameters of a test, all but every fifth marked slow, because each takes a run.
 
     always: keys that are never slow.
     """

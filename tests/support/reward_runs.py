@@ -33,7 +33,7 @@ class Notes(Handlers):
 
 
 def write_preferences(path: Path, count: int = 300, seed: int = 0, wrong: float = 0.0) -> str:
-    """Write preferences: chosen answers contain "please", rejected ones another word of the same length.
+    """Write preferences: chosen answers contain "please", rejected ones a different word of the same length.
 
     wrong: share of the preferences that are swapped.
     """
@@ -51,7 +51,7 @@ def write_preferences(path: Path, count: int = 300, seed: int = 0, wrong: float 
 
 
 def write_base(folder: Path, **parts) -> str:
-    """Write a tiny causal LM (Llama unless parts differ) with a byte tokenizer without chat template or padding."""
+    """Write a tiny causal LM (Llama unless parts differ), and a byte tokenizer without chat template or padding."""
     import torch
 
     values = {

@@ -11,8 +11,8 @@ import pytest
 def covering(factors: Sequence[Sequence[Any]], strength: int) -> list[tuple[Any, ...]]:
     """Return few combinations that together contain every combination of values of any `strength` factors.
 
-    Greedy: each starts from a combination that is still missing, and takes for the other factors, the ones with the
-    most values first, the value that completes the most of those missing; of equal ones, the one used least.
+    This is greedy: each one starts from a combination that is still missing. For the other factors, those with the most
+    values first, it takes the value that completes the most missing combinations, or if several do, the least used one.
     """
     order = sorted(range(len(factors)), key=lambda factor: -len(factors[factor]))
     values = [[(factor, value) for value in range(len(factors[factor]))] for factor in range(len(factors))]

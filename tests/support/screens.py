@@ -1,6 +1,6 @@
-"""What a program shows in a terminal: it runs in a pseudo-terminal, and pyte draws what it writes.
+"""The screen of a program in a terminal: it runs in a pseudo-terminal, and pyte interprets its output.
 
-A snapshot is a screen as text in tests/terminal/snapshots/. UPDATE_SNAPSHOTS=1 writes it again; look at the difference.
+A snapshot is a screen as text in tests/terminal/snapshots/. UPDATE_SNAPSHOTS=1 writes it again; check the difference.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pyte
 
 SNAPSHOTS = Path(__file__).parent.parent / "terminal" / "snapshots"
 LAB = (sys.executable, "-m", "llm_lab")
-QUIET_SECONDS = 0.25  # a screen on which nothing has changed for so long has been drawn
+QUIET_SECONDS = 0.25  # a screen that has not changed for this time is complete
 LONGEST_WAIT = 60.0
 
 
 class Terminal:
-    """A program in a terminal of a given size. Use it as a context: the program is killed at its end."""
+    """A program in a terminal of a given size. Use it in a with statement, which kills the program at its end."""
 
     def __init__(self, argv: Sequence[str] = LAB, *, columns: int = 80, rows: int = 24, **environment: str):
         self._screen = pyte.Screen(columns, rows)
@@ -53,7 +53,7 @@ class Terminal:
         return lines
 
     def press(self, *keys: str) -> None:
-        """Press keys, as a person does: each when the screen has been drawn."""
+        """Press keys, as a person does: each after the screen has been drawn."""
         for key in keys:
             self.child.send(key)
             self.settle()

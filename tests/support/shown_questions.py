@@ -1,4 +1,4 @@
-"""The questions that the documents ask the demo's model, and how they are worded."""
+"""The questions that the documents ask the demo's model, and their wording."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ EVENT = re.compile(r"(finds|gets|buys|loses|gives|sells) \d+( more)?( (from|to) 
 
 
 def shown_questions() -> set[str]:
-    """The prompts in the commands of README, docs and Makefile that name checkpoints/demo."""
+    """Return the prompts in the commands of README, docs and Makefile that name checkpoints/demo."""
     files = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").glob("*.md")]
     lines = [line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if "checkpoints/demo" in line and '--prompt "' in line]
@@ -19,7 +19,7 @@ def shown_questions() -> set[str]:
 
 
 def shape_of(question: str) -> str:
-    """A question without its names, things, numbers and what happens: only its wording."""
+    """Return the wording of a question, without its names, things, numbers and events."""
     told = EVENT.sub("EVENT", question)
     people = "|".join(name for name, _ in PEOPLE)
     for words, kind in (

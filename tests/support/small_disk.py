@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a file system of a size such as 64k; skips the test where this is not allowed."""
+    """Mount a file system of a size such as 64k; skip the test if this is not allowed."""
     libc = ctypes.CDLL(None, use_errno=True)
     folder.mkdir()
     if libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode()):

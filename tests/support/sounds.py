@@ -1,4 +1,4 @@
-"""WAV files made of numbers, and real spoken ones where their packages are installed."""
+"""WAV files made from numbers, and real speech if its packages are installed."""
 
 import io
 import wave

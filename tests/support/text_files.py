@@ -1,4 +1,4 @@
-"""Files of text for tests of what reads them, and what is read or refused."""
+"""Text files for tests of the code that reads them, and whether each is read or refused."""
 
 import json
 from pathlib import Path

@@ -30,7 +30,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, True),
     "mlp_bias": (False, True),
     "tie_word_embeddings": (True, False),
-    "sliding_window": (None, 5, "SL"),  # or a pattern of windows of 5
+    "sliding_window": (None, 5, "SL"),  # or a pattern for windows of 5
     "final_logit_softcapping": (None, 3.0),
     "residual_scalars": (False, True),
     "value_embeddings": (False, True),
@@ -58,13 +58,13 @@ def combinations(strength: int) -> list[dict[str, Any]]:
 
 
 def expert_combinations(strength: int) -> list[dict[str, Any]]:
-    """Return the same of a mixture of experts. Biases in attention are of all those with QK-norm, its other half."""
+    """Return the same for a mixture of experts. Attention has biases if and only if it has QK-norm."""
     rows = (dict(zip(EXPERT_FACTORS, row, strict=True)) for row in covering(list(EXPERT_FACTORS.values()), strength))
     return [row | {"attention_bias": row["qk_norm"]} for row in rows]
 
 
 def every_combination() -> list[dict[str, Any]]:
-    """Return the full product of the parts with several choices; switches are as by default."""
+    """Return the full product of the parts with several choices; switches have their defaults."""
     several = {name: FACTORS[name] for name in ("position", "norm", "num_key_value_heads", "activation")}
     return [dict(zip(several, row, strict=True)) for row in itertools.product(*several.values())]
 
@@ -112,7 +112,7 @@ def tiny_model(position: str = "rope", **changes) -> LabForCausalLM:
 
 
 def tiny_experts(vocab_size: int = VOCABULARY, **parts) -> torch.nn.Module:
-    """Return the native model of a recipe with experts, with weights as large."""
+    """Return the native model of a recipe with experts, with equally large weights."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
     design = resolve({"stage": "pretrain", "model": sizes | parts, "data": [{"path": "builtin:stories"}]})
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def tiny_experts(vocab_size: int = VOCABULARY, **parts) -> torch.nn.Module:
 
 
 def with_large_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """Change all weights so much that a mistake in any part changes the logits."""
+    """Make all weights large enough that a mistake in any part changes the logits."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

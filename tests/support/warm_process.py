@@ -1,6 +1,6 @@
 """A process in which torch and transformers are imported once, and LLM Lab can't be; programs run in forks of it.
 
-A new process takes four seconds to import them. A fork is as new: it has its own module cache and no LLM Lab.
+A new process takes four seconds to import them. A fork is as good as new: it has its own module cache and no LLM Lab.
 """
 
 import contextlib

@@ -1,11 +1,11 @@
-"""A real server, and a real Chromium; tests that need the browser are skipped, with the reason, where it is missing."""
+"""A real server and a real Chromium; tests that need the browser are skipped, with a reason, if it is missing."""
 
 import pytest
 
 from .old_runs import unpack
 from .web_server import CHROMIUM_ARGUMENTS, find_chromium, serving
 
-PATIENCE_MS = 30_000  # until something that takes a second must be there, on a busy machine
+PATIENCE_MS = 30_000  # for something that takes a second on an idle machine
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def chromium():
 
 @pytest.fixture
 def page(chromium):
-    """An empty tab. The test fails where its page throws, or asks for anything outside 127.0.0.1."""
+    """An empty tab. The test fails if its page throws an error, or requests anything outside 127.0.0.1."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     tab = context.new_page()
     faults = []

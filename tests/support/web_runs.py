@@ -17,7 +17,7 @@ optimizer:
 
 
 def write_run(home: Path, name: str, *, rows=(), max_steps=100, learning_rate=0.01, **facts) -> Path:
-    """Write a run with these rows of metrics.jsonl, done unless facts say otherwise; returns its folder."""
+    """Write a run with these rows of metrics.jsonl, done unless facts say otherwise; return its folder."""
     folder = home / "checkpoints" / name
     folder.mkdir(parents=True, exist_ok=True)
     known = {

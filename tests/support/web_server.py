@@ -1,4 +1,4 @@
-"""A real `llm-lab web` in a folder of its own, and a real Chromium that looks at it."""
+"""A real `llm-lab web` in a folder of its own, and a real Chromium for its pages."""
 
 import asyncio
 import http.client
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-# As root Chromium needs --no-sandbox; the others keep it from looking for Google's servers.
+# As root, Chromium needs --no-sandbox; the other options keep it from contacting Google's servers.
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -27,7 +27,7 @@ CHROMIUM_ARGUMENTS = [
 
 
 def find_chromium():
-    """Return the path of Debian's Chromium, or of another one; None where there is none."""
+    """Return the path of Debian's Chromium, or of another one; None if there is none."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -38,12 +38,12 @@ def run_apart(coroutine):
 
 
 class WebServer:
-    """A running `llm-lab web`. link: what it printed; port; home: the folder with its checkpoints/."""
+    """A running `llm-lab web`. link: the printed link; port; home: the folder with its checkpoints/."""
 
     def __init__(self, home: Path, *, port: int = 0, environment: dict | None = None):
         self.home = home
         self.output = home / "web.log"
-        # A session of its own, so that the SIGINT of one test reaches nothing else.
+        # In a session of its own, so that the SIGINT of a test reaches nothing else.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "llm_lab.cli", "web", "--port", str(port)],
             cwd=home,
@@ -77,13 +77,13 @@ class WebServer:
         return response.status, {name.lower(): value for name, value in response.getheaders()}, text
 
     def api(self, path, body=None):
-        """Return the JSON of an answer. With a body: of a POST."""
+        """Return the JSON of an answer; with a body, that of a POST."""
         status, _, text = self.ask("GET" if body is None else "POST", path, body)
         assert status == 200, f"{status}: {text}"
         return json.loads(text)
 
     def stop(self, number=signal.SIGINT):
-        """End it; returns the seconds that took."""
+        """Stop the server; return how many seconds that took."""
         started = time.monotonic()
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -14,7 +14,7 @@ from llm_lab.wizard.walk import Walk
 
 @dataclass(frozen=True)
 class Move:
-    """An answer that is none: take the default, or go back."""
+    """A move instead of an answer: take the default, or go back."""
 
     name: str
 
@@ -24,7 +24,7 @@ ENTER, BACK, STAY = Move("enter"), Move("back"), Move("stay")
 
 @dataclass(frozen=True)
 class Fill:
-    """Answers to rows of a page, and what ends it: an action, the key of a row that is asked more, or its first action.
+    """Answers to rows of a page, and what ends it: an action, the key of a row with its own flow, or its first action.
 
     STAY: the page is not ended.
     """
@@ -43,7 +43,7 @@ class Refused:
 
 @dataclass
 class Visit:
-    """What happened on the way through a flow. questions: as they were asked; effects: as they were executed."""
+    """The record of a walk through a flow. questions: as they were asked; effects: as they were executed."""
 
     walk: Walk
     questions: list[Question] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Visit:
         return self.walk.question
 
     def texts(self) -> str:
-        """Return all that was shown, as one text."""
+        """Return everything that was shown, as one text."""
         parts: list[str] = []
         for question in self.questions:
             parts += [question.text, question.help, question.notice, *(line.text for line in question.screen.lines)]
@@ -80,7 +80,7 @@ def answers(
 ) -> Visit:
     """Walk through a flow with these answers; all of them must be used. The flow may still be asking at the end.
 
-    A choice is answered by its value or by a part of its text. execute: gives the results of effects.
+    A choice is answered by its value or by a part of its text. execute: returns the results of effects.
     """
     visit = Visit(Walk(flow))
     _execute_effects(visit, execute)
@@ -162,12 +162,12 @@ def _execute_effects(visit: Visit, execute: Callable[[Effect], Any]) -> None:
 
 
 def follow(upcoming: Next, given: Iterable[Any], **options: Any) -> Visit:
-    """Walk through the flow that comes next; the answers that are known are given first."""
+    """Walk through the next flow; known answers are given first."""
     walk = partial(flow_named(upcoming.flow), **upcoming.arguments)
     return answers(walk, [*(answer.value for answer in upcoming.answers), *given], **options)
 
 
 def ask(draft: Any, asker: Callable[..., Any], given: Iterable[Any], **options: Any) -> tuple[Any, Visit]:
-    """Answer the questions of one asker; return (the draft with the answers, the visit)."""
+    """Answer the questions of an asker; return (the draft with the answers, the visit)."""
     visit = answers(lambda: asker(draft, **options), given)
     return visit.result, visit

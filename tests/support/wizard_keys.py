@@ -1,4 +1,4 @@
-"""A person at the keyboard of the wizard: keys go in, screens come out, and every screen must fit 80 by 24."""
+"""A simulated user of the wizard: keys go in, screens come out, and every screen must fit 80 by 24."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class To:
 
 
 def pick(text: str) -> tuple[To, Key]:
-    """Go to a line and take it."""
+    """Return the keys that go to a line and choose it."""
     return To(text), Key.ENTER
 
 
 def answer(text: str) -> tuple[str, Key]:
-    """Type a text and take it."""
+    """Return the keys that type a text and confirm it."""
     return text, Key.ENTER
 
 
@@ -64,7 +64,7 @@ class Screen(DummyOutput):
         return Size(rows=ROWS, columns=COLUMNS)
 
     def get_rows_below_cursor_position(self) -> int:
-        raise NotImplementedError  # as a terminal that is not asked
+        raise NotImplementedError  # so that the terminal is not queried
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Keyboard:
         if step is None:
             app.exit(exception=AssertionError(f"No key is left for this question:\n{self.screens[-1]}"))
             return
-        # On a page, Escape may lead from one view to another.
+        # On a page, Escape can lead from one view to another.
         self._leaving = step == Key.CTRL_C or (step == Key.ESCAPE and not app.full_screen)
         self.pipe.send_text(str(step))
 
@@ -111,7 +111,7 @@ class Keyboard:
         self.screens.append(self._printed + "\n".join(rows))
         lines = self.screens[-1].split("\n")
         if any(question in "".join(rows[:2]) for question in ("Enter goes back", "What next")):
-            return  # what was printed before has scrolled, and may
+            return  # earlier output has scrolled, which is allowed
         assert len(lines) <= ROWS, f"{len(lines)} lines:\n{self.screens[-1]}"
         assert max(map(len, lines)) <= COLUMNS, f"too wide:\n{self.screens[-1]}"
 
@@ -135,7 +135,7 @@ class Keyboard:
 
 
 def flat(steps: tuple[Any, ...] | list[Any]) -> Iterator[Any]:
-    """Unpack pick() and answer() among keys."""
+    """Flatten the keys of pick() and answer()."""
     for step in steps:
         if isinstance(step, tuple | list):
             yield from flat(step)
@@ -145,7 +145,7 @@ def flat(steps: tuple[Any, ...] | list[Any]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def keyboard(steps: Any, monkeypatch: Any, read_printed: Callable[[], str] = lambda: "") -> Iterator[Keyboard]:
-    """Everything that is asked within is answered by these steps; all of them must be used up."""
+    """Answer every question within the block with these steps, all of which must be used."""
     run = Application.run
 
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=Screen()):

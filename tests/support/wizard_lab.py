@@ -33,7 +33,7 @@ def lab(in_tmp_path, base) -> Path:
 
 
 def run_it(effect) -> bool:
-    """Execute the start of a run."""
+    """Execute the effect that starts a run."""
     from llm_lab.runner import run
 
     assert isinstance(effect, StartRun), effect

@@ -1,5 +1,5 @@
-"""The terminal during a run: nothing typed is shown or kept, it is restored however the run ends, and a display that
-fails ends nothing."""
+"""The terminal during a run: nothing typed is shown or kept, it is restored however the run ends, and a failing
+display does not end the run."""
 
 import errno
 import io
@@ -100,7 +100,7 @@ def spawn(command, arguments):
 
 
 def _listen_to_sighup():
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # because the tests themselves may run under nohup
 
 
 def modes(child):

@@ -141,7 +141,7 @@ def test_the_display_is_plain_without_a_terminal(monkeypatch):
     assert isinstance(make_display(fake_console(terminal=False)).display, PlainDisplay)
     assert isinstance(
         make_display(fake_console(terminal=True)).display, PlainDisplay
-    )  # forced color does not make a terminal
+    )  # forced color does not imply a terminal
     screen = fake_console(terminal=True)
     screen.file.isatty = lambda: True
     assert isinstance(make_display(screen).display, TerminalDisplay)
@@ -371,7 +371,7 @@ def shown_lines(track, columns=80, lines=24, view=None):
 
 
 def pages_of(key, track, columns=80, lines=24):
-    """Return what a key shows, page by page, until it shows the numbers again."""
+    """Return the pages that a key shows, until it shows the numbers again."""
     view, pages = press(key, View(), track, columns, lines), []
     while view.key:
         pages.append(shown_lines(track, columns, lines, view))

@@ -1,4 +1,4 @@
-"""The plan: what a run will make and cost, on one screen."""
+"""The plan: what a run will produce and cost, on one screen."""
 
 import io
 import json

@@ -148,7 +148,7 @@ def test_the_plan_of_a_resumed_run_counts_the_remaining_steps():
     assert estimate_again(whole, first_step=100).estimate.wall_seconds == 0
 
 
-# The trial
+# The trial steps
 
 
 def test_a_trial_runs_only_if_it_is_cheap_and_useful(monkeypatch):
@@ -176,7 +176,7 @@ def test_a_trial_measures_a_step_an_evaluation_a_sample_and_the_memory(optimizer
 
 
 def test_one_slow_step_does_not_decide_what_a_trial_measures(monkeypatch):
-    pauses = iter([0.3, 0.3])  # the first step, which warms up, and the second one
+    pauses = iter([0.3, 0.3])  # of the first step, which warms up, and of the second one
 
     def build(*arguments, **options):
         model = build_from_config(*arguments, **options)
@@ -184,7 +184,7 @@ def test_one_slow_step_does_not_decide_what_a_trial_measures(monkeypatch):
         return model
 
     monkeypatch.setattr("llm_lab.hf.load.build_from_config", build)
-    found = run_trial(resolve(tiny_recipe(**{"train.max_steps": 5000})), 0.01)  # over after the first step
+    found = run_trial(resolve(tiny_recipe(**{"train.max_steps": 5000})), 0.01)  # it ends after the first step
     assert found.step_seconds < 0.2
 
 

@@ -78,7 +78,7 @@ def test_compiled_positions_equal_the_others_to_the_digit(dtype):
 
 @pytest.mark.slow
 def test_a_compiled_step_computes_sines_and_cosines_once_for_all_layers():
-    """They would be computed again for each element of every q and k, forward and backward."""
+    """Otherwise they would be computed again for each element of every q and k, forward and backward."""
     ids = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
     model, step = lab_model().train(), compiled_loss()
     _, code = run_and_get_code(lambda: step(model, ids, ids, "cpu", "float32").backward())
@@ -110,7 +110,7 @@ def test_a_mask_that_says_more_than_causal_is_built_as_by_transformers(changes):
 
 
 def losses_of_sophia(monkeypatch, *, compiled: bool) -> tuple[list[float], int]:
-    """Return the losses of a short run, and how often the compiled step ran. Nothing is really compiled."""
+    """Return the losses of a short run, and how often the compiled step ran. Nothing is actually compiled."""
     calls = []
 
     def watched_compile(function, **options):
@@ -138,7 +138,7 @@ def test_sophias_curvature_is_estimated_by_the_compiled_step(in_tmp_path, monkey
 
 
 def test_cudnn_attention_is_used_only_where_no_shape_changes(in_tmp_path, monkeypatch):
-    """It plans each new length: on in a compiled step, off in generation and in every step that is not compiled."""
+    """cuDNN plans each new length, so it is on in compiled steps, and off in generation and in other steps."""
     write_text("text.txt")
     seen = []
     forward, generate = LabForCausalLM.forward, LabForCausalLM.generate

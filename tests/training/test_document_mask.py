@@ -1,4 +1,4 @@
-"""With train.document_mask, a document in a row can not see earlier documents, in training and in evaluation."""
+"""With train.document_mask, a document in a row can't see earlier documents, in training and in evaluation."""
 
 from pathlib import Path
 

@@ -24,7 +24,7 @@ def recipe_of(stage: str) -> dict:
     else:
         write_base()
         raw = post_recipe(stage)
-        # A reward that keeps its spread, so that the run neither collapses nor stops to learn.
+        # A reward that keeps its spread, so that the run neither collapses nor stops learning.
         raw["optimizer"]["learning_rate"] = 1e-4
     steps = STEPS[stage]
     raw["train"] |= {"max_steps": steps, "eval_steps": steps, "save_steps": steps, "logging_steps": 50}

@@ -47,7 +47,7 @@ MODELS = {
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Chunks of seven tokens; the last one of 2 × 12 is shorter."""
+    """Chunks of seven tokens; with 2 × 12 tokens, the last one is shorter."""
     monkeypatch.setattr(token_loss, "PIECE_OF_LOGITS_BYTES", 4 * 61 * 7)
 
 
@@ -124,7 +124,7 @@ def test_the_compiled_chunked_loss_equals_the_plain_one_and_keeps_the_logits_out
     ]
     shapes = [value.shape for value in values if torch.is_tensor(value)]
     assert (2, 12, 32) in shapes
-    # Inside the graph, several chunks of them would be in memory at the same time.
+    # Inside the graph, several chunks of logits would be in memory at the same time.
     assert not [shape for shape in shapes if shape[-1:] == (61,)]
 
 

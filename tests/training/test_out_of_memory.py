@@ -1,4 +1,4 @@
-"""Memory that runs out is not the end of a run: it continues from the same step in smaller batches.
+"""A run that is out of memory does not end: it continues from the same step with smaller batches.
 
 The cap is artificial: a forward pass with gradients fails, as on a full GPU, if it has too many rows.
 """
@@ -46,7 +46,7 @@ def cap(monkeypatch):
 
         return checked
 
-    for kind in (LabModel, LlamaModel):  # score heads are on the latter
+    for kind in (LabModel, LlamaModel):  # score heads use the latter
         monkeypatch.setattr(kind, "forward", limited(kind.forward))
     return limits
 
@@ -125,7 +125,7 @@ def test_a_process_whose_memory_is_really_limited_continues_in_smaller_batches(i
 
     def limited():
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + 150 * 2**20,) * 2)  # about half of what the run takes
+        resource.setrlimit(resource.RLIMIT_AS, (size + 150 * 2**20,) * 2)  # about half of what the run needs
         run({**raw, "name": "capped"})
 
     run({**raw, "name": "imports", "train": {**raw["train"], "per_device_train_batch_size": 2}})
@@ -144,11 +144,11 @@ class OutOfMemoryInBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        raise RuntimeError("could not create a primitive")  # oneDNN's words
+        raise RuntimeError("could not create a primitive")  # oneDNN's message
 
 
 def test_nothing_of_the_failed_step_stays_in_memory():
-    """Not even where a backward pass ends with another branch of the model still to do."""
+    """This also holds if the backward pass fails before all branches of the model are done."""
     trainer = SimpleNamespace(
         before_step=SimpleNamespace(in_update=True, restore=lambda: None), state=SimpleNamespace(global_step=3)
     )
@@ -206,7 +206,7 @@ def test_a_batch_gets_smaller_by_its_smallest_factor():
 
 
 def test_the_longest_batch_is_tried_first_and_changes_nothing(in_tmp_path, cap, monkeypatch):
-    """On a GPU; here the step is taken by hand."""
+    """This happens on a GPU; here, the step is called directly."""
     write_base()
     lines = [{"question": f"{i}?", "answer": "no " * (1 + 5 * (i == 17))} for i in range(20)]
     Path("rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -78,7 +78,7 @@ def test_bits_per_byte_count_only_the_bytes_of_the_measured_tokens():
     assert len(tokens[0].validation) == len((english + japanese).encode()) + 1
     for count in (2, 100, len(english) + 31, 10_000):
         [measured], size = validation_tokens(tokens, count)
-        # A token is a byte, and EOS has none. A character that is cut counts as a whole.
+        # A token is one byte, and EOS is none. A character that is cut counts in full.
         assert 0 <= size - (len(measured) - 1 - (count == 10_000)) <= 2
 
 
@@ -222,7 +222,7 @@ def test_a_run_and_its_schedule_stop_at_the_end_of_the_shorter_source():
     raw = tiny_recipe(data=data, when_exhausted="stop", validation={"fraction": 0.0}, **{"train.max_steps": 500})
     raw["train"] |= {"logging_steps": 1, "eval_steps": 500, "save_steps": 500}
     facts = run(raw, listener=listener)
-    steps = 2500 // 16 * 2 // 4  # 2,500 bytes and an EOS are 156 blocks; half of each step's four rows
+    steps = 2500 // 16 * 2 // 4  # 2,500 bytes and an EOS are 156 blocks, which fill half of each step's four rows
     assert facts["status"] == "done"
     assert facts["results"]["step"] == steps
     assert facts["exhausted"] == {"path": "short.txt", "step": steps, "max_steps": 500}

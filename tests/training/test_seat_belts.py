@@ -1,4 +1,4 @@
-"""A run whose loss is lost stops and says where, or returns to a checkpoint; a run on rewards warns early."""
+"""A run with a broken loss stops and reports where, or returns to a checkpoint; a run on rewards warns early."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,7 @@ NAN = float("nan")
 
 
 def watch(losses, norms=None, *, batches=1, guess=None, steps=1):
-    """Show a watch the batches of `steps` steps, the last being step 10."""
+    """Pass the batches of `steps` steps to a watch, up to step 10."""
     found = LossWatch(guess, batches, rows_per_step=8)
     for loss in losses:
         found.saw_loss(torch.tensor(loss))
@@ -221,7 +221,7 @@ SAME = {"eval_reward": 0.5, "eval_reward_sampled": 0.25, "exact_match": 0.5, "ev
     [
         (rows_of_a_run({"eval_loss": 0.6931}, {"eval_loss": 0.6919}), "validation loss was 0.6931 before"),
         (rows_of_a_run({"eval_loss": 0.6931}, {"eval_loss": 0.6553}), None),
-        (rows_of_a_run({"eval_loss": 2.0}, {"eval_loss": 2.0}, steps=10), None),  # too short to say
+        (rows_of_a_run({"eval_loss": 2.0}, {"eval_loss": 2.0}, steps=10), None),  # too short to judge by
         (rows_of_a_run(SAME, SAME), "exactly the scores"),
         (rows_of_a_run(SAME, SAME | {"eval_reward_sampled": 0.3}), None),
         (rows_of_a_run(SAME, SAME | {"eval_reward": 0.6}, zero_spread_share=1.0), "got the same reward"),

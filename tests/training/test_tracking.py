@@ -34,7 +34,7 @@ def tiny(**changes) -> dict:
 
 
 def expected(path: str) -> dict[str, list[tuple[int, float]]]:
-    """Return the metrics that metrics.jsonl has, under the names of trackers."""
+    """Return the metrics in metrics.jsonl, under the names of trackers."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in RunFolder(Path(path)).metrics():
         for name, value in grouped(row).items():

@@ -1,4 +1,4 @@
-"""Requests and files that someone made to do harm: the page answers each with a reason, and does nothing else."""
+"""Malicious requests and files: the page answers each with a reason, and does nothing else."""
 
 import json
 import os
@@ -50,7 +50,7 @@ FORMS = {
 
 
 def addresses():
-    """Return (path, methods) of everything that the application answers."""
+    """Return (path, methods) for every route of the application."""
     for route in APP.routes:
         path = re.sub(r"\{\w+:int\}", "1", route.path)
         methods = {"GET", "HEAD"} if isinstance(route, Mount) else route.methods
@@ -112,7 +112,7 @@ def planted_sweep(folder, command):
 @pytest.mark.parametrize(
     "words",
     [
-        "recipe.yaml lr=1,2 --tru",  # argparse reads the beginning of an option as the option
+        "recipe.yaml lr=1,2 --tru",  # argparse accepts a prefix of an option as the option
         "recipe.yaml lr=1,2 --trust-recipe",
         "--trust-recipe recipe.yaml lr=1,2",
         "recipe.yaml lr=1,2 --name other",
@@ -197,7 +197,7 @@ def test_a_command_that_is_copied_from_the_page_does_nothing_else_in_a_shell(ser
 
 @pytest.fixture
 def bystander():
-    """A process that has nothing to do with the lab."""
+    """A process that is not related to the lab."""
     process = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"], stdout=-1)
     process.stdout.readline()
     yield process
@@ -303,7 +303,7 @@ JUNK = [
 
 
 def changed(rng, value, depth=0):
-    """Return a value with something in it replaced by what does not belong there."""
+    """Return a value with a part of it replaced by something of another kind."""
     if rng.random() < 0.3 or depth > 4 or not isinstance(value, dict | list) or not value:
         return rng.choice(JUNK)
     if isinstance(value, list):
@@ -329,7 +329,7 @@ def attack(server, paths, times, seed):
     return faults
 
 
-# Those that load no model, start nothing and download nothing.
+# Calls that do not load a model, start anything or download anything.
 QUICK = (
     "updates new/look new/start-recipe experiments/keys experiments/check chat/conversations search/describe".split()
 )
@@ -459,7 +459,7 @@ def test_a_script_in_a_planted_picture_does_not_run(server, chromium):
     tab = context.new_page()
     tab.goto(server.link)
     tab.goto(f"{server.address}/runs-files/drawn/curves.svg")
-    # `origin` of a sandboxed document is opaque: even a script that ran could not ask for anything with the cookie.
+    # `origin` of a sandboxed document is opaque: even if a script ran, it could not request anything with the cookie.
     found = tab.evaluate("[document.documentElement.getAttribute('class'), self.origin, document.title]")
     context.close()
     assert found == [None, "null", "drawn"]

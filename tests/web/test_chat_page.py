@@ -14,7 +14,7 @@ from support.own_code import write_model_with_code
 from support.web_server import serving
 
 expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed").expect
-MANY_MS = 120_000  # a worker imports torch first
+MANY_MS = 120_000  # because a worker first imports torch
 HOSTILE = """<img src=x onerror="document.title='hacked'"> ![leak](http://evil.example/x.png) <b>bold</b>
 [click](javascript:alert(1)) http://evil.example/y
 
@@ -37,7 +37,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def chat(page, server):
-    """A function that opens the page with a query."""
+    """Return a function that opens the page with a query."""
 
     def open_chat(query="model=tale", **settings):
         page.goto(server.link)
@@ -60,7 +60,7 @@ def answer(page, slot="a", turn=-1):
 
 
 def expected(text, seed=2, **more):
-    """What a chat session of the terminal replies."""
+    """Return the reply of a chat session in the terminal."""
     session = open_session(speller(seed), chat=True, **more)
     return " ".join(say(session, text).split())
 
@@ -70,7 +70,7 @@ def done(page, count=1):
 
 
 def workers_of(server):
-    """The processes of chat models."""
+    """Return the processes of chat models."""
     return [one for one in psutil.Process(server.process.pid).children() if "chat_calls" in " ".join(one.cmdline())]
 
 
@@ -134,13 +134,13 @@ def test_planted_markup_in_an_answer_is_text(page, server):
     page.get_by_role("button", name=re.compile("Delete")).click()
     page.get_by_role("button", name=re.compile("Delete")).click()
     expect(page.get_by_text("Nothing is saved yet.")).to_be_visible()
-    expect(page.locator("#saved-panel .help code")).to_have_text("llm-lab chat")  # and no backticks
+    expect(page.locator("#saved-panel .help code")).to_have_text("llm-lab chat")  # without backticks
     assert (folder / "broken.json").exists()
     assert not (folder / "hostile.json").exists()
 
 
 def texts_of(page, slot):
-    """For each turn: the prompt, and the answer of a slot or None."""
+    """Return, for each turn, the prompt, and the answer of a slot or None."""
     turns = page.locator(".turn").all()
     shown = [turn.locator(f"[data-slot={slot}] .text") for turn in turns]
     answers = [one.inner_text() if one.count() and one.is_visible() else None for one in shown]

@@ -1,4 +1,4 @@
-"""Every page, on a wide and a narrow screen, light and dark: no fault that axe finds, nothing wider than the screen."""
+"""Every page, on wide and narrow screens, light and dark: axe finds no faults, and nothing is wider than the screen."""
 
 import pytest
 from support.old_runs import unpack

@@ -44,7 +44,7 @@ def run(options, study):
 
 @pytest.fixture(scope="module")
 def home(server):
-    """The folder of the server, with an experiment of the user's own and one that is broken."""
+    """The folder of the server, with an experiment by the user and a broken one."""
     folder = server.home / "experiments"
     folder.mkdir()
     (folder / "sums.py").write_text(OWN)
@@ -53,7 +53,7 @@ def home(server):
 
 
 def data_of(text):
-    """Return what a page hands over to its scripts."""
+    """Return the data that a page passes to its scripts."""
     return json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
 
 
@@ -261,7 +261,7 @@ def test_the_page_of_a_duel_says_what_was_compared_and_nothing_else(server, home
     assert len(study["runs"]) == 12
     headings = [block["text"] for block in study["blocks"] if block["kind"] == "heading"]
     assert "At equal tokens" in headings
-    assert "At equal time" not in headings  # it was not asked for
+    assert "At equal time" not in headings  # it was not requested
     assert any("is better than" in block.get("text", "") for block in study["blocks"])
     [listed] = [one for one in data_of(server.ask("GET", "/experiments")[2])["results"] if one["name"] == "rates"]
     assert (listed["kind"], listed["results"]) == ("duel", ["12 of 12 runs done"])

@@ -28,7 +28,7 @@ def test_a_new_draft_lacks_only_the_model_and_the_data():
     seen = looked_at("sft")
     assert keys_of(seen) == ["model.checkpoint", "data"]
     assert seen["plan"] is None
-    assert seen["values"]["train.per_device_train_batch_size"] == "8"  # defaults are shown before that
+    assert seen["values"]["train.per_device_train_batch_size"] == "8"  # defaults are shown already
 
 
 def test_derived_values_follow_the_answers_with_their_reasons():
@@ -87,7 +87,7 @@ def test_a_group_is_switched_on_and_off():
     assert "lora" in off["off"]
     assert "lora" not in on["off"]
     assert (on["values"]["lora.preset"], on["problems"]) == ("minimal", [])
-    # Null is kept: left out, an adapter would be derived where all weights need too much memory.
+    # Null is kept, because if it were left out, an adapter would be derived when all weights need too much memory.
     assert "lora: null" in look(change(on["raw"], [{"path": "lora", "off": True}]))["recipe"]
     scored = looked_at("grpo", model, data)
     assert "score" not in scored["off"]

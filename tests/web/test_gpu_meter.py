@@ -1,4 +1,4 @@
-"""The GPU's numbers are read where they are, and what a GPU does not report is left out."""
+"""The numbers of GPUs are read if there are any, and what a GPU does not report is left out."""
 
 from types import SimpleNamespace
 

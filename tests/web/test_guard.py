@@ -1,4 +1,4 @@
-"""The web page answers its own browser and nobody else."""
+"""The web server answers only the user's own browser."""
 
 import pytest
 

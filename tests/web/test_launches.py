@@ -1,4 +1,4 @@
-"""What is known of commands that a server started and that have no run: while they start, and where they failed."""
+"""What is known about commands that a server started and that have no run, while they start and after they failed."""
 
 from types import SimpleNamespace
 

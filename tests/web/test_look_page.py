@@ -97,12 +97,12 @@ def test_the_newest_finished_model_is_looked_into_first(monkeypatch, tmp_path):
 
 
 def shown(value):
-    """Return a share as the page writes it."""
+    """Return a share in the page's format."""
     return f"{100 * value:.{1 if value < 0.1 else 0}f}\u202f%"
 
 
 def words_of(weights, tokens, row):
-    """Return what the page says of a row: the five strongest weights."""
+    """Return the page's text for a row: the five strongest weights."""
     best = weights[row, : row + 1].sort(descending=True, stable=True)
     found = [(int(at), float(value)) for value, at in zip(*best, strict=True) if value > 0][:5]
     parts = ", ".join(f"“{tokens[at]}” ({at}) {shown(value)}" for at, value in found)
@@ -158,7 +158,7 @@ def test_a_prompt_of_the_run_is_read_with_a_click_and_a_long_picture_says_how_mu
     looked.get_by_role("button", name=LONG.strip()).click()
     expect(looked.get_by_label("Text", exact=True)).to_have_value(LONG.strip())
     words = looked.locator("#look-heads .look-text [role=option]")
-    size = 64  # what the model's context holds
+    size = 64  # the size of the model's context
     expect(words).to_have_count(size, timeout=120_000)
     rest = looked.locator("#look-heads .look-rest")
     expect(rest).to_contain_text(f"The picture has {size} tokens and shows ")
@@ -182,7 +182,7 @@ def test_both_models_are_on_one_line_and_the_slider_and_the_views_stay_in_reach_
     assert 0 <= above["y"] < 20
     assert above["y"] + above["height"] <= below["y"] < 100
     before = looked.evaluate("scrollY")
-    tab.click()  # Playwright clicks only what nothing covers
+    tab.click()  # Playwright clicks only what is not covered
     assert looked.evaluate("scrollY") <= before
 
 
@@ -264,6 +264,6 @@ def test_a_model_without_attention_weights_says_so_and_shows_the_rest(server, ru
     expect(page.locator("#attention-view")).to_contain_text("No attention weights can be read", timeout=60_000)
     children = [one for one in psutil.Process(server.process.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
     workers = [one for one in children if "llm_lab.web.look_calls" in one.cmdline()]
-    assert len(workers) == 1  # that of the other model has ended
+    assert len(workers) == 1  # the worker of the other model has ended
     page.get_by_role("tab", name="Residual stream").click()
     expect(page.get_by_role("img", name=re.compile("^Norm of the residual stream"))).to_be_visible()

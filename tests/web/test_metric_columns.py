@@ -1,4 +1,4 @@
-"""Curves follow metrics.jsonl while it grows, when it is replaced, and lose no outlier however long it is."""
+"""Curves follow metrics.jsonl while it grows, when it is replaced, and keep every outlier, however long the file is."""
 
 import json
 import os
@@ -102,5 +102,5 @@ def test_100_000_lines_become_curves_in_less_time_than_parsing_their_lines_takes
     while not columns.complete:
         columns.read()
     assert columns.points("step", most=2000)["loss"]["x"][-1] == 100_000
-    # 0.23 and 0.40 s of CPU; it was 0.50 with the parser of the standard library.
+    # 0.23 and 0.40 s of CPU; it was 0.50 s with the parser of the standard library.
     assert time.process_time() - began < parsing

@@ -1,4 +1,4 @@
-"""What the form asks of the server: saving, starting, and what both refuse."""
+"""The form's requests to the server: saving, starting, and what both refuse."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def test_python_code_that_never_ran_here_is_not_started_and_the_command_is_shown
     said = refusal(server, "/api/new/start", {"recipe": recipe})["problems"][0]
     assert said["key"] == "rewards.0.python"
     assert "llm-lab run configs/polite.yaml" in said["text"]
-    assert (server.home / "configs/polite.yaml").is_file()  # the shown command can be typed as it is
+    assert (server.home / "configs/polite.yaml").is_file()  # the shown command can be run as it is
     assert not (server.home / "ran").exists()
 
 

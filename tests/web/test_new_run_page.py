@@ -17,7 +17,7 @@ def server(lived_in):
 
 @pytest.fixture
 def form(page, server):
-    """Open the form of a stage; returns the tab and `expect`."""
+    """Open the form of a stage; return the tab and `expect`."""
     from playwright.sync_api import expect
 
     page.goto(server.link)
@@ -40,7 +40,7 @@ def test_derived_values_follow_while_the_user_types_and_a_wrong_one_is_shown_at_
     expect(rate).to_have_attribute("aria-invalid", "true")
     error = page.locator(f"#{rate.get_attribute('aria-describedby').split()[-1]}")
     expect(error).to_contain_text("Learning rate = fast")
-    # The summary links to the field, from another tab too.
+    # The summary links to the field, also from another tab.
     page.get_by_role("tab", name="Model").click()
     page.get_by_role("alert").get_by_text("Learning rate = fast").click()
     expect(rate).to_be_focused()
@@ -67,7 +67,7 @@ def test_what_can_not_be_chosen_says_why_and_every_key_is_found_by_searching(for
     rate = page.get_by_role("textbox", name="Learning rate?", exact=True)
     expect(rate).to_be_hidden()
     expect(page.get_by_label("Name of the run?")).to_be_visible()
-    # Going somewhere ends the search.
+    # Going to a field ends the search.
     page.get_by_role("link", name="a dataset").click()
     expect(page.get_by_label("Search the settings")).to_have_value("")
     expect(page.get_by_role("tabpanel")).to_have_count(1)

@@ -1,4 +1,4 @@
-"""The list of runs knows every run on disk, sends only what has changed, and stays quick with hundreds of them."""
+"""The list of runs has every run on disk, sends only what has changed, and stays fast with hundreds of runs."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_a_run_whose_process_is_gone_has_died_and_one_that_is_locked_runs(index,
         assert rows["ended"]["numbers"] == ["validation loss 1.5000"]
         assert rows["alive"]["numbers"] == ["training loss 2.5000"]
         assert (rows["alive"]["step"], rows["alive"]["max_steps"], rows["alive"]["left"]) == (2, 10, 4)
-    # The same run.json: nothing but the process has changed.
+    # The same run.json: only the process has changed.
     assert index.rows()["alive"]["status"] == "died"
 
 
@@ -55,7 +55,7 @@ def test_only_what_has_changed_is_sent_and_what_is_gone_is_named(index, tmp_path
     assert [(one["name"], one["status"]) for one in data["rows"]] == [("one", "stopped")]
     assert data["gone"] == ["two"]
     assert index.since(cursor) is None
-    # To a restarted server the cursor of the one before it means nothing.
+    # A restarted server ignores a cursor of the previous one.
     assert RunIndex(first.parent).since(cursor)[1]["all"]
 
 

@@ -25,7 +25,7 @@ def opened(page, server):
 
 @pytest.fixture
 def alive(server):
-    """Make a run that this process works in, so that the page sees it running."""
+    """Make a run that this process works in, so that the page shows it as running."""
     held = []
 
     def make(name, **facts):
@@ -112,7 +112,7 @@ def test_curves_grow_while_the_run_works_and_a_zoom_stays(opened, alive):
 
 
 def ends_of_axis(page):
-    """Return the first and last step of the chart of the loss, as the keys at its ends read them."""
+    """Return the first and last step of the loss chart, as shown by the keys for its ends."""
     area = page.locator('section[data-measure="loss"] .u-over').bounding_box()
     at = page.locator('section[data-measure="loss"] .chart-at')
     found = []
@@ -163,7 +163,7 @@ def test_an_outlier_of_a_long_run_is_drawn_and_in_the_table_of_points(opened, se
     page.locator('section[data-measure="loss"] summary').press("Enter")
     expect(page.get_by_role("row", name="7,777 55.5000")).to_be_visible()
     expect(page.get_by_role("row", name="20,000 2.0000")).to_be_visible()
-    # The browser asks for the curves before the scripts that draw them are there, and once.
+    # The browser requests the curves once, before the scripts that draw them have loaded.
     order = [url.removeprefix(server.address) for url, _ in asked]
     first = "/api/runs/long/curves/first?axis=step"
     assert order.count(first) == 1
@@ -358,7 +358,7 @@ def test_a_duration_has_no_sixtieth_minute_or_second(opened):
 def test_the_page_writes_numbers_as_the_glossary_does(opened):
     from llm_lab.runs.glossary import QUANTITIES
 
-    # Without halves, which Python rounds to the even neighbor and a browser up.
+    # Without halves, which Python rounds to even and a browser rounds up.
     values = [0.0, 1e-7, 0.00042, 0.0123, 0.53, 0.99951, 1.0, 9.949, 12.3456, 999.4, 1234.6, 9999.4, 10_400.0, 65_536.0]
     values += [999_600.0, 3.2e6, 7.77e9, 2.5e12, -0.25, -3.75, 172_900.0]
     forms = sorted({one.form for one in QUANTITIES.values()})

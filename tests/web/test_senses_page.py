@@ -179,7 +179,7 @@ def test_a_spoken_file_in_the_microphone_becomes_its_text_and_piper_answers(spea
         heard = page.evaluate(RECORD, 11_500)
         assert "fail again" in heard["text"].lower()
         assert "fail better" in heard["text"].lower()
-        page.mouse.click(5, 5)  # browsers play sound only after the user did something
+        page.mouse.click(5, 5)  # browsers play sound only after a user action
         played = page.evaluate("""async () => {
           const { speak, stopSpeaking, voices } = await import("/static/voice.js");
           const began = performance.now();

@@ -1,4 +1,4 @@
-"""`llm-lab web` starts at once, ends at once, and comes back."""
+"""`llm-lab web` starts at once, ends at once, and can be restarted."""
 
 import signal
 

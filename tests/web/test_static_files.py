@@ -1,4 +1,4 @@
-"""Templates and scripts: nothing is read as HTML, nothing is inline, nothing comes from elsewhere, little is heavy."""
+"""Templates and scripts: no data is parsed as HTML, nothing is inline or from elsewhere, and files are small."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A real run is watched, stopped and resumed from its page; what a command that fails printed is shown there."""
+"""A real run is watched, stopped and resumed from its page, which also shows the output of a command that failed."""
 
 import json
 import os

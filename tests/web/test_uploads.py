@@ -1,4 +1,4 @@
-"""Uploads stay inside uploads/, under a limit, and never replace a file."""
+"""Uploads stay inside uploads/ and within a limit, and never replace a file."""
 
 from pathlib import Path
 

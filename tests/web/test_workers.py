@@ -1,4 +1,4 @@
-"""Workers answer calls, hand on errors, stop when nobody listens, and survive a crash."""
+"""Workers answer calls, pass on errors, stop when the caller has left, and are restarted after a crash."""
 
 import asyncio
 import sys

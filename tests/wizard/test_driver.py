@@ -60,7 +60,7 @@ def terminal_size(monkeypatch, in_tmp_path):
 
 @pytest.fixture
 def visit(monkeypatch, capsys):
-    """Return a function: the screens of a visit to the wizard with these keys, its commands replaced as said."""
+    """Return a function that returns the screens of a visit to the wizard with these keys and replaced commands."""
 
     def walk(*steps, debug=True, **replaced):
         commands = dataclasses.replace(wizard_commands(), **replaced)
@@ -73,7 +73,7 @@ def visit(monkeypatch, capsys):
 
 @pytest.fixture
 def press(monkeypatch, capsys):
-    """Return a function: the answer that these keys give to a question, and the screens that were shown."""
+    """Return a function that returns the answer of these keys to a question, and the screens that were shown."""
 
     def run(question, *steps):
         with keyboard(steps, monkeypatch, lambda: "".join(capsys.readouterr())) as keys:
@@ -159,7 +159,7 @@ def test_the_arrows_of_a_long_list_say_whether_there_is_more(press):
 def test_a_terminal_of_another_size_is_drawn_again_with_the_answer_so_far(press, monkeypatch, question, key):
     class Narrower:
         def __str__(self):
-            monkeypatch.setattr("support.wizard_keys.COLUMNS", 50)  # so wide may a screen be from now on
+            monkeypatch.setattr("support.wizard_keys.COLUMNS", 50)  # the width of the screen from now on
             monkeypatch.setenv("COLUMNS", "50")
             return key
 

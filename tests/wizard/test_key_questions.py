@@ -1,4 +1,4 @@
-"""Questions made from recipe keys: defaults, help, what is allowed, what an answer leads to and takes along."""
+"""Questions made from recipe keys: defaults, help, what is allowed, and the consequences of an answer."""
 
 import shlex
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The menu and its entries that set up no run; Evaluate and Export, whose runs train nothing."""
+"""The menu and its entries that do not set up a run; Evaluate and Export, whose runs do not train."""
 
 import dataclasses
 import json
@@ -191,7 +191,7 @@ def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
     card = Path("checkpoints/file/gguf/README.md").read_text()
     assert "license: mit" in card
     assert "Jo" in card
-    again = answers(EXPORT, [MODEL, ENTER, "No, go back", "card"])  # known, so only asked for
+    again = answers(EXPORT, [MODEL, ENTER, "No, go back", "card"])  # known, so they are asked for only on request
     assert (again.question.key, again.question.default) == ("card.author", "Jo")
     assert "card.author" not in again.keys[:-1]
 
@@ -275,7 +275,7 @@ def test_the_page_of_a_run_stays_its_page_when_another_run_begins_meanwhile():
     assert [choice.value for choice in walk.question.choices][:2] == ["checkpoints/newer", "checkpoints/base"]
     assert walk.question.suggested == "checkpoints/base"
     walk.answer("checkpoints/newer")
-    assert walk.question.suggested == "list"  # not what was chosen for the other run
+    assert walk.question.suggested == "list"  # not the choice for the other run
 
 
 def test_a_stopped_run_is_resumed_and_any_run_is_replayed_after_a_yes():

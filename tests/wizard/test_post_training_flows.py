@@ -1,4 +1,4 @@
-"""The stages after pretraining in the wizard: each to a recipe that runs, and where each leads."""
+"""The stages after pretraining in the wizard: each leads to a recipe that runs, and to next steps."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def rollouts(stage):
 
 
 def without_scores(*steps):
-    """On the page: no held-out score, then further steps."""
+    """Return answers on the page: no held-out score, then further steps."""
     return ["score", "No", *steps]
 
 
@@ -260,7 +260,7 @@ def test_the_page_leads_to_every_question_that_is_more_than_a_key():
     assert recipe["rewards"] == [{"name": "exact_number", "weight": 2.0}]
     assert recipe["score"] == {"prompts": 100, "rewards": [{"name": "exact_number", "weight": 3.0}]}
     assert recipe["lora"] == {}
-    assert recipe["train"] == {"num_train_epochs": 2}  # not in steps; two rows hold no group of three answers
+    assert recipe["train"] == {"num_train_epochs": 2}  # not steps; two rows can't hold a group of three answers
     assert recipe["grpo"]["num_generations"] == 3
 
 

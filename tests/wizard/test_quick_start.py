@@ -54,7 +54,7 @@ def press(question, monkeypatch, *steps, trouble=""):
 
 
 def test_texts_are_listed_nearest_first_and_what_can_not_be_read_says_why():
-    os.mkfifo("pipe.txt")  # reading it would never end
+    os.mkfifo("pipe.txt")  # reading it would block forever
     listed = places_in("", "texts")
     usable = [place.path for place in listed if not place.why_not and not place.enters]
     assert usable == ["book.txt", "note.md", "rows.jsonl", "more/one.txt", "more/deep/two.txt", "README.md"]
@@ -105,7 +105,7 @@ def test_the_way_back_longer_training_and_all_settings_are_reached_from_the_plan
     assert visit.effects[0].recipe["train"]["max_steps"] == 2 * usual
     assert answers(quick_start, [ENTER, ENTER, "back to the sizes"]).question.key == "quick.size"
     other = answers(quick_start, [ENTER, "micro", "Change settings", BACK, BACK, "nano"])
-    assert other.question.suggested == "start"  # not what was chosen for the other size
+    assert other.question.suggested == "start"  # not the choice for the other size
     settings = answers(quick_start, [ENTER, "micro", "Change settings"])
     assert settings.question.screen.title == "Train on my text"
     assert "quick" not in settings.question.key
@@ -143,7 +143,7 @@ def test_every_size_says_what_it_needs_and_the_steps_follow_from_the_text(machin
 def test_a_file_is_picked_with_the_arrow_keys_and_several_with_the_space_bar(monkeypatch):
     assert press(PATH, monkeypatch, Key.DOWN, Key.ENTER)[0] == "note.md"
     several = dataclasses.replace(PATH, kind="paths", default=["book.txt"])
-    for enter in (Key.ENTER, "\n"):  # the second one is what a key pressed early becomes
+    for enter in (Key.ENTER, "\n"):  # an Enter that was pressed early arrives as the second one
         assert press(several, monkeypatch, enter)[0] == ["book.txt"]
     assert press(several, monkeypatch, " ", Key.DOWN, " ", Key.ENTER)[0] == ["book.txt", "note.md"]
 
@@ -190,7 +190,7 @@ def test_a_text_that_disappears_before_the_start_leads_back_to_the_question_for_
 
 
 def test_the_expected_epochs_are_those_that_the_vocabulary_gives():
-    measured = {512: 1.94, 1024: 2.43, 2048: 2.87, 4096: 3.24}  # of 1.1 MB of Shakespeare, a BPE trained on it
+    measured = {512: 1.94, 1024: 2.43, 2048: 2.87, 4096: 3.24}  # on 1.1 MB of Shakespeare, with its own BPE
     for entries, bytes_per_token in measured.items():
         assert tokens_in({"bpe": entries}, 10**6) == pytest.approx(0.9e6 / bytes_per_token, rel=0.03)
 

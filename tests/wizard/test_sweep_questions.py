@@ -90,7 +90,7 @@ def test_a_stopped_sweep_is_resumed_from_its_folder_with_the_runs_that_failed():
     for cell, status in zip(planned.cells(), ("done", "failed"), strict=False):
         cell.folder.mkdir()
         RunFolder(cell.folder).update(status=status)
-    Path("configs/mine.yaml").unlink()  # the folder holds all that is needed
+    Path("configs/mine.yaml").unlink()  # the folder has everything that is needed
     visit = answers(partial(resume_sweep, str(planned.folder)), ["Yes"])
     assert any("3 of 4 (1 done, 1 failed before)" in line.text for line in visit.questions[0].screen.lines)
     assert visit.effects == [ResumeSweep(str(planned.folder))]  # and nothing has run

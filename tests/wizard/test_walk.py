@@ -1,4 +1,4 @@
-"""Walking through a flow: the way back, defaults, effects that happen once, and kept answers."""
+"""Walking through a flow: going back, defaults, effects that happen once, and kept answers."""
 
 from support.wizard_answers import BACK, ENTER, answers
 

@@ -24,11 +24,11 @@ class Terminal:
             cwd=folder,
             dimensions=(24, 80),
             encoding="utf-8",
-            timeout=90,  # machines that run tests are busy
+            timeout=90,  # test machines are busy
             env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **environment},
         )
         self.child.logfile_read = self.seen = io.StringIO()
-        self.child.delaybeforesend = 0.1  # as a person, who looks before pressing a key
+        self.child.delaybeforesend = 0.1  # like a person, who looks before pressing a key
 
     def at(self, text: str, *keys: str) -> None:
         """Wait for a text on the screen, then press keys."""
@@ -70,7 +70,7 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.at("Loading checkpoints/first")
     here.at("/reset starts a new one", "the small", ENTER)
     here.child.expect(r"tokens?(, [\d,]+ tokens\/s)?;")  # a text that ends at once has no speed
-    here.at(TAKES_KEYS, END_OF_INPUT)  # before, the terminal itself would take a Ctrl-D
+    here.at(TAKES_KEYS, END_OF_INPUT)  # earlier, the terminal itself would handle Ctrl-D
     here.at("What next with first?", ESCAPE)
     here.at("Which one?", ESCAPE)
     here.at("What would you like to do?", ESCAPE)
