@@ -48,7 +48,7 @@ def audit_with(packages: list[dict] | None = None, errors: str = "") -> subproce
     return subprocess.CompletedProcess([], 1, output, errors)
 
 
-def test_what_the_audit_finds_or_could_not_read_is_reported():
+def test_findings_of_the_audit_and_packages_that_it_could_not_check_are_reported():
     finding = {"id": "PYSEC-1", "fix_versions": ["2.0"]}
     packages = [{"name": "a", "version": "1.0", "vulns": [finding]}, {"name": "b", "skip_reason": "unknown"}]
     assert vulnerabilities(audit_with(packages)) == ["b: unknown", "a 1.0: PYSEC-1, fixed in ['2.0']"]

@@ -120,7 +120,7 @@ def test_an_override_in_a_pipeline_drops_the_settings_of_the_stage_that_it_chang
     assert "stages.1.optimizer.learning_rate = 0.015" in remarks[0]
 
 
-def test_a_text_that_must_have_a_form_is_refused_with_that_form(capsys):
+def test_a_text_in_the_wrong_format_is_refused_with_the_right_format(capsys):
     Path("recipe.yaml").write_text(
         "stage: sft\nname: .x\ndevice: cpu\ntemplate_date: yesterday\nmodel: {checkpoint: gpt2}\n"
         "data: [{path: builtin:sums}]\n"

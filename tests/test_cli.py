@@ -395,7 +395,7 @@ def test_a_closed_pipe_is_not_an_error(trained):
     assert "Traceback" not in done.stderr
 
 
-def test_an_argument_that_no_file_could_have_as_its_name_is_refused(capsys):
+def test_an_argument_that_cannot_be_a_file_name_is_refused(capsys):
     assert main(["merge", "adapter", "--out", "a\ud800"]) == 2
     assert "half of a character" in capsys.readouterr().err
 
@@ -409,7 +409,7 @@ def test_an_argument_that_no_file_could_have_as_its_name_is_refused(capsys):
         ("gc --keep 0", "at least one checkpoint of each run is kept"),
     ],
 )
-def test_what_can_not_be_done_is_said_before_anything_is_shown(words, said, trained, capsys, monkeypatch):
+def test_what_cannot_be_done_is_reported_before_anything_is_shown(words, said, trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     assert main(words.split()) == 2
     printed = capsys.readouterr()

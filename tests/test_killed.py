@@ -43,7 +43,7 @@ def test_a_run_killed_before_its_first_files_were_written_is_resumed_in_its_fold
     assert not [path for path in TINY.path.rglob("*") if TEMPORARY.fullmatch(path.name)]
 
 
-def test_a_run_killed_before_its_first_step_records_what_it_would_have_recorded(finished_run):
+def test_a_run_killed_before_its_first_step_has_a_complete_record_after_the_resume(finished_run):
     facts = TINY.facts()
     for name in ("steps", "model"):
         shutil.rmtree(TINY.path / name)
@@ -179,7 +179,7 @@ def test_a_warning_is_in_run_json_as_soon_as_it_is_given():
 
 
 @pytest.mark.slow
-def test_runs_killed_at_random_come_out_as_undisturbed_ones():
+def test_runs_killed_at_random_end_like_undisturbed_ones():
     """`python -m benchmarks kills` runs hundreds. Not in a fork, which can't use the threads of this process."""
     program = "from benchmarks.kills import campaign; o = campaign(40, seed=3)"
     program += "; print(sum(o.kills.values()), o.failures)"

@@ -83,7 +83,7 @@ def test_a_layer_imports_only_the_layers_below_it(layer):
         assert not beyond, f"{file.relative_to(PACKAGE)} imports {beyond}"
 
 
-def test_no_two_files_import_each_other_in_a_circle():
+def test_there_are_no_import_cycles():
     known = modules()
     imports = {name: modules_imported(file, known) - {name, "llm_lab"} for name, file in known.items()}
     waiting = dict(imports)

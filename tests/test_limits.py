@@ -41,7 +41,7 @@ def seconds_of(function) -> float:
     ],
     ids=["aliases", "depth", "digits", "length"],
 )
-def test_a_recipe_that_is_a_bomb_is_refused(text, why):
+def test_a_recipe_that_is_a_yaml_bomb_is_refused(text, why):
     with pytest.raises(UserError, match=why):
         parse_yaml(text)
 
@@ -62,7 +62,7 @@ def test_deeply_nested_json_in_a_run_is_damage_and_not_an_internal_error(depth, 
         assert main(command) in (0, 2), capsys.readouterr()
 
 
-def test_aliases_within_reason_are_read():
+def test_a_moderate_number_of_aliases_is_read():
     assert parse_yaml("a: &a {x: 1}\nb: *a\nc: [*a, *a]") == {"a": {"x": 1}, "b": {"x": 1}, "c": [{"x": 1}, {"x": 1}]}
 
 

@@ -126,7 +126,7 @@ def test_the_recipe_of_a_run_validates_and_resolves_to_itself(name):
 
 
 @pytest.mark.parametrize("name", [*TRAINED, "life"])
-def test_a_recipe_written_for_that_release_derives_what_it_derived_then(name):
+def test_a_recipe_of_that_release_derives_the_same_values(name):
     recorded = recorded_values(name)
     recipe = f"recipes/{name}.yaml"
     # Its default was the last 3; now it is 4: the last two and two earlier ones.
@@ -194,7 +194,7 @@ def test_a_replay_of_several_stages_gives_what_that_release_gave(name, pretraine
         assert (facts["status"], facts["results"]["step"]) == ("done", PAIRS[name])
 
 
-def test_compare_measures_what_was_measured_then(capsys):
+def test_compare_gives_the_figures_of_that_release(capsys):
     models = [f"checkpoints/{name}" for name in LOSSES]
     options = ["--data", "builtin:stories", "--prompt", QUESTION, "--max-new-tokens", "2", "--out", "compare.json"]
     assert main(["compare", *models, *options]) == 0

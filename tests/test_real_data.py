@@ -78,7 +78,7 @@ def test_the_seeds_of_self_instruct_through_sft(capsys):
 
 
 @pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
-def test_all_of_gsm8k_is_checked_and_looked_through(stage, capsys):
+def test_all_of_gsm8k_is_checked_and_read(stage, capsys):
     recipe = write_recipe(stage, GSM8K, **(GRPO if stage == "grpo" else {}))
     assert main(["check", recipe]) == 0
     assert main(["xray", recipe]) == 0

@@ -58,7 +58,7 @@ def test_a_stage_from_another_package_runs_from_a_recipe_file(toy_stage, capsys)
     assert run(folder.recipe_path)["results"]["times"] == 2
 
 
-def test_the_stages_of_an_installed_package_are_known_to_the_command(in_tmp_path):
+def test_the_command_knows_the_stages_of_an_installed_package(in_tmp_path):
     site = {
         "toy_lab/__init__.py": TOY_RECIPE,
         "toy_lab/greet.py": TOY_MODULE,
@@ -210,7 +210,7 @@ def _text(node: ast.expr | None) -> str | None:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
-def test_the_name_of_a_stage_is_typed_in_its_own_files_only():
+def test_the_name_of_a_stage_appears_only_in_its_own_files():
     own = {f"{folder}/{name}.py" for folder in ("recipe", "stages") for name in NAMES}
     own |= {"stages/dpo_trainer.py"}  # there, "sft" is TRL's name for a loss
     found = {}

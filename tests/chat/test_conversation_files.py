@@ -44,7 +44,7 @@ def test_a_file_keeps_which_prompt_each_model_answered_and_the_numbers_of_the_an
     assert found["messages"] == messages("one", "first", "two", "second")
 
 
-def test_no_file_is_replaced_by_a_conversation_with_less(tmp_path):
+def test_no_file_is_replaced_by_a_conversation_with_fewer_messages(tmp_path):
     file = tmp_path / "talk.json"
     write(file)
     before = file.read_text()

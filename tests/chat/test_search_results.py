@@ -139,7 +139,7 @@ def test_a_base_model_refuses_results_and_nothing_changes(searxng, capsys):
     assert len(searxng.queries) == before, "nothing was sent"
 
 
-def test_the_search_command_says_what_leaves_the_machine_once_and_lists_the_sources(large, searxng, capsys):
+def test_the_search_command_says_once_what_leaves_the_machine_and_lists_the_sources(large, searxng, capsys):
     session = talk(large)
     type_into_chat(session, f"/search_with {searxng.address()}\r/search moons of Mars\r/search water\r/quit\r")
     assert [message["content"] for message in session.messages[::2]] == ["moons of Mars", "water"]
@@ -151,7 +151,7 @@ def test_the_search_command_says_what_leaves_the_machine_once_and_lists_the_sour
     assert searxng.queries[-2]["q"] == "moons of Mars"
 
 
-def test_what_a_result_contains_can_not_control_the_terminal(large, searxng, capsys):
+def test_the_content_of_a_result_cannot_control_the_terminal(large, searxng, capsys):
     session = talk(large)
     type_into_chat(session, f"/search_with {searxng.address('poisoned')}\r/search x\r/quit\r")
     out = capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_a_search_that_fails_changes_nothing(large, searxng, capsys):
     assert "Allowed: ddgs" in errors
 
 
-def test_words_about_the_present_search_only_if_the_user_asked_for_it(large, searxng, capsys):
+def test_words_about_the_present_start_a_search_only_if_the_user_allowed_it(large, searxng, capsys):
     before = len(searxng.queries)
     session = talk(large)
     keys = f"/search_with {searxng.address()}\rthe latest moons?\r/auto_search on\rthe latest moons?\rhello\r"

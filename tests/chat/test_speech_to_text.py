@@ -34,7 +34,7 @@ def test_other_recordings_are_refused_with_what_is_allowed(data, why):
         read_wav(data)
 
 
-def test_a_header_that_promises_more_than_there_is_gives_what_there_is():
+def test_a_header_that_promises_more_samples_than_there_are_gives_the_existing_ones():
     data = bytearray(wav_of(tone(0.5)))
     data[40:44] = (2**31).to_bytes(4, "little")
     assert len(read_wav(bytes(data))) == RATE // 2
@@ -48,7 +48,7 @@ def test_silence_and_faint_noise_give_no_text_and_load_no_model(level):
     assert whisper.transcribe(wav_of([])) == ""
 
 
-def test_one_word_in_a_long_silence_is_not_silence():
+def test_one_word_in_a_long_silence_is_not_treated_as_silence():
     samples = noise(20, 0.001)
     samples[5 * RATE : 5 * RATE + RATE // 3] += tone(1, 0.05)[: RATE // 3]
     assert not is_silent(samples)
@@ -70,13 +70,13 @@ def test_a_model_that_is_not_a_whisper_is_refused(tmp_path):
         Transcriber(str(tmp_path)).transcribe(wav_of(tone(1)))
 
 
-def test_a_model_that_is_not_there_is_named(monkeypatch):
+def test_a_missing_whisper_model_is_named_in_the_error(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="whisper = /nowhere/whisper"):
         Transcriber("/nowhere/whisper").transcribe(wav_of(tone(1)))
 
 
-def test_the_model_of_the_environment_is_the_default(monkeypatch):
+def test_the_default_whisper_model_is_the_one_in_the_environment(monkeypatch):
     monkeypatch.delenv("LLM_LAB_WHISPER", raising=False)
     assert default_whisper() == "openai/whisper-tiny"
     monkeypatch.setenv("LLM_LAB_WHISPER", "/models/whisper")

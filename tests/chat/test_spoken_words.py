@@ -34,7 +34,7 @@ def test_a_recording_longer_than_the_window_loses_no_part(whisper):
         assert part in said, said
 
 
-def test_what_piper_says_is_understood(whisper, monkeypatch):
+def test_speech_by_piper_is_transcribed_correctly(whisper, monkeypatch):
     for name, value in piper_environment().items():
         monkeypatch.setenv(name, value)
     speech = synthesize("What is the weather in Paris today?")
@@ -50,7 +50,7 @@ def test_a_hum_gives_no_text(whisper):
     assert whisper.transcribe(wav_of(tone(5, 0.1))) == ""
 
 
-def test_quiet_speech_is_heard(whisper):
+def test_quiet_speech_is_transcribed(whisper):
     samples = read_wav(recording("beckett.wav"))
     quiet = samples * (0.03 / np.abs(samples).max())
     assert not is_silent(quiet)

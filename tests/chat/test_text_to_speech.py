@@ -51,7 +51,7 @@ def test_a_failure_of_piper_shows_its_last_line_without_control_characters(piper
         synthesize("fail")
 
 
-def test_a_piper_that_does_not_end_is_ended(piper):
+def test_a_piper_that_does_not_end_is_stopped(piper):
     began = time.monotonic()
     with pytest.raises(UserError, match=r"did not end within 0\.2 seconds"):
         synthesize("wait", seconds=0.2)
@@ -61,12 +61,12 @@ def test_a_piper_that_does_not_end_is_ended(piper):
 
 
 @pytest.mark.parametrize(("text", "why"), [(" \n", "nothing to say"), ("x" * 5001, "5,001 characters")])
-def test_a_text_that_can_not_be_said_is_refused(piper, text, why):
+def test_a_text_that_cannot_be_spoken_is_refused(piper, text, why):
     with pytest.raises(UserError, match=why):
         synthesize(text)
 
 
-def test_what_is_missing_is_said_with_how_to_get_it(piper, monkeypatch):
+def test_a_missing_program_or_voice_is_named_with_how_to_get_it(piper, monkeypatch):
     piper.with_suffix(".onnx.json").unlink()
     assert "my voice.onnx.json: this file" in why_no_piper()
     monkeypatch.delenv("LLM_LAB_PIPER_VOICE")

@@ -54,7 +54,7 @@ def test_text_from_the_web_is_one_visible_line_and_only_web_addresses_are_kept(s
         "redirecting": ("it redirects to http://169.254.169.254/secrets",),
     }.items(),
 )
-def test_each_failure_of_a_searxng_says_what_is_wrong(searxng, mode, words):
+def test_each_failure_of_a_searxng_explains_what_is_wrong(searxng, mode, words):
     with pytest.raises(UserError) as raised:
         search("x", backend=searxng.address(mode))
     for word in words:
@@ -182,7 +182,7 @@ def test_ddgs_results_are_read(ddgs):
         ("changed", r"html changed.*update ddgs"),
     ],
 )
-def test_each_failure_of_ddgs_says_what_is_wrong(ddgs, query, why):
+def test_each_failure_of_ddgs_explains_what_is_wrong(ddgs, query, why):
     with pytest.raises(UserError, match=why):
         search(query, backend="ddgs")
 
@@ -193,7 +193,7 @@ def test_without_ddgs_the_error_says_what_to_install(monkeypatch):
         search("x", backend="ddgs")
 
 
-def test_the_installed_ddgs_has_the_interface_that_is_used():
+def test_the_installed_ddgs_has_the_interface_that_llm_lab_uses():
     pytest.importorskip("ddgs", reason="ddgs is not installed (the extra `search`)")
     from ddgs import exceptions
     from ddgs.ddgs import DDGS

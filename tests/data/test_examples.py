@@ -378,7 +378,7 @@ def test_the_plain_columns_of_prompts_are_for_rewards_and_others_are_listed():
         ({"history": [["Who?", "Ann."]]}, [{"role": "user", "content": "Who?"}, {**ANSWER, "content": "Ann."}, USER]),
     ],
 )
-def test_an_optional_column_that_begins_late_is_read(late, prompt):
+def test_an_optional_column_that_is_missing_in_the_first_rows_is_read(late, prompt):
     row = {"instruction": "Why?", "output": "So."}
     source = read(*[row] * 30, row | late)
     assert source.examples[-1].prompt == tuple(prompt)
@@ -386,7 +386,7 @@ def test_an_optional_column_that_begins_late_is_read(late, prompt):
     assert source.counts.unread == {}
 
 
-def test_a_column_named_in_the_recipe_may_begin_late():
+def test_a_column_named_in_the_recipe_may_be_missing_in_the_first_rows():
     rows = [{"q": "Why?"}] * 30 + [{"q": "Why?", "a": "So."}]
     assert only(*rows, columns={"prompt": "q", "completion": "a"}).messages == [USER, ANSWER]
 
@@ -409,7 +409,7 @@ def test_the_turns_of_a_history_precede_the_prompt(history):
     assert only({"question": "Why?", "answer": "So.", "history": history}, kind="prompt").prompt == (*before, USER)
 
 
-def test_a_history_of_another_form_is_an_error():
+def test_a_history_in_another_format_is_an_error():
     assert "is a string that is not valid JSON" in refusal({"prompt": "Why?", "output": "So.", "history": "[" * 99_999})
     assert "message 1 of column 'history' is str" in refusal({"prompt": "Why?", "output": "So.", "history": ["Who?"]})
 
@@ -539,7 +539,7 @@ def test_messages_written_as_text_are_messages():
         ("[{'role': 'user', 'content': b'a?'}]", "not valid JSON"),
     ],
 )
-def test_a_python_list_that_json_can_not_hold_is_refused(written, why):
+def test_a_python_list_that_json_cannot_hold_is_refused(written, why):
     assert why in refusal({"messages": written})
 
 

@@ -49,7 +49,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize("ending", list(PACKED))
-def test_packed_files_are_read_and_streamed(ending):
+def test_compressed_files_are_read_and_streamed(ending):
     path = write_file(f"rows.jsonl.{ending}", PACKED[ending](LINES))
     assert documents(path) == TEXTS
     pieces = list(open_stream(path).pieces())
@@ -58,7 +58,7 @@ def test_packed_files_are_read_and_streamed(ending):
 
 
 @pytest.mark.parametrize("ending", list(PACKED))
-def test_a_truncated_packed_file_is_refused(ending):
+def test_a_truncated_compressed_file_is_refused(ending):
     packed = PACKED[ending](LINES)
     message = refusal(write_file(f"rows.jsonl.{ending}", packed[: len(packed) // 2]))
     assert f"rows.jsonl.{ending} is not a complete" in message
@@ -91,7 +91,7 @@ BEGINNINGS = {
 
 
 @pytest.mark.parametrize("name", list(BEGINNINGS))
-def test_a_file_that_is_not_what_its_name_says_is_named(name):
+def test_a_file_whose_content_does_not_match_its_extension_is_named(name):
     content, message = BEGINNINGS[name]
     assert message in refusal(write_file(name, content))
 
@@ -100,12 +100,12 @@ def test_a_file_that_is_not_what_its_name_says_is_named(name):
 
 
 @pytest.mark.parametrize("ending", ["ndjson", "jsonlines", "NDJSON"])
-def test_json_lines_have_several_endings(ending):
+def test_json_lines_files_may_have_several_extensions(ending):
     assert documents(write_file(f"rows.{ending}", LINES)) == TEXTS
 
 
 @pytest.mark.parametrize("name", ["a.dat", "a.docx", "a.jsonl.lz4", "a.tar.gz", "a.parquet.gz"])
-def test_unknown_endings_are_refused_with_those_that_are_allowed(name):
+def test_unknown_extensions_are_refused_with_the_allowed_ones(name):
     message = refusal(write_file(name, "text"))
     assert (
         f"Files that end in {name.removeprefix('a') if name != 'a.jsonl.lz4' else '.lz4'} are not supported" in message
@@ -113,7 +113,7 @@ def test_unknown_endings_are_refused_with_those_that_are_allowed(name):
     assert "Allowed: .txt, " in message
 
 
-def test_a_file_without_an_ending_is_text_unless_it_is_json():
+def test_a_file_without_an_extension_is_text_unless_it_is_json():
     assert documents(write_file("notes", "Once.")) == ["Once."]
     assert "looks like JSON" in refusal(write_file("rows", LINES))
 
@@ -219,7 +219,7 @@ def test_a_folder_is_trained_on_without_its_test_and_validation_splits():
         (["a.md", "test.md"], [0, 1]),
     ],
 )
-def test_splits_are_found_in_names_as_the_datasets_library_finds_them(names, trained):
+def test_splits_are_found_in_names_as_in_the_datasets_library(names, trained):
     for name in names:
         if name.endswith(".jsonl"):
             write_jsonl(f"set/{name}", {"text": name})
@@ -237,13 +237,13 @@ def test_splits_agree_with_the_datasets_library(tmp_path):
         assert documents("set", split=split) == loaded["text"][:]
 
 
-def test_a_file_of_no_split_is_named():
+def test_a_file_that_belongs_to_no_split_is_named():
     for name in ("train", "test", "more"):
         write_jsonl(f"set/{name}.jsonl", {"text": name})
     assert "not read: more.jsonl" in open_source("set").describe()
 
 
-def test_folders_that_save_to_disk_wrote_are_read():
+def test_folders_written_by_save_to_disk_are_read():
     rows = datasets.Dataset.from_list([{"prompt": f"Say {n}", "completion": str(n)} for n in range(6)])
     rows.save_to_disk("one")
     datasets.DatasetDict({"train": rows.select(range(4)), "test": rows.select([4, 5])}).save_to_disk("both")

@@ -219,7 +219,7 @@ def test_a_mistyped_file_gets_a_suggestion():
     assert "Hub datasets are named owner/name." in message
 
 
-def test_a_file_with_only_the_same_ending_is_not_suggested():
+def test_a_file_with_only_the_same_extension_is_not_suggested():
     write_file("bin.txt", "To be")
     assert "Did you mean" not in refusal("missing.txt")
     write_file("misssing.md", "To be")
@@ -249,7 +249,7 @@ def test_an_unknown_builtin_gets_a_suggestion():
     assert "Did you mean stories?" in message
 
 
-def test_a_builtin_of_conversations_that_is_named_as_a_text_is_said_to_be_one():
+def test_a_builtin_dataset_of_conversations_that_is_used_as_a_text_is_recognized():
     message = refusal("builtin:instruct")
     assert "has conversations, preferences or prompts, not texts" in message
     assert "score.path" in message

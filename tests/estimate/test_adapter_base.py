@@ -95,7 +95,7 @@ def test_show_describes_a_moved_adapter_with_its_base(moved, capsys):
     assert "259entries" in text
 
 
-def test_another_model_at_the_same_path_is_not_taken_for_the_base(moved, capsys):
+def test_another_model_at_the_same_path_is_not_mistaken_for_the_base(moved, capsys):
     (moved / "base" / "model" / "model.safetensors").write_bytes(b"other")
     assert find_base(moved / "sft") is None
     assert read_config_json(moved / "sft") is None

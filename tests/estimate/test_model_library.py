@@ -34,7 +34,7 @@ def test_the_shape_for_estimates_has_every_parameter():
         assert described == pytest.approx(model.parameters, rel=0.15)
 
 
-def test_base_and_chat_models_of_each_family_are_there_once():
+def test_each_family_has_each_of_its_base_and_chat_models_once():
     names = [model.name for model in MODELS]
     assert len(set(names)) == len(names)
     families = {model.family: {m.is_chat for m in MODELS if m.family == model.family} for model in MODELS}
@@ -43,7 +43,7 @@ def test_base_and_chat_models_of_each_family_are_there_once():
     assert set(map(frozenset, families.values())) == {frozenset({True, False})}
 
 
-def test_what_needs_permission_says_so():
+def test_models_that_need_permission_say_so():
     gated = {model.family for model in MODELS if model.gated}
     assert gated == {"Llama 3.2", "Llama 3.1", "Gemma 3"}
     assert {model.license for model in MODELS if model.gated} == {"llama3.2", "llama3.1", "gemma"}

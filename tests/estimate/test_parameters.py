@@ -87,7 +87,7 @@ def test_the_parameters_of_a_config_are_counted(config, tied, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen3Config])
-def test_keys_missing_from_a_config_have_the_defaults_of_transformers(kind, tmp_path):
+def test_keys_missing_from_a_config_get_the_defaults_of_transformers(kind, tmp_path):
     values = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
     values |= {"model_type": kind.model_type, "num_attention_heads": 32, "hidden_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(values))

@@ -84,7 +84,7 @@ def test_the_time_left_of_a_resumed_run_follows_from_its_own_steps(base):
     assert what_is_left(job).stages[0].estimate.basis == "based on typical values"
 
 
-def test_a_batch_is_as_wide_as_its_longest_example():
+def test_a_batch_is_as_long_as_its_longest_example():
     sizes = ExampleSizes(100, 0, [10, 20, 30, 400])
     assert sizes.width(1, 100) == pytest.approx((10 + 20 + 30 + 100) / 4)
     assert sizes.width(1, 100) < sizes.width(4, 100) < sizes.width(1000, 100) <= 100 == sizes.longest(100)
@@ -100,7 +100,7 @@ WITH_A_SYSTEM_PROMPT = (
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "grpo"])
-def test_the_plan_counts_what_the_models_own_chat_template_writes(base, kind):
+def test_the_plan_counts_the_text_of_the_models_own_chat_template(base, kind):
     tokenizer = make_byte_tokenizer()
     tokenizer.chat_template = WITH_A_SYSTEM_PROMPT
     tokenizer.save_pretrained("base")
@@ -135,7 +135,7 @@ def cost_of(work, lengths, **config):
     return estimate_tuning(values, shape, LAPTOP, work, ExampleSizes(100, 0, lengths))
 
 
-def test_a_rollout_is_as_wide_as_the_longest_of_its_prompts_which_are_fewer_than_its_rows(base):
+def test_a_rollout_is_as_long_as_its_longest_prompt(base):
     lengths = [10, 20, 30, 90]
     of_two, of_eight = (ExampleSizes(100, 0, lengths).width(prompts, 128) for prompts in (2, 8))
     assert cost_of(Work(generates=32, answers=4), lengths).tokens_per_step == round(8 * (of_two + 32))
@@ -148,7 +148,7 @@ def test_a_rollout_is_as_wide_as_the_longest_of_its_prompts_which_are_fewer_than
     assert eight.tokens_per_step < two.tokens_per_step
 
 
-def test_logits_of_prompts_that_are_not_scored_cost_nothing(base):
+def test_the_plan_counts_no_logits_for_prompts_that_are_not_scored(base):
     answers = cost_of(Work(generates=32), [96], vocab_size=100_000).seconds_by_part["training"]
     everything = cost_of(Work(), [128], vocab_size=100_000).seconds_by_part["training"]
     assert answers < 0.4 * everything

@@ -136,7 +136,7 @@ AWKWARD = "[bold]not bold[/bold] **nor this** " + "x" * 120 + " 鳥が歌う" * 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_every_line_fits_and_text_is_never_read_as_markup(count, width):
+def test_every_line_fits_and_text_is_never_interpreted_as_markup(count, width):
     shown = screen(comparison_of(*[AWKWARD, *["y" + AWKWARD] * (count - 1)]), width)
     assert max(cell_len(line) for line in shown.splitlines()) <= width
     assert "\x1b" not in shown
@@ -371,7 +371,7 @@ def test_switching_off_gives_the_bases_logits_and_restores_the_adapter(tied, tmp
     assert model.generation_config.eos_token_id == ends == tokenizer.eos_token_id
 
 
-def test_an_adapter_that_replaces_the_embeddings_can_not_be_switched_off(models, tmp_path):
+def test_an_adapter_that_replaces_the_embeddings_cannot_be_switched_off(models, tmp_path):
     from peft import LoraConfig
 
     base = load_model("plain")

@@ -122,7 +122,7 @@ def check_combinations(combinations, tmp_path: Path) -> None:
     assert {name for name, loads in claims.items() if loads.gguf} == in_gguf
 
 
-def test_every_part_loads_in_what_is_claimed_and_in_nothing_else(tmp_path):
+def test_every_part_loads_in_the_claimed_programs_and_in_no_other(tmp_path):
     names = ("position", "norm", "num_key_value_heads", "activation")
     some = [dict(zip(names, row, strict=True)) for row in covering([FACTORS[name] for name in names], 1)]
     native = [parts for parts in every_combination() if is_native(parts) and parts["num_key_value_heads"] != 1]
@@ -130,7 +130,7 @@ def test_every_part_loads_in_what_is_claimed_and_in_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_combination_of_parts_loads_in_what_is_claimed_and_in_nothing_else(tmp_path):
+def test_every_combination_of_parts_loads_in_the_claimed_programs_and_in_no_other(tmp_path):
     check_combinations(every_combination(), tmp_path)
 
 
@@ -176,7 +176,7 @@ VARIANTS = {
 }
 
 
-def test_every_variant_of_native_parts_loads_in_what_is_claimed(tmp_path):
+def test_every_variant_of_native_parts_loads_in_the_claimed_programs(tmp_path):
     claims = check_claims({name: model_of(**changes) for name, changes in VARIANTS.items()}, tmp_path)
     assert {name for name, loads in claims.items() if loads.architecture is None} == {
         "QK-norm and biases in the feed-forward",
@@ -246,7 +246,7 @@ NATIVE_MODELS = {
 }
 
 
-def test_models_of_transformers_load_in_what_is_claimed(tmp_path):
+def test_models_of_transformers_load_in_the_claimed_programs(tmp_path):
     claims = check_claims(
         {name: transformers_model(kind, **changes) for name, (kind, changes) in NATIVE_MODELS.items()}, tmp_path
     )
@@ -305,7 +305,7 @@ UNUSUAL = [
 
 
 @pytest.mark.parametrize(("changes", "unusual"), UNUSUAL)
-def test_what_other_programs_lack_in_a_native_model_is_said(changes, unusual):
+def test_features_of_a_native_model_that_other_programs_lack_are_reported(changes, unusual):
     parts = {"position_embedding": "rope", "norm": "rmsnorm", "activation": "swiglu", "num_hidden_layers": 2}
     assert "loads in any tool that supports it" in what_loads(parts).native_reason
     assert f"with {unusual}: Transformers loads it, many" in what_loads(parts | changes).native_reason

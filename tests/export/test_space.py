@@ -83,7 +83,7 @@ def test_the_folder_has_a_verified_model_an_app_a_card_and_the_requirements(in_t
     assert set(planned) == {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
-def test_the_card_says_what_the_hub_reads(in_tmp_path):
+def test_the_card_has_the_metadata_that_the_hub_reads(in_tmp_path):
     folder = space()
     _, head, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     facts = yaml.safe_load(head)
@@ -95,7 +95,7 @@ def test_the_card_says_what_the_hub_reads(in_tmp_path):
     assert "code of its own" not in body
 
 
-def test_a_model_made_from_one_of_the_library_has_its_license(in_tmp_path):
+def test_a_model_made_from_a_library_model_has_its_license(in_tmp_path):
     write_base("checkpoints/tuned/model")
     parent = {"path": "google/gemma-3-270m-it", "digest": None}
     RunFolder(Path("checkpoints/tuned")).update(name="tuned", stage="sft", status="done", created_at=1.0, parent=parent)
@@ -180,7 +180,7 @@ def test_a_model_with_code_of_its_own_is_trusted_and_the_card_says_so(app):
     assert json.loads((folder / "space.json").read_text())["own_code"] is True
 
 
-def test_what_a_space_can_not_do_says_so(in_tmp_path, capsys):
+def test_a_model_that_a_space_cannot_run_is_refused_with_the_reason(in_tmp_path, capsys):
     write_base("base")
     assert main(["export", "base", "--to", "space", "--push", "me/mine"]) == 2
     assert "hf upload me/mine" in capsys.readouterr().err

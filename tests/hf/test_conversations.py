@@ -264,7 +264,7 @@ def test_several_named_templates_without_a_default_are_listed():
     assert encode_prompt(tokenizer, CONVERSATION[1:2])
 
 
-def test_whatever_a_template_raises_is_a_refusal_with_its_reason():
+def test_any_error_of_a_template_becomes_a_refusal_with_its_reason():
     tokenizer = make_byte_tokenizer()
     apply_chat_template_choice(tokenizer, "chatml")
     for broken in ("{{ messages[7].content + 1 }}", "{{ 1 / 0 }}", "{{ messages.__class__ }}{{ ''.x.y }}"):

@@ -72,7 +72,7 @@ def file(in_tmp_path):
         ("f32", {"position_embedding": "yarn"}),
     ],
 )
-def test_the_model_in_a_gguf_file_computes_what_it_computed_before(weights, parts, in_tmp_path, capfd):
+def test_the_model_in_a_gguf_file_gives_the_same_logits_as_before(weights, parts, in_tmp_path, capfd):
     original = write_file("tiny.gguf", weights, **parts)
     model = load_model("tiny.gguf")
     assert "de-quantizing" not in capfd.readouterr().err, "the library's progress bar would be in the live view"
@@ -117,7 +117,7 @@ def test_the_tokenizer_and_chat_template_of_a_gguf_file_are_used(file):
     assert tokenizer("a b")["input_ids"] == expected("a b")["input_ids"]
 
 
-def test_a_gguf_file_is_fine_tuned_merged_shown_measured_and_noticed_when_it_changes(file, capsys):
+def test_a_gguf_file_can_be_fine_tuned_merged_shown_and_measured_and_its_changes_are_noticed(file, capsys):
     class Notices(Handlers):
         lines = ()
 
@@ -209,7 +209,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(file, change, why
     assert "Internal error" not in capsys.readouterr().err
 
 
-def test_a_damaged_header_is_never_more_than_unreadable(file):
+def test_a_damaged_header_only_makes_the_file_unreadable(file):
     data = bytearray(Path(file).read_bytes()[:4000])
     for position in range(8, 400, 3):
         broken = bytearray(data)

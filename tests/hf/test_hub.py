@@ -78,7 +78,7 @@ def test_a_model_on_the_hub_that_has_gguf_files_only_is_refused_with_their_names
         assert look_at_model("ann/both", key="model.checkpoint") is None
 
 
-def test_a_gguf_file_that_is_named_by_its_place_on_the_hub_is_refused_with_the_command_that_downloads_it(in_tmp_path):
+def test_a_gguf_file_given_by_its_path_on_the_hub_is_refused_with_the_command_that_downloads_it(in_tmp_path):
     name = "ann/tiny-GGUF/tiny-f16.gguf"
     for ask in (
         lambda: check({"stage": "sft", "model": name, "data": [{"path": "builtin:sums"}]}),

@@ -95,7 +95,7 @@ def test_the_predicted_architecture_is_the_one_that_is_saved(parts):
 @pytest.mark.parametrize(
     "parts", [*NATIVE.values(), *OWN.values(), {"position_embedding": "learned", "attention": "mha", **GPT2}], ids=str
 )
-def test_a_design_is_trained_as_the_model_that_its_parts_are(parts, tmp_path):
+def test_a_design_is_trained_as_the_architecture_of_its_parts(parts, tmp_path):
     extras = {"zero_init": True, "dropout": 0.1, "attention_dropout": 0.05, "initializer_range": 0.01}
     design = resolve(tiny_recipe(**{"model.num_attention_heads": 4}, model=recipe_keys(parts) | extras)).values
     write_design(tmp_path, design)
@@ -324,7 +324,7 @@ def test_buffers_that_earlier_versions_saved_are_not_errors(kind, tmp_path):
     assert torch.allclose(load_model(tmp_path)(ids).logits, trained(ids).logits, atol=1e-5)
 
 
-def test_transformers_4_finds_its_own_names(tmp_path):
+def test_transformers_4_finds_its_own_key_names(tmp_path):
     """Version 4.57 ignores rope_parameters, dtype and lists of extra tokens, and does not know TokenizersBackend."""
     tokenizer = make_byte_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>"]})

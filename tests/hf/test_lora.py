@@ -161,7 +161,7 @@ def test_the_experts_of_a_mixture_get_adapters_that_merge_and_their_router_does_
 
 
 @pytest.mark.parametrize(("key", "value"), [("dropout", 0.1), ("use_dora", True)])
-def test_what_adapters_on_experts_do_not_support_is_refused(key, value):
+def test_unsupported_options_of_adapters_on_experts_are_refused(key, value):
     model = from_config(MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=2))
     with pytest.raises(UserError, match=rf"lora.{key} = .*adapters on the experts of a mixture"):
         attach_lora(model, lora(preset="all", **{"dropout": 0.0, key: value}), seed=1)

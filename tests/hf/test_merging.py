@@ -307,7 +307,7 @@ def test_an_adapter_with_biases_that_its_base_lacks_is_not_merged(tmp_path):
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_weights_that_an_adapter_lacks_are_our_error_and_no_warning_of_peft(tmp_path):
+def test_missing_weights_of_an_adapter_are_an_error_instead_of_a_warning_by_peft(tmp_path):
     adapter = made_with_peft(tmp_path)
     weights = load_file(adapter / "adapter_model.safetensors")
     weights.popitem()

@@ -107,7 +107,7 @@ def check(tokenizer, messages):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_only_what_the_assistant_said_is_trained_after_the_prompt_at_inference(name):
+def test_only_the_words_of_the_assistant_are_trained_after_the_prompt_of_inference(name):
     tokenizer = tokenizer_of(name)
     refusals = []
     for shape, messages in SHAPES.items():

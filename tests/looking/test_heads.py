@@ -148,7 +148,7 @@ def test_similarity_of_positions_is_their_cosine():
     assert float(mean_similarity(found)[0]) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
 
 
-def test_cka_equals_the_formula_and_does_not_see_rotations_and_scales():
+def test_cka_equals_the_formula_and_ignores_rotations_and_scales():
     import numpy as np
 
     def unbiased_hsic(k, other):

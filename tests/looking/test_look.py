@@ -65,7 +65,7 @@ def test_the_attention_in_the_json_is_the_recorded_one(looked, models):
     torch.testing.assert_close(values, weights[:, rows, columns], atol=0.5 / 255 + 1e-6, rtol=0)
 
 
-def test_a_report_is_one_file_that_asks_nobody_for_anything(looked):
+def test_a_report_is_one_file_that_makes_no_requests(looked):
     page = looked.page.read_text(encoding="utf-8")
     assert "default-src 'none'" in page
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:)""", page)
@@ -166,7 +166,7 @@ def test_a_text_that_is_longer_than_the_context_is_cut_with_a_remark(models):
         (TEXT, "nowhere", "there is no such run or model"),
     ],
 )
-def test_what_can_not_be_looked_at_is_refused_with_the_reason(models, text, against, why):
+def test_a_model_that_cannot_be_looked_at_is_refused_with_the_reason(models, text, against, why):
     other = None if against is None else str(models / against)
     with pytest.raises(UserError, match=why):
         look(str(models / "base"), text, against=other, out=models / "refused", device="cpu")
@@ -181,7 +181,7 @@ def test_another_tokenizer_is_refused(models, tmp_path):
         look(str(models / "base"), TEXT, against=str(tmp_path / "gpt2"), out=tmp_path / "refused", device="cpu")
 
 
-def test_an_adapter_is_looked_at_with_what_it_changes(models):
+def test_an_adapter_is_looked_at_together_with_its_base(models):
     from support.adapters import lora, perturb
 
     from llm_lab import load
@@ -225,7 +225,7 @@ def test_a_run_without_checkpoints_has_nothing_to_follow(finished_run):
         look("tiny", "the old tree", steps=True, device="cpu")
 
 
-def test_a_model_without_attention_weights_gets_the_rest_and_a_sentence(tmp_path):
+def test_a_model_without_attention_weights_gets_the_other_measurements_and_a_remark(tmp_path):
     from support.looked_at import model_named
     from transformers import MambaConfig, MambaForCausalLM
 

@@ -63,14 +63,14 @@ def test_attention_and_feed_forward_sum_to_what_each_layer_adds(name):
         torch.testing.assert_close(whole, found.residual[index + 1], atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_without_attention_has_a_reason_and_the_rest():
+def test_a_model_without_attention_has_a_reason_and_the_other_measurements():
     found = record(model_named("Mamba"), text())
     assert found.attention == [None, None]
     assert found.why == "layer 0 has no attention module"
     assert found.residual.shape == (3, 20, 32)
 
 
-def test_a_layer_whose_sum_does_not_close_has_no_parts():
+def test_a_layer_whose_parts_do_not_add_up_has_no_parts():
     model = model_named("Llama")
     layer = model.model.layers[1]
     hook = layer.register_forward_hook(lambda module, args, output: output + 0.1)

@@ -104,14 +104,14 @@ def test_the_parts_of_a_layer_sum_up_when_looked_at_from_inside():
     assert record(model, tokens(1, 9)[0]).error < 1e-4
 
 
-def test_a_pattern_is_repeated_and_ends_with_a_layer_that_sees_everything():
+def test_a_pattern_is_repeated_and_ends_with_a_layer_of_full_attention():
     short, long = "sliding_attention", "full_attention"
     found = layer_types_of({"sliding_window_pattern": "SSL", "num_hidden_layers": 5})
     assert found == [short, short, long, short, long]
     assert layer_types_of({"num_hidden_layers": 5}) is None
 
 
-def test_the_flops_of_attention_count_only_what_a_window_sees():
+def test_the_flops_of_attention_count_only_the_tokens_in_a_window():
     config = tiny_config(sliding_window="SL").to_dict()
     full = shape_of_config({**config, "sliding_window": None, "layer_types": None}).training_flops_per_token(64)
     windows = shape_of_config(config).training_flops_per_token(64)

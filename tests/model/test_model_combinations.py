@@ -148,7 +148,7 @@ def test_every_pair_of_parts_with_experts_keeps_every_promise(parts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", PAIRS, ids=named)
-def test_every_pair_of_parts_generates_alike_with_every_cache_compiles_and_takes_an_adapter(parts):
+def test_every_pair_of_parts_generates_the_same_with_every_cache_compiles_and_takes_an_adapter(parts):
     check_use(tiny_model, **parts)
 
 

@@ -96,7 +96,7 @@ def test_muon_equals_torchs_within_bf16_precision(nesterov, in_bf16, monkeypatch
         assert (parameter - expected).norm() < 0.03 * (expected - start).norm()
 
 
-def test_muon_treats_a_matrix_that_gpt2_stores_transposed_as_any_other():
+def test_muon_treats_the_transposed_matrices_of_gpt2_like_any_other():
     model = gpt2()
     stored = model.transformer.h[0].mlp.c_fc.weight  # (inputs, outputs)
     linear = nn.Parameter(stored.detach().T.clone())
@@ -253,7 +253,7 @@ def test_cautious_decay_equals_the_published_rule(options):
 
 
 @pytest.mark.parametrize("cautious", [False, True])
-def test_a_fading_decay_is_a_share_of_the_full_one_also_after_a_resume(cautious):
+def test_a_decreasing_weight_decay_is_a_share_of_the_full_one_also_after_a_resume(cautious):
     options, shares = AdamW(weight_decay=0.4, cautious_weight_decay=cautious), iter([1.0, 0.5, 0.25])
     model = LabForCausalLM(tiny_config())
     key = "cautious_decay" if cautious else "weight_decay"
@@ -457,7 +457,7 @@ def test_an_adafactor_step_equals_the_paper_and_keeps_rows_and_columns_only():
     assert kept <= 4 + 5 + 1
 
 
-def test_8_bit_adamw_lets_go_of_a_model_and_of_its_exceptions():
+def test_8_bit_adamw_releases_a_model_and_its_exceptions():
     """Otherwise a trial's model would stay in GPU memory, and its exceptions would apply to the next model."""
     import gc
     import weakref

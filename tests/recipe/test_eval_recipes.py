@@ -43,12 +43,12 @@ def test_an_evaluation_with_data_gets_defaults():
     assert values["score"]["rewards"] == [{"name": "exact_match", "weight": 1.0}]
 
 
-def test_an_evaluation_without_data_leaves_its_settings_to_the_models_run():
+def test_an_evaluation_without_data_takes_its_settings_from_the_models_run():
     values = resolve(recipe(), machine=CPU).values["eval"]
     assert [values[key] for key in ("max_tokens", "max_length", "dtype", "per_device_eval_batch_size")] == [None] * 4
 
 
-def test_a_pipeline_may_start_with_an_evaluation_and_hands_it_its_score():
+def test_a_pipeline_may_start_with_an_evaluation_and_passes_its_score_settings_to_it():
     stages = [{"stage": "eval", "model": {"checkpoint": "base"}}, {"stage": "eval", "score": None, **TEXT}]
     job, problems = read_job({"name": "line", "device": "cpu", **SCORE, "stages": stages})
     assert problems == []

@@ -57,7 +57,7 @@ def line_of(resolved) -> str:
     return ", ".join([method, batch, *options, f"{cost.memory_bytes / 2**30:.1f} GiB"]) + hours + fits
 
 
-def test_the_plans_of_all_shipped_recipes_are_as_they_were_looked_at():
+def test_the_plans_of_all_shipped_recipes_are_the_reviewed_ones():
     assert plans() == json.loads(SNAPSHOT.read_text())
 
 
@@ -126,7 +126,7 @@ def pretraining(**changes) -> dict:
     return {"stage": "pretrain", "device": "cuda", "data": [{"path": "builtin:stories"}], **changes}
 
 
-def test_derived_rows_never_make_more_tokens_a_step_than_wanted():
+def test_derived_rows_never_give_more_tokens_per_step_than_requested():
     for size, wanted in (("nano", 2**15), ("small", 2**18)):
         cost = resolve(pretraining(model={"size": size}), machine=machine(CARDS["H100"])).estimate
         assert cost.tokens_per_step <= wanted
@@ -142,7 +142,7 @@ def test_a_model_is_compiled_only_where_that_saves_time():
     assert long.values["train"]["compile"] is True
 
 
-def test_a_gpu_without_a_data_sheet_is_known_by_its_cores_and_clock():
+def test_the_speed_of_a_gpu_without_a_data_sheet_is_estimated_from_its_cores_and_clock():
     gpus = {  # cores, MHz, compute capability: dense bf16 TFLOP/s with float32 sums
         "NVIDIA GeForce RTX 4070 Laptop GPU": (4608, 2175, (8, 9), 40),
         "NVIDIA GeForce RTX 4090 Laptop GPU": (9728, 2040, (8, 9), 79),

@@ -18,7 +18,7 @@ def with_examples(number, **train):
     return replace(resolve(recipe), examples=ExampleSizes(number, 0, (10,)))
 
 
-def test_a_fine_tune_of_few_steps_says_so_and_what_to_change():
+def test_a_fine_tune_with_few_steps_gets_a_warning_with_what_to_change():
     few = with_examples(30)
     ((key, text),) = plan_warnings(few)
     assert key == "train.num_train_epochs"
@@ -27,7 +27,7 @@ def test_a_fine_tune_of_few_steps_says_so_and_what_to_change():
     assert ("warning", text, "warn") in list(plan_lines(few))
 
 
-def test_a_text_file_as_conversations_is_warned_of_with_the_stage_that_takes_it():
+def test_a_text_file_used_as_conversations_gets_a_warning_with_the_right_stage():
     recipe = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "gpt2"}, "train": {"max_steps": 50}}
     warned = {file: dict(plan_warnings(resolve(recipe | {"data": [{"path": file}]}))) for file in ("a.txt", "a.jsonl")}
     assert "To train on plain text, use stage: pretrain" in warned["a.txt"]["data.0.path"]
@@ -46,7 +46,7 @@ def test_enough_steps_give_no_warning(number, train):
         ({"num_train_epochs": 1}, "train.num_train_epochs", "only 4 steps, because there are few examples"),
     ],
 )
-def test_few_steps_that_a_user_asked_for_are_warned_of_too(train, key, begins):
+def test_few_steps_that_the_user_requested_also_get_a_warning(train, key, begins):
     ((found, text),) = plan_warnings(with_examples(30, **train))
     assert found == key
     assert text.startswith(begins)
@@ -55,13 +55,13 @@ def test_few_steps_that_a_user_asked_for_are_warned_of_too(train, key, begins):
 @pytest.mark.parametrize(
     ("rate", "warned"), [({"learning_rate": 10}, 1), ({"learning_rate": 0.1}, 0), ({"adamw_learning_rate": 1.0}, 1)]
 )
-def test_a_learning_rate_far_above_the_usual_one_is_warned_of(rate, warned):
+def test_a_learning_rate_far_above_the_usual_one_gets_a_warning(rate, warned):
     recipe = {"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}], "optimizer": rate}
     found = list(plan_warnings(resolve(recipe)))
     assert [key for key, _ in found] == [f"optimizer.{key}" for key in rate] * warned
 
 
-def test_the_usual_rate_of_a_fine_tune_is_its_own():
+def test_a_fine_tune_has_its_own_usual_learning_rate():
     recipe = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "gpt2"}, "data": [{"path": "builtin:instruct"}]}
     usual = resolve(recipe).values["optimizer"]["learning_rate"]
     for times, warned in ((20, 0), (40, 1)):
@@ -111,7 +111,7 @@ def test_a_plan_scores_no_more_prompts_than_are_held_out(held_out, number):
         ("sft", None, "builtin:instruct", False),
     ],
 )
-def test_rewards_for_a_model_that_only_continues_text_are_warned_of(stage, parent, data, warned, tmp_path):
+def test_rewards_for_a_model_that_only_continues_text_get_a_warning(stage, parent, data, warned, tmp_path):
     facts = {"stage": stage, "parent": parent, "data": [{"path": data}]}
     (tmp_path / "run.json").write_text(json.dumps(facts))
     recipe = {"stage": "grpo", "device": "cpu", "model": {"checkpoint": str(tmp_path)}}

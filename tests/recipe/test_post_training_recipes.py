@@ -236,7 +236,7 @@ def test_the_score_defaults_to_the_stages_rewards_and_lengths():
     [(64, 32, 180), (576, 3.6, 6.7), (1024, 2, 2.8), (2048, 1, 1), (4096, 1, 1), (8, 32, 180)],
 )
 @pytest.mark.parametrize("stage", ["sft", "dpo", "grpo", "ppo"])
-def test_narrower_models_learn_at_a_larger_rate_and_the_plan_says_why(stage, width, scale, of_rewards, tmp_path):
+def test_narrower_models_get_a_larger_learning_rate_and_the_plan_says_why(stage, width, scale, of_rewards, tmp_path):
     scale, law = (of_rewards, "1 / width^1.5") if stage in ("grpo", "ppo") else (scale, "1 / width")
     config = {"model_type": "somebody-elses", "hidden_size": width, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))

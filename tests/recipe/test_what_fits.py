@@ -45,13 +45,13 @@ def method(resolved):
     return "full" if lora is None else "qlora" if lora["load_in_4bit"] else "lora"
 
 
-def test_the_larger_the_gpu_the_more_is_trained(base):
+def test_the_larger_the_gpu_the_more_weights_are_trained(base):
     plans = [planned(machine(gib)) for gib in (192, 80, 24, 16)]
     assert [method(plan) for plan in plans] == ["full", "lora", "lora", "qlora"]
     assert all(plan.estimate.fits for plan in plans)
 
 
-def test_what_was_changed_is_a_derived_value_with_its_reason(base):
+def test_what_memory_changed_is_a_derived_value_with_its_reason(base):
     plan = planned(machine(16))
     reasons = {key: origin.reason for key, origin in plan.origins.items() if origin.kind == "derived"}
     assert "training all weights needs at least" in reasons["lora.preset"]
@@ -70,7 +70,7 @@ def test_a_smaller_batch_has_as_many_rows_in_a_step(base):
         assert train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] == 16
 
 
-def test_what_the_user_wrote_is_kept_even_where_it_does_not_fit(base):
+def test_values_of_the_user_are_kept_even_if_they_do_not_fit(base):
     train = {"per_device_train_batch_size": 8, "gradient_checkpointing": False}
     plan = planned(machine(16), lora=None, train=train)
     assert not plan.estimate.fits
@@ -82,7 +82,7 @@ def test_what_the_user_wrote_is_kept_even_where_it_does_not_fit(base):
     assert method(planned(machine(16), lora={"r": 4})) == "qlora"
 
 
-def test_where_it_fits_nothing_changes(base, monkeypatch):
+def test_if_a_recipe_fits_nothing_changes(base, monkeypatch):
     with_fitting = planned(machine(1000)).values
     monkeypatch.setattr("llm_lab.job.make_it_fit", lambda resolved: resolved)
     assert planned(machine(1000)).values == with_fitting
@@ -140,7 +140,7 @@ def test_the_library_says_what_fits_and_why():
     assert entries["HuggingFaceTB/SmolLM2-135M"].best.method == "full"
 
 
-def test_what_fits_says_what_it_requires():
+def test_each_way_that_fits_says_what_it_requires():
     model = find_in_library("meta-llama/Llama-3.1-8B")
     without = fits_of(model, machine(16, bitsandbytes=False)).best
     assert (without.method, without.note) == ("qlora", "requires pip install 'llm-lab[cuda]'")
@@ -150,7 +150,7 @@ def test_what_fits_says_what_it_requires():
     assert "does not fit: about" in on_cpu.reason
 
 
-def test_the_library_fits_by_the_plan_of_a_run(base):
+def test_what_fits_in_the_library_agrees_with_the_plan_of_a_run(base):
     Path("base/config.json").write_text(json.dumps(LLAMA_8B))
     plan = planned(machine(24), data=[{"path": "rows.jsonl"}])
     entry = fits_of(find_in_library("meta-llama/Llama-3.1-8B"), machine(24))
@@ -158,7 +158,7 @@ def test_the_library_fits_by_the_plan_of_a_run(base):
     assert entry.best.rows == plan.values["train"]["per_device_train_batch_size"]
 
 
-def test_what_an_adapter_needs_is_the_same_figure_wherever_it_is_shown(base):
+def test_the_memory_of_an_adapter_is_the_same_figure_wherever_it_is_shown(base):
     for lora in ({}, {"preset": "attention_only"}, {"preset": "all", "r": 32}):
         plan = planned(machine(80), lora=lora)
         assert fits_in(plan)["lora"].memory_bytes == plan.estimate.memory_bytes

@@ -60,7 +60,7 @@ def test_completions_may_be_messages():
     assert scores.totals == (1.0,)
 
 
-def test_data_that_can_not_be_scored_is_refused_before_the_run():
+def test_data_that_cannot_be_scored_is_refused_before_the_run():
     rewards = build_rewards([{"name": "exact_number"}, {"name": "exact_match"}])
     with pytest.raises(UserError, match=r"(?s)rewards\.0.*`answer`.*rewards\.1.*the columns are: prompt"):
         rewards.check_columns({"prompt": ["?"]})
@@ -91,7 +91,7 @@ def test_trl_functions_return_the_values_of_the_terms(tmp_path):
     assert found == [[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [8.0, None]]
 
 
-def test_grpo_weights_the_functions_as_rewards_do(tmp_path, tiny_policy):
+def test_grpo_weights_the_functions_in_the_same_way_as_rewards(tmp_path, tiny_policy):
     """TRL's own trainer calls the functions on conversations."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer

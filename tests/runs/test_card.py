@@ -95,7 +95,7 @@ def test_a_finished_run_has_a_card_with_its_record(pretrained):
 
 
 @pytest.mark.usefixtures("in_tmp_path")
-def test_author_license_and_use_are_given_once_and_are_in_every_card_after_that(quick_verification):
+def test_author_license_and_use_are_given_once_and_are_in_every_later_card(quick_verification):
     model, other = pretend_run("checkpoints/mine"), pretend_run("checkpoints/other")
     words = ["--author", "Ada *Lovelace*", "--license", "Apache-2.0", "--intended-use", "My shop.\nNo more."]
     assert main(["export", "mine", "--out", "exported", *words]) == 0
@@ -119,7 +119,7 @@ def test_a_license_that_the_hub_does_not_know_is_named_as_other():
 
 
 @pytest.mark.parametrize("text", ["- a list", "author: [1]", "licence: mit", "a: b: c"])
-def test_answers_that_can_not_be_read_stop_an_export_but_not_a_run(in_tmp_path, text):
+def test_answers_that_cannot_be_read_stop_an_export_but_not_a_run(in_tmp_path, text):
     model = pretend_run("checkpoints/mine")
     Path("checkpoints/card.yaml").write_text(text)
     with pytest.raises(UserError, match=r"card.yaml.*author, license, intended_use, limitations"):

@@ -83,5 +83,5 @@ def test_a_full_disk_is_recognized(full_disk, writer):
         KeyError("a"),
     ],
 )
-def test_other_errors_are_not_taken_for_a_full_disk(error):
+def test_other_errors_are_not_mistaken_for_a_full_disk(error):
     assert not is_disk_error(error)

@@ -84,7 +84,7 @@ def test_facts_are_merged_and_a_broken_file_counts_as_empty():
         *('{"stages": ["../other"]}', '{"data": [{"path": 1}]}', '{"process": 3}', '{"parent": "base"}'),
     ],
 )
-def test_a_damaged_record_harms_only_its_own_run(text, capsys):
+def test_a_damaged_record_affects_only_its_own_run(text, capsys):
     make_run("good")
     bad = make_run("bad")
     make_model(bad.model_path)
@@ -144,13 +144,13 @@ def test_overwrite_replaces_a_run_and_nothing_else():
     assert create_run("new", overwrite=True).path.name == "new"
 
 
-def test_a_run_folder_that_can_not_be_created_is_an_error():
+def test_a_run_folder_that_cannot_be_created_is_an_error():
     Path("checkpoints").write_text("a file")
     with pytest.raises(UserError, match="can't be created"):
         create_run("a")
 
 
-def test_a_run_whose_process_is_gone_is_interrupted():
+def test_a_run_whose_process_no_longer_exists_is_interrupted():
     run = make_run("a", status="running", process=this_process())
     assert run.status() == "running"
     gone = subprocess.run(
@@ -234,7 +234,7 @@ def test_the_model_of_a_run_that_was_killed_after_a_resume_is_its_newest_checkpo
     assert find_model("a") == run.steps_path / "checkpoint-20"
 
 
-def test_a_resumed_run_offers_its_checkpoints_and_not_the_model_from_before():
+def test_a_resumed_run_offers_its_checkpoints_and_not_its_earlier_model():
     run = make_run("a", status="stopped", results={"step": 20})
     make_model(run.model_path)
     for step in (10, 20):
@@ -246,7 +246,7 @@ def test_a_resumed_run_offers_its_checkpoints_and_not_the_model_from_before():
     assert [step for step, _ in run.saved_models()] == [10, 20, 30]
 
 
-def test_a_folder_with_several_runs_names_them_where_a_model_is_asked_for():
+def test_a_folder_with_several_runs_lists_them_if_a_model_is_requested():
     study = make_run("study")
     make_model(make_run("study/first").model_path)
     with pytest.raises(UserError, match=f"several runs.*Name one of them: {study.path}/first"):

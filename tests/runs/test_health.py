@@ -80,7 +80,7 @@ def test_each_number_has_a_rule(key, series, is_good, words):
     assert words in found.words
 
 
-def test_numbers_of_which_any_value_is_fine_get_no_verdict():
+def test_numbers_that_may_have_any_value_get_no_verdict():
     assert health_of("memory_bytes", history_of(memory_bytes=[1e9] * 9)) is None
     assert health_of("loss", {}) is None
 
@@ -126,7 +126,7 @@ OVERFITTING = [
     ],
     ids=["overfitting", "spikes", "plateau", "no signal"],
 )
-def test_what_goes_wrong_is_said_once_with_what_to_do(rows, lead, advice):
+def test_each_problem_is_reported_once_with_what_to_do(rows, lead, advice):
     (warning,) = warnings_from(rows)
     assert warning.startswith(lead)
     assert advice in warning
@@ -148,5 +148,5 @@ def test_a_loss_that_levels_out_at_the_end_is_not_a_plateau():
     assert warnings_from(rows, steps=110) == []
 
 
-def test_a_resumed_run_counts_what_was_before():
+def test_a_resumed_run_counts_the_rows_from_before():
     assert len(warnings_from(OVERFITTING[-1:], earlier=OVERFITTING[:-1])) == 1

@@ -151,7 +151,7 @@ def test_a_removal_says_what_was_made_from_a_run_and_what_it_is_part_of(lab, cap
     assert Path("checkpoints/life/merge").is_dir()
 
 
-def test_nothing_outside_of_checkpoints_nothing_else_in_it_and_nothing_that_runs_is_deleted(lab):
+def test_only_finished_runs_inside_checkpoints_are_deleted(lab):
     Path("mine").mkdir()
     Path("checkpoints/notes").mkdir()
     Path("checkpoints/link").symlink_to(lab / "mine")
@@ -318,7 +318,7 @@ def find_by_recipe() -> None:
         pytest.param(find_by_recipe, id="a recipe"),
     ],
 )
-def test_whatever_finds_runs_completes_a_killed_rename_first(find, lab):
+def test_every_lookup_of_runs_first_completes_a_killed_rename(find, lab):
     Path("checkpoints", RENAMING).write_text(json.dumps({"old": "tiny", "new": "little"}))
     found = find()
     assert found is None or "tiny" not in str(found)
@@ -327,7 +327,7 @@ def test_whatever_finds_runs_completes_a_killed_rename_first(find, lab):
     assert not Path("checkpoints", RENAMING).exists()
 
 
-def test_nobody_completes_a_rename_on_which_another_process_works(lab):
+def test_no_process_completes_a_rename_on_which_another_one_works(lab):
     Path("checkpoints", RENAMING).write_text(json.dumps({"old": "tiny", "new": "little"}))
     with hold(Path("checkpoints")):
         assert "tiny" in [run.path.name for run in list_runs()]
@@ -349,7 +349,7 @@ def digest(folder: Path | str) -> str:
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24), (120, 40)])
-def test_the_list_looks_as_in_its_snapshot(columns, rows, lab, capsys, monkeypatch):
+def test_the_list_matches_its_snapshot(columns, rows, lab, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     minutes, now = {"tiny": 3, "life": 200, "tiny-sft-merged-gguf": 9000}, time.time()
     entries = [{**one, "active_at": now - 60 * minutes.get(one["name"], 30_000)} for one in list_entries()]

@@ -166,13 +166,13 @@ def test_show_prints_verification_and_evaluations_of_an_export_within_80_columns
     assert capsys.readouterr().out.split("\n")[0].strip() == "file", "not what was typed for it"
 
 
-def test_the_result_of_a_run_is_above_what_its_model_is(line, capsys):
+def test_the_result_of_a_run_is_above_the_description_of_its_model(line, capsys):
     assert main(["show", "best"]) == 0
     keys = [row.split(" ")[0] for row in capsys.readouterr().out.splitlines()]
     assert keys.index("run") < keys.index("folder")
 
 
-def test_what_went_wrong_with_a_run_comes_first(line, capsys):
+def test_the_error_of_a_run_comes_first(line, capsys):
     RunFolder(Path("checkpoints/best")).update(status="failed", error="out of memory")
     assert main(["show", "best"]) == 0
     shown = [row.strip() for row in capsys.readouterr().out.splitlines() if row.strip()]

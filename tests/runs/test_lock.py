@@ -91,7 +91,7 @@ def test_only_one_of_many_gets_the_lock(run):
     assert all(f"process {winner} on {socket.gethostname()}" in error for error in refusals)
 
 
-def test_another_process_with_the_same_number_is_not_taken_for_the_run(run, holder):
+def test_another_process_that_reuses_the_pid_is_not_mistaken_for_the_run(run, holder):
     holder.kill()
     holder.wait()
     run.update(process=this_process())  # this very process, but it doesn't hold the lock
@@ -102,7 +102,7 @@ def test_another_process_with_the_same_number_is_not_taken_for_the_run(run, hold
     assert run.status() == "interrupted"
 
 
-def test_a_run_of_another_host_is_running_until_its_heartbeat_stops(run):
+def test_a_run_on_another_host_is_running_until_its_heartbeat_stops(run):
     (run.path / NAME).write_text(json.dumps(ELSEWHERE))
     run.update(process=ELSEWHERE)
     assert run.status() == "running"
@@ -118,7 +118,7 @@ def test_a_run_of_another_host_is_running_until_its_heartbeat_stops(run):
         assert run.status() == "running"
 
 
-def test_the_heartbeat_renews_the_time_of_the_file(run, monkeypatch):
+def test_the_heartbeat_updates_the_modification_time_of_the_file(run, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.02)
     run.update(status="stopped")
     with run.hold():
@@ -129,7 +129,7 @@ def test_the_heartbeat_renews_the_time_of_the_file(run, monkeypatch):
             time.sleep(0.01)
 
 
-def test_a_file_system_without_locks_is_used_without(run, monkeypatch):
+def test_a_file_system_without_locks_can_be_used(run, monkeypatch):
     def refuse(*_):
         raise OSError("no locks available")
 

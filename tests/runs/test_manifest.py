@@ -40,7 +40,7 @@ def test_a_missing_or_changed_file_is_named(checkpoint, name):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": [1]}', '{"files": {"a": {}}}', '{"files": {"a": 1}}'])
-def test_a_manifest_that_can_not_be_read_is_named(checkpoint, text):
+def test_a_manifest_that_cannot_be_read_is_named(checkpoint, text):
     (checkpoint / NAME).write_text(text)
     assert find_damage(checkpoint) == f"{checkpoint / NAME} can't be read"
 

@@ -95,7 +95,7 @@ def test_a_page_makes_no_request():
     assert "script-src 'none'" in policy
 
 
-def test_only_scripts_of_our_own_are_allowed_to_run():
+def test_only_our_own_scripts_are_allowed_to_run():
     page = page_of("a")
     page.raw('<div id="own"></div>', script="let own = 1;")
     html = page.html()
@@ -105,7 +105,7 @@ def test_only_scripts_of_our_own_are_allowed_to_run():
     assert '<div id="own"></div>' in html
 
 
-def test_what_is_between_backticks_is_code():
+def test_text_between_backticks_is_code():
     page = Page("t")
     page.text("Run `llm-lab look <x>` or `a")
     elements = Elements(page.html())

@@ -76,7 +76,7 @@ def test_no_text_overlaps_another_or_is_cut_off(picture):
     assert not cut_off(picture)
 
 
-def test_names_are_only_text(picture):
+def test_names_are_only_treated_as_text(picture):
     allowed = {"svg", "title", "desc", "style", "rect", "line", "text", "polyline", "polygon", "circle"}
     assert {element.tag.removeprefix(SVG) for element in picture.iter()} <= allowed
     for element in picture.iter():
@@ -98,7 +98,7 @@ def test_a_picture_has_a_title_and_a_description_for_screen_readers(picture):
     assert picture.get("role") == "img"
 
 
-def test_a_long_name_is_shortened_and_shown_in_full_by_the_pointer():
+def test_a_long_name_is_shortened_and_shown_in_full_in_a_tooltip():
     picture = parse(PICTURES["forty curves with the same end"])
     labels = [
         text for text in picture.iter(f"{SVG}text") if "…" in shown(text) and text.find(f"{SVG}title") is not None
@@ -166,7 +166,7 @@ def test_labels_are_spread_and_keep_their_order():
     assert spread([99, 99], 15, 0, 100) == pytest.approx([85, 100])
 
 
-def test_an_empty_cell_has_no_color_and_a_strange_number_is_named():
+def test_an_empty_cell_has_no_color_and_an_invalid_number_is_named():
     picture = parse(draw_heatmap([[0.0, None, NAN, 1.0]], rows=["a"], columns=list("bcde"), title="t"))
     assert "1 cell not drawn: not a finite number." in texts(picture)
     assert [text for text in texts(picture) if re.fullmatch(r"\d\.\d\d", text)] == ["0.00", "1.00"]

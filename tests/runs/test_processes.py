@@ -23,7 +23,7 @@ def test_a_file_in_the_working_folder_is_not_imported_by_the_processes(tmp_path,
     assert start_processes([sys.executable, "-m", "program"], 1) == 1
 
 
-def test_what_the_first_process_reads_is_what_the_others_get(in_tmp_path):
+def test_the_other_processes_get_what_the_first_one_reads(in_tmp_path):
     """This includes reading errors. No process waits for more than it needs."""
 
     def work() -> None:

@@ -272,7 +272,7 @@ def test_the_report_of_a_pipeline_has_its_scores_and_stages(in_tmp_path):
     assert "stages: []" in text
 
 
-def test_that_no_data_was_held_out_is_said_only_where_it_is_so(in_tmp_path):
+def test_a_report_says_that_no_data_was_held_out_only_if_that_is_so(in_tmp_path):
     def says_so(status, fraction):
         run = create_run("a")
         recipe = {"validation": {"fraction": fraction}}

@@ -68,7 +68,7 @@ def test_a_stage_of_a_pipeline_is_resumed_with_the_command_of_the_pipeline(run):
     assert resume_command(inside) == "llm-lab run checkpoints/both/recipe.yaml --resume"
 
 
-def test_what_was_saved_after_a_step_is_set_aside_and_never_lost(run):
+def test_checkpoints_after_a_step_are_set_aside_and_never_lost(run):
     run.model_path.mkdir()
     aside = set_aside_after(run, 20)
     assert [path.name for path in aside] == ["checkpoint-30.set-aside", "model.set-aside"]

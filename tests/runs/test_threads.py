@@ -64,7 +64,7 @@ IMPORT = "import torch"
     ],
     ids=["command", "wizard", "python", "idle", "set-by-hand"],
 )
-def test_threads_next_to_other_work_sleep_while_they_wait_for_each_other(busy, sleeps, start, environment, in_tmp_path):
+def test_threads_on_a_busy_machine_sleep_while_they_wait_for_each_other(busy, sleeps, start, environment, in_tmp_path):
     write_text("text.txt")
     Path("recipe.yaml").write_text(json.dumps(tiny_recipe()))
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
@@ -88,7 +88,7 @@ def test_a_process_that_starts_later_looks_at_the_cores_itself(monkeypatch):
     assert processes.WAITING[0] not in processes.environment_of(1)
 
 
-def test_a_run_whose_threads_sleep_says_so(monkeypatch):
+def test_a_run_whose_threads_sleep_reports_that(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     said = []
     for threads in (torch.get_num_threads() + 1, 1):
@@ -99,7 +99,7 @@ def test_a_run_whose_threads_sleep_says_so(monkeypatch):
     ]
 
 
-def test_a_run_says_its_threads_and_is_resumed_with_as_many(in_tmp_path, monkeypatch):
+def test_a_run_records_its_threads_and_is_resumed_with_the_same_number(in_tmp_path, monkeypatch):
     write_text("text.txt")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(processes, "busy_cores", lambda: 100.0)

@@ -43,7 +43,7 @@ def test_parameters_and_flops_of_experts_are_counted_before_the_build(kind, tmp_
     assert shape_of_config(read_config_json(tmp_path)).parameters == shape.parameters
 
 
-def test_without_a_width_a_token_costs_about_as_much_as_without_experts():
+def test_without_a_given_width_a_token_costs_about_as_much_as_without_experts():
     dense = resolve(tiny_recipe(**{"model.hidden_size": 96})).shape
     experts = resolve(tiny_recipe(**{"model.hidden_size": 96, "model.num_experts": 8})).shape
     assert experts.intermediate_size * 2 == dense.intermediate_size

@@ -276,7 +276,7 @@ def test_a_reward_model_without_a_chat_template_is_refused(stage):
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "grpo", "ppo"])
-def test_a_reward_model_can_not_be_fine_tuned_as_a_language_model(stage):
+def test_a_reward_model_cannot_be_fine_tuned_as_a_language_model(stage):
     reward_model = run(post_recipe("reward", **QUICK))["path"]
     with pytest.raises(UserError, match="this is a reward model; it scores answers and can't generate text"):
         run(post_recipe(stage, model={"checkpoint": reward_model}))
@@ -314,7 +314,7 @@ def test_kl_is_zero_and_nothing_is_clipped_at_the_start(stage, lora):
     assert row["clip_fraction"] == 0
 
 
-def test_the_sft_loss_of_dpo_weighs_every_token_the_same_in_batches_of_any_size():
+def test_the_sft_loss_of_dpo_weights_every_token_equally_in_batches_of_any_size():
     rows = [{"prompt": f"{i}?", "chosen": "yes " * (1 + 5 * (i % 4)), "rejected": f"no {i}"} for i in range(40)]
     data = [{"path": write_rows("uneven.jsonl", rows)}]
     one = {"data": data, "dpo.sft_weight": 2.0, "train.per_device_train_batch_size": 4}
@@ -327,7 +327,7 @@ def test_the_sft_loss_of_dpo_weighs_every_token_the_same_in_batches_of_any_size(
             assert theirs[key] == pytest.approx(ours[key], rel=1e-3), key
 
 
-def test_dpo_tokens_are_those_of_sft_and_chat():
+def test_dpo_uses_the_tokens_of_sft_and_chat():
     from transformers import AutoTokenizer
 
     from llm_lab.data.examples import Example
@@ -467,7 +467,7 @@ def test_a_mixture_of_experts_is_fine_tuned_and_generates():
     assert not json.loads(Path(facts["path"], "model", "config.json").read_text()).get("output_router_logits")
 
 
-def test_packing_is_refused_where_examples_would_see_each_other():
+def test_packing_is_refused_if_examples_would_see_each_other():
     """OPT computes positions from the attention mask and ignores those it is given."""
     from llm_lab.hf.tokenizers import make_byte_tokenizer
 

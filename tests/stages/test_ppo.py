@@ -61,7 +61,7 @@ def ratio_error(trainer):
     return (trainer.logps[0] - trainer.seen[0]["old_per_token_logps"])[mask].exp().sub(1).abs().max().item()
 
 
-def test_every_pass_over_a_rollout_has_other_minibatches_of_the_same_rows(one_start, tmp_path):
+def test_every_pass_over_a_rollout_has_different_minibatches_of_the_same_rows(one_start, tmp_path):
     trainer = make_trainer(one_start, tmp_path, cls=RecordingTrainer, max_steps=8, num_iterations=3)
     trainer.train()
 

@@ -79,7 +79,7 @@ def launched(*words: str) -> list[str]:
     return [sys.executable, *words, "llm_lab.cli", "run", "recipe.yaml"]
 
 
-def test_two_machines_that_meet_run_the_same_program_as_nproc():
+def test_two_connected_machines_run_the_same_program_as_nproc():
     """Two agents of torchrun that meet at an address, as on two machines."""
     theirs = weights(run_with_two(tiny_recipe(name="two")))
     Path("recipe.yaml").write_text(json.dumps(tiny_recipe()))

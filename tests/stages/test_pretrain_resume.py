@@ -124,7 +124,7 @@ def test_ctrl_c_saves_and_the_resumed_run_equals_an_uninterrupted_one():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_closed_terminal_or_a_system_that_ends_saves_though_its_signal_comes_twice(number):
+def test_a_closed_terminal_or_a_shutdown_saves_the_run_even_if_the_signal_comes_twice(number):
     def close(event):
         if isinstance(event, MetricsLogged) and event.row["step"] == 5:
             signal.raise_signal(number)
@@ -333,7 +333,7 @@ def test_a_run_recorded_before_a_key_existed_is_resumed(finished_run):
         run(tiny_recipe(**{"train.report_to": ["tensorboard"]}), resume=True)
 
 
-def test_a_recipe_edited_in_its_run_is_compared_with_what_the_run_began_with(finished_run, capsys):
+def test_a_recipe_edited_in_its_run_folder_is_compared_with_the_original_one(finished_run, capsys):
     path = TINY.recipe_path
     path.write_text(path.read_text().replace("max_steps: 20", "max_steps: 30"))
     assert main(["run", str(path), "--resume"]) == 2

@@ -199,7 +199,7 @@ def test_two_processes_that_share_the_model_train_in_bf16_as_one_does(stage):
 
 @SLOW
 @pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
-def test_a_loss_in_pieces_is_shared_too(distributed, monkeypatch):
+def test_a_loss_in_chunks_also_works_with_a_shared_model(distributed, monkeypatch):
     """The product with the head is then outside the model."""
     monkeypatch.setattr("llm_lab.training.loss.PIECE_OF_LOGITS_BYTES", 4 * 257 * 16)
     run(recipe_of("pretrain", 4, "one"))

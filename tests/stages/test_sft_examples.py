@@ -51,7 +51,7 @@ def base(in_tmp_path):
     tokenizer.save_pretrained("base")
 
 
-def test_a_run_counts_what_its_template_cannot_take_and_replays_with_its_date():
+def test_a_run_counts_examples_that_its_template_refuses_and_replays_with_its_date():
     rows = [talk(f"{number}?", "Yes.", "Sure?", "So it is.") for number in range(10)]
     write_rows("rows.jsonl", [*rows, *(talk(f"{number}!", "No.", system="Be brief.") for number in range(10, 14))])
     recipe = post_recipe("sft", data=[{"path": "rows.jsonl"}], **STEPS, **{"validation.fraction": 0.0})
@@ -77,7 +77,7 @@ def test_a_run_counts_what_its_template_cannot_take_and_replays_with_its_date():
     assert rows_of("checkpoints/other") != rows_of(path)
 
 
-def test_a_set_of_which_the_template_takes_nothing_is_an_error_with_the_reason():
+def test_a_dataset_that_the_template_refuses_completely_is_an_error_with_the_reason():
     write_rows("rows.jsonl", [talk(f"{number}!", "No.", system="Be brief.") for number in range(10)])
     recipe = post_recipe("sft", data=[{"path": "rows.jsonl"}], **STEPS, **{"validation.fraction": 0.0})
     with pytest.raises(UserError) as caught:
@@ -88,7 +88,7 @@ def test_a_set_of_which_the_template_takes_nothing_is_an_error_with_the_reason()
 
 
 @pytest.mark.slow
-def test_answers_stop_after_lora_on_a_base_that_never_saw_the_control_tokens_of_its_tokenizer():
+def test_answers_end_after_lora_training_on_a_base_that_never_saw_the_control_tokens_of_its_tokenizer():
     sums = [(i, j) for i in range(9) for j in range(9)]
     Path("text.txt").write_text("".join(f"What is {i} plus {j}? It is {i + j}.\n\n" for i, j in sums) * 20)
     few = {"max_steps": 150, "eval_steps": 150, "save_steps": 150, "logging_steps": 150}

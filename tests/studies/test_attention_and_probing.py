@@ -45,7 +45,7 @@ def test_attention_measures_every_checkpoint_and_removes_every_head(attention_st
         assert (attention_study.path / f"pictures/{picture}.svg").read_text().startswith("<svg")
 
 
-def test_attention_says_that_no_induction_head_appeared_where_none_did(attention_study):
+def test_attention_reports_that_no_induction_head_appeared_if_none_did(attention_study):
     results = attention_study.facts()["results"]
     assert results["induction_score"] < 0.5
     assert results["induction_head"] == "none appeared"
@@ -86,7 +86,7 @@ def test_probing_reports_every_fact_at_every_layer_of_a_named_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_probing_pretrains_a_model_where_none_is_named(tmp_path):
+def test_probing_pretrains_a_model_if_none_is_named(tmp_path):
     folder = run_tiny("probing", tmp_path, steps=10, hidden_size=32, layers=1, train_stories=200, test_stories=100)
     assert load_tokenizer(folder.path / "model")("Tom")["input_ids"]
     assert "story_person_best" in folder.facts()["results"]

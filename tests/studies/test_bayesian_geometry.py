@@ -79,7 +79,7 @@ def test_the_three_models_have_the_same_size_within_two_percent():
     assert max(sizes.values()) / min(sizes.values()) < 1.02
 
 
-def test_the_model_without_attention_sees_its_own_token_only():
+def test_each_position_of_the_model_without_attention_sees_only_its_own_token():
     model = PositionModel(9, 8, 16, 2)
     first, second = torch.tensor([[0, 1, 2]]), torch.tensor([[5, 4, 2]])
     assert torch.equal(logits_of(model, first)[:, 2], logits_of(model, second)[:, 2])

@@ -21,7 +21,7 @@ def by_enumeration(task: Bijections, row: list[int], pair: int) -> list[float]:
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_the_posterior_is_that_of_counting_all_mappings(repeated):
+def test_the_posterior_equals_that_from_enumerating_all_mappings(repeated):
     task = Bijections(4, 4, repeated)
     tokens = task.draw(20, torch.Generator().manual_seed(0))
     found = task.posterior(tokens)
@@ -69,7 +69,7 @@ def test_bayes_itself_has_no_error():
     assert found.bayes_entropy[0].tolist() == pytest.approx([math.log2(left) for left in (5, 4, 3, 2, 1)])
 
 
-def test_kl_is_at_least_zero_and_that_of_torch():
+def test_kl_is_at_least_zero_and_equals_that_of_torch():
     generator = torch.Generator().manual_seed(4)
     wanted = torch.rand(200, 7, generator=generator, dtype=torch.float64).softmax(-1)
     log_model = torch.randn(200, 7, generator=generator, dtype=torch.float64).log_softmax(-1)
@@ -79,7 +79,7 @@ def test_kl_is_at_least_zero_and_that_of_torch():
     assert torch.allclose(found, other)
 
 
-def test_too_sure_in_one_sequence_does_not_cancel_too_unsure_in_another():
+def test_overconfidence_in_one_sequence_does_not_cancel_underconfidence_in_another():
     task = Bijections(4, 2)
     tokens = task.draw(2, torch.Generator().manual_seed(5))
     posterior = task.posterior(tokens)
@@ -96,7 +96,7 @@ def test_too_sure_in_one_sequence_does_not_cancel_too_unsure_in_another():
     assert found.figures["mae_of_means_bits"] == pytest.approx((math.log2(3) - math.log2(8 / 3)) / 4)
 
 
-def test_entropy_of_an_even_distribution_is_the_logarithm_of_its_size():
+def test_the_entropy_of_a_uniform_distribution_is_the_logarithm_of_its_size():
     assert float(entropy_bits(torch.full((8,), 1 / 8))) == pytest.approx(3)
 
 

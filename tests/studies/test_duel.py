@@ -98,7 +98,7 @@ def test_the_slower_recipe_gets_as_many_steps_as_fit_into_the_time_of_the_faster
     assert again.configurations == timed.configurations
 
 
-def test_equally_fast_recipes_are_compared_by_the_runs_that_there_are(trained_once):
+def test_equally_fast_recipes_are_compared_by_their_existing_runs(trained_once):
     duel = duel_with(trained_once, lambda seed: 1.9, seeds=2, seconds=(10.0, 10.1))
     timed, how = equal_time(duel)
     assert timed == duel
@@ -106,7 +106,7 @@ def test_equally_fast_recipes_are_compared_by_the_runs_that_there_are(trained_on
     assert [one.verdict.mean for one in compare(duel)] == [pytest.approx(-0.105)] * 2
 
 
-def test_the_one_with_more_tokens_is_shortened_to_equal_tokens():
+def test_the_configuration_with_more_tokens_is_shortened_to_equal_tokens():
     duel = plan_duel(tiny_recipe(), ["train.per_device_train_batch_size=4,8"])
     steps = [one.recipe["train"]["max_steps"] for one in duel.configurations]
     assert steps == [20, 10]

@@ -71,7 +71,7 @@ def test_an_experiment_is_read_from_its_file_which_is_not_run():
     assert not Path("was-run").exists()
 
 
-def test_options_are_typed_as_their_types_say():
+def test_options_are_parsed_by_their_types():
     mine = read_experiment(write("mine.py", GOOD))
     for name in ("3", "a b"):  # a named model must exist
         Path(name).mkdir()
@@ -99,7 +99,7 @@ def test_options_are_typed_as_their_types_say():
         ("steps=[", "invalid YAML"),
     ],
 )
-def test_an_option_typed_wrongly_gets_a_clear_message(word, part):
+def test_an_option_of_the_wrong_type_gets_a_clear_message(word, part):
     mine = read_experiment(write("mine.py", GOOD))
     with pytest.raises(UserError) as error:
         read_values(mine, [word])
@@ -177,7 +177,7 @@ def test_an_experiment_is_found_by_name_title_or_file_and_a_misspelled_one_is_su
         find_experiment("my_on")
 
 
-def test_an_own_experiment_comes_before_a_shipped_one_of_the_same_name():
+def test_a_users_experiment_comes_before_a_shipped_one_of_the_same_name():
     shipped = next(SHIPPED.glob("[a-z]*.py"), None)
     if shipped is None:
         pytest.skip("nothing is shipped yet")

@@ -47,7 +47,7 @@ def test_an_axis_finds_a_linear_signal_and_not_noise():
     assert r_squared(noise[300:], fit_axis(vectors[:300], noise[:300]).read(vectors[300:])) < 0.1
 
 
-def test_without_a_direction_nothing_along_it_varies_and_the_rest_stays():
+def test_removing_a_direction_removes_all_variation_along_it_and_nothing_else():
     vectors = random_points(50, 4, seed=3)
     direction = torch.nn.functional.normalize(random_points(4, seed=4), dim=0)
     changed = without_direction(vectors, direction, vectors.mean(0))

@@ -23,7 +23,7 @@ from llm_lab.studies.study_process import open_study, run_study
 TINY = SumPlan(7, 0.6, 16, 1, 30, 16, 1e-2, 0.1, 0, measurements=5)
 
 
-def test_all_sums_are_on_one_side_and_both_orders_on_the_same():
+def test_every_sum_is_on_one_side_of_the_split_with_both_orders_on_the_same_side():
     train, test = split_sums(11, 0.4, seed=0)
     known, unknown = ({tuple(pair) for pair in side.pairs.tolist()} for side in (train, test))
     assert len(known) + len(unknown) == 121
@@ -46,7 +46,7 @@ def test_embeddings_on_a_circle_have_one_frequency_and_random_ones_have_all():
     assert sum(random) == pytest.approx(1)
 
 
-def test_a_result_is_kept_with_a_model_that_opens_and_is_not_made_twice(tmp_path):
+def test_a_result_is_stored_with_a_model_that_opens_and_is_not_computed_twice(tmp_path):
     said = []
     first = train_sums(TINY, tmp_path, "sums", said.append)
     again = train_sums(TINY, tmp_path, "sums", said.append)
@@ -71,7 +71,7 @@ def run_tiny(root, **options):
     return folder
 
 
-def test_the_experiment_trains_with_and_without_weight_decay_for_as_many_steps(tmp_path):
+def test_the_experiment_trains_with_and_without_weight_decay_for_the_same_number_of_steps(tmp_path):
     folder = run_tiny(tmp_path)
     rows = json.loads((folder.path / "tables/runs.json").read_text())
     assert [row["steps"] for row in rows] == [12, 12]

@@ -120,7 +120,7 @@ def test_an_experiment_that_raises_ends_in_a_clear_message_and_resumes(capfd):
     assert not Path("checkpoints/sums-2").exists()
 
 
-def test_input_that_an_experiment_refuses_is_an_error_of_the_user_and_leaves_nothing(capfd):
+def test_input_that_an_experiment_refuses_is_a_user_error_and_leaves_no_folder(capfd):
     assert main(["study", "sums", "ending=refuse"]) == 2
     assert "numbers: they are not wanted." in capfd.readouterr().err
     assert not Path("checkpoints/sums").exists()
@@ -198,7 +198,7 @@ def example() -> str:
 
 
 class Killed(BaseException):
-    """Stands for a signal that ends a process from outside."""
+    """Simulates a signal that ends a process from outside."""
 
 
 TRAINS = '''"""Two tiny models."""
@@ -250,7 +250,7 @@ def test_a_killed_study_resumes_and_ends_equal(trains):
     assert whole.facts()["results"] == folder.facts()["results"]
 
 
-def test_a_child_with_another_recipe_is_trained_again_and_a_study_confuses_no_other_command(trains, capsys):
+def test_a_child_with_another_recipe_is_trained_again_and_a_study_leaves_other_commands_alone(trains, capsys):
     folder, _ = open_study(trains, check_values(trains, {"steps": (2,)}))
     run_study(folder, ignore)
     Path("experiments/trains.py").write_text(TRAINS.replace('"max_length": 32', '"max_length": 16'))

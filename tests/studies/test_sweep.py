@@ -124,7 +124,7 @@ def test_the_report_has_the_differences_the_pictures_and_the_data(measured):
     assert {row["key"] for row in data["differences"]} >= {"optimizer.learning_rate", "model.norm"}
 
 
-def test_a_cell_that_another_command_works_on_is_left_to_it(measured):
+def test_a_cell_on_which_another_command_works_is_left_alone(measured):
     from llm_lab.runs.lock import hold
 
     cell = measured.cells()[0]

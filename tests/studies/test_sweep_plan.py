@@ -53,7 +53,7 @@ def test_every_combination_of_values_is_one_recipe_and_the_seeds_are_the_same_fo
     assert [cell.seed for cell in cells] == [1337] * 4 + [1338] * 4
 
 
-def test_an_item_of_a_list_and_a_whole_group_can_be_compared():
+def test_items_of_a_list_and_whole_groups_can_be_compared():
     write_text("other.txt", seed=1)
     recipe = tiny_recipe()
     recipe["data"].append({"path": "other.txt"})
@@ -139,11 +139,11 @@ def test_the_measure_is_the_stages_held_out_one_and_an_unknown_one_is_refused():
     assert "neither a higher nor a lower value is better" in refused(RATES, measure="learning_rate")
 
 
-def test_a_key_that_changes_what_the_measure_means_is_remarked():
+def test_a_key_that_changes_the_meaning_of_the_measure_gets_a_remark():
     assert "train.max_length tokens" in plan_sweep(tiny_recipe(), ["train.max_length=8,16"]).remarks[0]
 
 
-def test_a_key_that_turns_on_what_the_recipe_does_not_have_is_remarked():
+def test_a_key_that_switches_on_a_group_gets_a_remark():
     recipe = post_recipe("sft", model={"checkpoint": write_base()})
     sweep = plan_sweep(recipe, ["lora.r=2,4"])
     assert "The recipe has no lora. The runs have it, because lora.r is compared." in sweep.remarks

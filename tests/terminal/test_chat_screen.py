@@ -264,7 +264,7 @@ def test_a_model_is_loaded_while_the_user_types(capsys):
     assert "/quit: quit" in capsys.readouterr().out
 
 
-def test_a_model_that_can_not_be_loaded_ends_the_prompt():
+def test_a_model_that_cannot_be_loaded_ends_the_prompt():
     def load():
         raise UserError(Problem("model", "its weights are missing"))
 

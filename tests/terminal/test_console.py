@@ -49,7 +49,7 @@ def test_errors_go_to_standard_error_one_paragraph_each(capsys):
     assert captured.err == "train.max_steps = 0: too few [b]. Allowed: 1 or more.\nanother\n"
 
 
-def test_a_terminal_without_unicode_stops_nothing(monkeypatch):
+def test_a_terminal_without_unicode_does_not_stop_a_run(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     console_module.make_console().print("naïve ┤")
@@ -124,7 +124,7 @@ def test_the_curves_of_compared_runs_are_drawn_in_one_picture_with_a_letter_each
     assert "of each run" not in alone.file.getvalue()
 
 
-def test_an_error_about_a_name_says_what_there_is_and_names_no_command(in_tmp_path):
+def test_an_error_about_a_name_lists_the_existing_ones_and_names_no_command(in_tmp_path):
     with pytest.raises(UserError, match=r"There are no runs in checkpoints/ yet\."):
         find_model("nope")
     for name in ("tales", "sums", *map(str, range(8))):

@@ -32,7 +32,7 @@ def show(display, events=EVENTS):
             display(event)
 
 
-def test_a_pipe_that_nobody_reads_ends_nothing():
+def test_a_closed_pipe_does_not_end_a_run():
     reader, writer = os.pipe()
     os.close(reader)
     console = make_console()
@@ -42,7 +42,7 @@ def test_a_pipe_that_nobody_reads_ends_nothing():
 
 
 @pytest.mark.parametrize("kind", [PlainDisplay, TerminalDisplay])
-def test_a_terminal_that_was_closed_ends_nothing(kind):
+def test_a_closed_terminal_does_not_end_a_run(kind):
     class Closed(io.StringIO):
         def write(self, text):
             raise OSError(errno.EIO, "Input/output error")
@@ -52,7 +52,7 @@ def test_a_terminal_that_was_closed_ends_nothing(kind):
     assert display.display is None, "it says nothing more"
 
 
-def test_an_error_in_drawing_leaves_plain_lines(monkeypatch):
+def test_after_an_error_in_drawing_plain_lines_continue(monkeypatch):
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
     monkeypatch.setattr("llm_lab.terminal.progress.draw_frame", lambda *_, **__: 1 / 0)
     display = SafeDisplay(TerminalDisplay(console))
@@ -114,7 +114,7 @@ def wait_for_modes(child, wanted):
         time.sleep(0.02)
 
 
-def test_what_is_typed_during_a_run_answers_no_question_after_it():
+def test_keys_typed_during_a_run_do_not_answer_a_later_question():
     child = spawn(sys.executable, ["-c", RUN.format(preparing=1, steps=30)])
     usual = modes(child)
     child.expect("preparing")
@@ -144,7 +144,7 @@ print("answer", wizard.ask(Question("b", "Start now?", choices=(Choice("yes", "Y
 """
 
 
-def test_keys_pressed_while_an_answer_is_checked_answer_nothing_and_the_next_page_says_so():
+def test_keys_pressed_while_an_answer_is_checked_are_ignored_and_the_next_page_says_so():
     child = spawn(sys.executable, ["-c", CHECK])
     child.expect("Which text")
     child.send("\r")
@@ -220,7 +220,7 @@ print("name: " + repr(input("name? ")))
 """
 
 
-def test_keys_are_ignored_for_as_long_as_something_works_and_a_question_within_is_seen():
+def test_keys_are_ignored_while_something_works_except_for_a_question_within():
     child = spawn(sys.executable, ["-c", WORK])
     usual = modes(child)
     for moment in ("preparing", "training"):

@@ -99,7 +99,7 @@ def test_a_plain_evaluation_line_is_marked_as_one():
     assert last == "step 250 of 2,000, evaluation: validation loss 2.2000, bits per byte 3.1740"
 
 
-def test_plain_lines_hold_no_control_characters_whatever_the_model_writes():
+def test_plain_lines_have_no_control_characters_whatever_the_model_writes():
     display = PlainDisplay(fake_console(terminal=False))
     with display:
         display(Notice(f"[red]found[/red] {HOSTILE}"))
@@ -239,7 +239,7 @@ def test_the_frame_is_alive_before_the_first_row():
     assert "0:05 elapsed, first step" in draw_frame(track, 80, 24).renderables[1].plain
 
 
-def test_a_loss_that_is_nan_is_shown_and_breaks_nothing():
+def test_a_loss_that_is_nan_is_shown_without_breaking_the_screen():
     track = busy_track()
     track.log(metrics_row(700) | {"loss": float("nan")})
     frame = draw_frame(track, 80, 24)
@@ -445,7 +445,7 @@ def test_the_sample_key_shows_all_samples_in_full():
     assert any("2 of 2, sample at step 600, prompt 'Twice'" in line for line in pages_of("s", track)[-1])
 
 
-def test_escape_leaves_what_a_key_shows_and_other_keys_do_nothing():
+def test_escape_closes_the_view_of_a_key_and_other_keys_do_nothing():
     track = busy_track()
     view = press("?", View(), track, 80, 24)
     assert press("x", view, track, 80, 24) == view
@@ -472,7 +472,7 @@ def test_an_evaluation_moves_nothing_in_the_frame(columns, rows):
 
 @pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24), (120, 40)])
 @pytest.mark.parametrize("kind", ["pretraining", "rewards", "help", "warning"])
-def test_the_frame_looks_as_its_snapshot(kind, columns, rows):
+def test_the_frame_matches_its_snapshot(kind, columns, rows):
     track = rewarded_track() if kind == "rewards" else busy_track()
     track.warning = "the gradient norm is 9 times its usual value: lower the learning rate" if kind == "warning" else ""
     view = View("?") if kind == "help" else View()
@@ -598,7 +598,7 @@ def test_a_falling_curve_falls_on_the_screen():
     [[], [(1, 2.0)], [(0, 3.0), (9, 3.0)], [(0, float("nan")), (1, float("inf"))], [(0, 1e-9), (1, -1e30)]],
     ids=["none", "one", "flat", "no numbers", "huge range"],
 )
-def test_a_curve_can_be_drawn_of_anything(points):
+def test_a_curve_can_be_drawn_from_any_values(points):
     for width, height in ((1, 1), (20, 2), (80, 9)):
         assert len(draw_curve(points, width, height)) == max(2, height)
 

@@ -41,7 +41,7 @@ def lines_at(key, texts):
     return ["".join(text for _, text in line) for line in lay_out(page, 60, 24, Place())]
 
 
-def test_the_value_of_the_pointed_row_is_whole_where_its_marks_have_no_room(in_tmp_path):
+def test_the_value_of_the_pointed_row_is_shown_in_full_if_there_is_no_room_for_its_marks(in_tmp_path):
     lines = lines_at("data", "builtin:word-problems")
     assert any(line.split() == ["»", "data", "builtin:word-problems", "yours"] for line in lines)
 

@@ -109,7 +109,7 @@ def test_the_plan_of_a_model_of_unknown_size_counts_its_tokens():
     assert "10 steps × at most 512 tokens = at most 5,120 tokens" in text
 
 
-def test_the_plan_shows_steps_time_and_what_is_dropped_of_examples_that_are_at_hand(in_tmp_path):
+def test_the_plan_of_examples_on_disk_shows_steps_time_and_dropped_examples(in_tmp_path):
     config = {
         "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 500,
         "num_attention_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True,
@@ -143,7 +143,7 @@ def test_the_plan_names_the_stage_once(name, title):
     assert title in shown(plan_panel(resolve(UNKNOWN | {"name": name}, machine=LAPTOP)))
 
 
-def test_the_title_of_the_plan_is_not_as_dim_as_its_frame():
+def test_the_title_of_the_plan_is_brighter_than_its_frame():
     panel = plan_panel(resolve(UNKNOWN | {"name": "tuned"}, machine=LAPTOP))
     styles = {part.text.strip(): part.style for part in fake_console().render(panel) if part.style}
     assert styles["Plan: tuned · sft"].dim is False

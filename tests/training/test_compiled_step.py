@@ -67,7 +67,7 @@ def test_a_compiled_step_has_a_mask_where_attention_is_not_only_causal(versions_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_positions_equal_the_others_to_the_digit(dtype):
+def test_compiled_positions_equal_the_others_exactly(dtype):
     positions = torch.arange(40)[None]
     for rope in (Rope(16, 10_000.0), Yarn(16, 10_000.0, factor=4.0, original_max_position_embeddings=8)):
         compiled = torch.compile(rope, backend="aot_eager", dynamic=False)
@@ -100,7 +100,7 @@ PLAIN = {"batch_size": 1, "q_length": 4, "kv_length": 4, "q_offset": 0, "kv_offs
         {"q_offset": torch.tensor(0)},  # a static cache
     ],
 )
-def test_a_mask_that_says_more_than_causal_is_built_as_by_transformers(changes):
+def test_a_mask_that_is_more_than_causal_is_built_as_by_transformers(changes):
     inputs = PLAIN | changes
     assert mask_where_needed(**PLAIN) is None
     expected, mask = sdpa_mask(**inputs), mask_where_needed(**inputs)

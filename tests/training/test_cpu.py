@@ -100,6 +100,6 @@ def test_other_processors_keep_the_default():
     assert all(type(module) is not OneDnnLinear for module in model.modules())
 
 
-def test_keep_freed_memory_does_not_fail():
+def test_keeping_freed_memory_does_not_fail():
     keep_freed_memory()
     assert torch.ones(2**20).sum() == 2**20

@@ -124,7 +124,7 @@ def test_generation_is_not_masked():
 
 
 @pytest.mark.parametrize("name", ["BLOOM", "Mamba", "OPT", "Falcon", "MPT", "LFM2", "Qwen3-Next"])
-def test_a_model_that_can_not_separate_documents_is_refused(name):
+def test_a_model_that_cannot_separate_documents_is_refused(name):
     """Some ignore positions, others have convolutions or states that run across a whole row."""
     experts = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "num_experts": 2}
     linear = {f"linear_{part}": 2 for part in ("num_key_heads", "num_value_heads")}

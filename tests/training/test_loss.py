@@ -87,7 +87,7 @@ def test_the_chunked_loss_and_its_gradients_equal_the_plain_ones(kind, small_chu
 
 
 @pytest.mark.parametrize("kind", ["llm_lab", "llm_lab tied"])
-def test_under_bf16_autocast_it_is_as_close_to_float32_as_the_plain_loss(kind, small_chunks):
+def test_under_bf16_autocast_the_chunked_loss_is_as_close_to_float32_as_the_plain_one(kind, small_chunks):
     torch.manual_seed(0)
     model, ids = MODELS[kind]().train(), tokens(2, 12)
     labels = labels_of(ids)

@@ -95,7 +95,7 @@ def test_an_exploding_run_stops_says_where_and_keeps_a_checkpoint_from_before():
 
 
 @pytest.mark.usefixtures("_text")
-def test_on_request_it_returns_to_the_checkpoint_with_a_smaller_learning_rate_and_repeats_bit_for_bit():
+def test_on_request_a_run_returns_to_its_checkpoint_with_a_smaller_learning_rate_and_repeats_bit_for_bit():
     warnings = []
 
     def listen(event):
@@ -221,7 +221,7 @@ SAME = {"eval_reward": 0.5, "eval_reward_sampled": 0.25, "exact_match": 0.5, "ev
     [
         (rows_of_a_run({"eval_loss": 0.6931}, {"eval_loss": 0.6919}), "validation loss was 0.6931 before"),
         (rows_of_a_run({"eval_loss": 0.6931}, {"eval_loss": 0.6553}), None),
-        (rows_of_a_run({"eval_loss": 2.0}, {"eval_loss": 2.0}, steps=10), None),  # too short to judge by
+        (rows_of_a_run({"eval_loss": 2.0}, {"eval_loss": 2.0}, steps=10), None),  # too short for a verdict
         (rows_of_a_run(SAME, SAME), "exactly the scores"),
         (rows_of_a_run(SAME, SAME | {"eval_reward_sampled": 0.3}), None),
         (rows_of_a_run(SAME, SAME | {"eval_reward": 0.6}, zero_spread_share=1.0), "got the same reward"),
@@ -235,7 +235,7 @@ def test_a_run_that_learned_nothing_is_recognized(rows, why):
     assert (found is None) if why is None else (why in found)
 
 
-def test_a_run_whose_weights_stay_as_they_were_says_so_at_its_end(in_tmp_path):
+def test_a_run_whose_weights_did_not_change_says_so_at_its_end(in_tmp_path):
     model = torch.nn.Linear(4, 4)
     run, seen = create_run("still"), []
     run.append_metrics({"step": 1, "loss": 1.0, "learning_rate": 0.1, "grad_norm": 1.0})
@@ -251,6 +251,6 @@ def test_a_run_whose_weights_stay_as_they_were_says_so_at_its_end(in_tmp_path):
     assert run.facts()["unmoved"] is None
 
 
-def test_a_run_that_learned_nothing_does_not_end_in_a_plain_done(capsys):
+def test_a_run_that_learned_nothing_does_not_end_with_a_plain_done(capsys):
     print_closing({"path": "checkpoints/a", "status": "done", "stage": "sft", "unmoved": "the gradient was 0"})
     assert "Done, but nothing was learned: the gradient was 0." in " ".join(capsys.readouterr().out.split())

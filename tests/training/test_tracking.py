@@ -237,7 +237,7 @@ def test_a_failing_tracker_does_not_stop_the_run(in_tmp_path, monkeypatch):
     assert warning == "tensorboard: the line is cut; no more metrics are sent to it. metrics.jsonl has all of them."
 
 
-def test_a_tracker_that_can_not_be_opened_is_reported_before_the_first_step(in_tmp_path, monkeypatch):
+def test_a_tracker_that_cannot_be_opened_is_reported_before_the_first_step(in_tmp_path, monkeypatch):
     def refuse(run, first_step, display):
         raise ValueError("the key is wrong")
 

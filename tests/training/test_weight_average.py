@@ -16,7 +16,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.training.weight_average import WeightAverage
 
 
-def test_the_average_is_that_of_the_formula_and_lends_itself_to_the_model(tmp_path):
+def test_the_average_equals_the_formula_and_can_be_put_into_the_model(tmp_path):
     layer, expected = nn.Linear(3, 2), {}
     average = WeightAverage(layer, 0.25)
     expected = layer.weight.detach().clone()

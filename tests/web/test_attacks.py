@@ -82,7 +82,7 @@ async def status_of(method, path, headers):
     return sent[0]["status"]
 
 
-def test_every_address_refuses_what_does_not_come_from_its_own_page(server):
+def test_every_address_refuses_requests_from_other_pages(server):
     async def ask_all():
         answered = []
         for path, methods in addresses():
@@ -121,17 +121,17 @@ def planted_sweep(folder, command):
         "recipe.yaml lr=1,2 'unclosed",
     ],
 )
-def test_a_planted_sweep_can_not_bring_words_that_the_form_has_not(tmp_path, words):
+def test_a_planted_sweep_cannot_bring_words_that_the_form_does_not_have(tmp_path, words):
     assert form_of(planted_sweep(tmp_path / "mine", f"llm-lab sweep {words}")) is None
 
 
-def test_the_form_of_a_sweep_is_found_again_in_its_command(tmp_path):
+def test_the_form_of_a_sweep_can_be_restored_from_its_command(tmp_path):
     sweep = planted_sweep(tmp_path / "mine", "llm-lab sweep recipe.yaml 'a.b=1,2' seed=3 --seeds 2 --name mine")
     keys = [{"key": "a.b", "values": "1,2"}, {"key": "seed", "values": "3"}]
     assert form_of(sweep) == {"kind": "sweep", "recipe": "recipe.yaml", "keys": keys, "seeds": "2", "name": "mine"}
 
 
-def test_a_planted_study_can_not_bring_an_option_of_the_command(server):
+def test_a_planted_study_cannot_bring_an_option_of_the_command(server):
     study = {"experiment": "learning_rate", "file": "x", "options": {"--in-folder": "checkpoints/planted"}}
     folder = write_run(server.home, "planted", status="stopped", study=study)
     status, _, text = server.ask("POST", "/api/experiments/resume", {"name": folder.name})
@@ -182,7 +182,7 @@ def test_a_name_never_becomes_another_option_and_no_text_breaks_the_start(tmp_pa
     assert not list(tmp_path.rglob("*.log"))
 
 
-def test_a_command_that_is_copied_from_the_page_does_nothing_else_in_a_shell(server):
+def test_a_command_that_is_copied_from_the_page_is_safe_in_a_shell(server):
     folder = write_run(server.home, "a;touch pwned $(touch pwned)", status="stopped")
     page = server.ask("GET", "/runs/" + folder.name.replace(" ", "%20").replace(";", "%3B"))[2]
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
@@ -211,7 +211,7 @@ def recorded(pid):
     return {"pid": pid, "host": socket.gethostname(), "started": psutil.Process(pid).create_time()}
 
 
-def test_a_planted_run_can_not_stop_a_process_that_does_not_work_in_it(in_tmp_path, bystander):
+def test_a_planted_run_cannot_stop_a_process_that_does_not_work_in_it(in_tmp_path, bystander):
     process = recorded(bystander.pid)
     without_lock = write_run(in_tmp_path, "without-lock", status="running", process=process)
     locked = write_run(in_tmp_path, "locked", status="running", process=process)
@@ -225,7 +225,7 @@ def test_a_planted_run_can_not_stop_a_process_that_does_not_work_in_it(in_tmp_pa
 
 
 @pytest.mark.parametrize("pid", [1, 0, -1, True, "1", 2**70, None, "own"])
-def test_no_record_makes_the_page_stop_the_system_all_processes_or_itself(tmp_path, pid):
+def test_no_record_can_make_the_page_stop_the_system_all_processes_or_itself(tmp_path, pid):
     pid = os.getpid() if pid == "own" else pid
     process = {**this_process(), "pid": pid}
     if pid == 1:
@@ -365,7 +365,7 @@ def test_a_body_that_is_not_a_json_object_or_nested_too_deep_is_refused(server, 
     assert (status, "problems" in text) == (400, True)
 
 
-def test_half_a_character_in_a_name_does_not_cause_a_fault(server):
+def test_a_lone_surrogate_in_a_name_does_not_cause_a_fault(server):
     body = '{"topics": {"run:\\ud800": null}}'
     status, _, text = server.ask("POST", "/api/updates", body, {"Content-Type": "application/json"})
     assert (status, text.count("problems")) == (200, 1)
@@ -426,7 +426,7 @@ def test_a_planted_sweep_does_not_take_the_pages_down(server, changes):
     assert server.ask("POST", "/api/experiments/resume", {"name": "bad"})[0] == 400
 
 
-def test_a_link_in_a_run_that_leads_out_is_not_shown_and_a_pipe_is_not_waited_for(server):
+def test_a_link_that_leads_out_of_a_run_is_not_shown_and_a_pipe_does_not_block(server):
     secret = server.home / "secret.txt"
     secret.write_text("the secret")
     linked, piped = write_run(server.home, "linked"), write_run(server.home, "piped")
@@ -469,7 +469,7 @@ def test_a_script_in_a_planted_picture_does_not_run(server, chromium):
 
 
 @pytest.mark.parametrize("name", ["漢" * 300 + ".jsonl", "é" * 300 + ".txt", "💥" * 90 + ".csv", "a" * 5000 + ".md"])
-def test_a_very_long_name_of_an_upload_becomes_one_that_the_system_allows(in_tmp_path, name):
+def test_a_very_long_upload_name_is_shortened_to_one_that_the_system_allows(in_tmp_path, name):
     (in_tmp_path / f".{safe_name(name)}.1234567.12345678.part").write_text("x")
 
 

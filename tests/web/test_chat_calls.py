@@ -59,7 +59,7 @@ def test_replies_equal_those_of_a_chat_session_in_every_turn(models, kind):
         messages[-1] |= {"ended": True} if result["ended"] else {}
 
 
-def test_the_system_prompt_and_search_results_are_what_a_session_gets(models):
+def test_the_system_prompt_and_search_results_are_those_of_a_chat_session(models):
     from llm_lab.chat.web_search import Hit
 
     session = open_session(speller(), chat=True)
@@ -70,7 +70,7 @@ def test_the_system_prompt_and_search_results_are_what_a_session_gets(models):
     assert result["sources"] == session.messages[0]["sources"]
 
 
-def test_a_caller_who_leaves_stops_the_reply_and_the_next_one_is_right(models):
+def test_a_caller_who_leaves_stops_the_reply_and_the_next_reply_is_correct(models):
     pieces = chat_calls.reply(str(models / "chat"), "hello", [], {**SETTINGS, "max_new_tokens": 200})
     assert any("piece" in next(pieces) for _ in range(50))
     pieces.close()

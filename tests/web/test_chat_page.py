@@ -79,7 +79,7 @@ def end_workers(server):
         server.api("/api/chat/unload", {"slot": slot})
 
 
-def test_an_answer_is_that_of_the_terminal_and_stop_keeps_what_came(chat, server):
+def test_an_answer_equals_that_of_the_terminal_and_stop_keeps_what_has_arrived(chat, server):
     page = chat(max_new_tokens=24)
     send(page, "hello")
     done(page)
@@ -376,7 +376,7 @@ def test_a_comparison_that_began_late_is_saved_loaded_and_continued_without_loss
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_one_message_and_the_next_prompt_works(chat, server):
+def test_a_killed_worker_causes_one_error_and_the_next_prompt_works(chat, server):
     page = chat(max_new_tokens=4000)
     send(page, "hello")
     expect(answer(page)).to_contain_text(re.compile(r"\w+ \w+ \w+"), timeout=MANY_MS)
@@ -454,7 +454,7 @@ def test_everything_is_reached_with_the_keyboard(chat, server):
     end_workers(server)
 
 
-def test_a_list_that_arrives_again_leaves_what_the_arrow_keys_chose(chat):
+def test_an_updated_list_keeps_the_choice_of_the_arrow_keys(chat):
     page = chat()
     picker = page.get_by_role("combobox", name="Model", exact=True)
     picker.click()

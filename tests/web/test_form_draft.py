@@ -51,7 +51,7 @@ def test_derived_values_follow_the_answers_with_their_reasons():
         ("name", "../outside", "letters, digits"),
     ],
 )
-def test_a_wrong_value_is_a_problem_of_its_key_and_stays_as_it_was_typed(path, text, said):
+def test_a_wrong_value_is_a_problem_of_its_key_and_is_kept_as_typed(path, text, said):
     seen = looked_at("pretrain", DATA, {"path": path, "text": text})
     assert keys_of(seen) == [path]
     assert said in seen["problems"][0]["text"]

@@ -13,7 +13,7 @@ from llm_lab.web.launches import form_address, last_error
 from llm_lab.web.runs_pages import run_page
 
 
-def test_a_run_that_left_no_folder_is_explained_in_words_at_its_address(in_tmp_path, monkeypatch):
+def test_the_address_of_a_run_that_left_no_folder_explains_why(in_tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(in_tmp_path / "state"))
     lab = Lab()
     launch = lab.launches.start_once(["run", "gone.yaml"])
@@ -48,7 +48,7 @@ def test_a_command_leads_back_to_its_form_with_its_answers(command, address):
     assert form_address(command) == address
 
 
-def test_an_error_is_the_last_paragraph_and_not_how_to_see_the_traceback(tmp_path):
+def test_the_error_is_the_last_paragraph_without_the_hint_about_the_traceback(tmp_path):
     log = tmp_path / "log"
     log.write_text("plan\n\ndata.0: 3 rows\nmodel = x: not here. Check it.\n\n")
     assert last_error(log) == "model = x: not here. Check it."

@@ -84,7 +84,7 @@ def test_a_message_is_read_in_the_chat_template_of_the_model_or_as_bare_text(run
         assert json.loads(kept)["text"] == text
 
 
-def test_the_newest_finished_model_is_looked_into_first(monkeypatch, tmp_path):
+def test_the_page_begins_with_the_newest_finished_model(monkeypatch, tmp_path):
     from llm_lab.web.chat_models import newest_model
 
     monkeypatch.chdir(tmp_path)
@@ -109,7 +109,7 @@ def words_of(weights, tokens, row):
     return f"“{tokens[row]}” ({row}) attends to: {parts}"
 
 
-def test_the_row_under_the_mouse_is_what_was_measured_and_hostile_tokens_are_text(looked, measured):
+def test_the_row_under_the_mouse_has_the_measured_values_and_hostile_tokens_are_text(looked, measured):
     from playwright.sync_api import expect
 
     model, tokenizer, ids = measured
@@ -212,7 +212,7 @@ def test_the_whole_page_works_by_keyboard_and_a_head_is_ablated_on_demand(looked
     expect(effect).to_contain_text(f"by {rise.text:+.3f} on the text".replace("-", "−"))
 
 
-def test_what_can_not_be_looked_at_is_one_clear_message(server, run):
+def test_a_model_that_cannot_be_looked_at_gives_one_clear_message(server, run):
     def ask(**body):
         _, _, text = server.ask("POST", "/api/look/measure", body)
         lines = [json.loads(line) for line in text.splitlines()]

@@ -20,7 +20,7 @@ def read(columns, axis="step", most=2000, **part):
     return columns.points(axis, most=most, **part)
 
 
-def test_appended_rows_are_read_and_a_line_that_is_still_written_waits(metrics):
+def test_appended_rows_are_read_once_their_line_is_complete(metrics):
     metrics.write_text(lines([row(1, 3.0), row(2, 2.5)]) + '{"step": 3, "loss": 2.')
     columns = Columns(metrics)
     assert read(columns)["loss"] == {"x": [1, 2], "y": [3.0, 2.5]}

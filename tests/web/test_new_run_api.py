@@ -50,7 +50,7 @@ def test_a_draft_with_problems_does_not_start_and_names_its_keys(server):
     assert not (server.home / "configs/first.yaml").exists()
 
 
-def test_what_this_machine_lacks_is_said_before_anything_is_written(server):
+def test_what_this_machine_lacks_is_reported_before_anything_is_written(server):
     said = refusal(server, "/api/new/start", {"recipe": {**PRETRAIN, "name": "on-a-gpu", "device": "cuda"}})
     assert "device" in said["problems"][0]["text"]
     assert not (server.home / "configs/on-a-gpu.yaml").exists()
@@ -74,7 +74,7 @@ def test_python_code_that_never_ran_here_is_not_started_and_the_command_is_shown
 
 
 @pytest.mark.parametrize("name", ["asdf-model", "banana/nonsense-9000b"])
-def test_a_model_that_can_not_be_loaded_is_refused_before_anything_is_written(server, name):
+def test_a_model_that_cannot_be_loaded_is_refused_before_anything_is_written(server, name):
     recipe = {"stage": "sft", "name": "no-model", "device": "cpu", "data": [{"path": "builtin:instruct"}]}
     recipe["model"] = {"checkpoint": name}
     said = refusal(server, "/api/new/start", {"recipe": recipe})["problems"]
@@ -148,7 +148,7 @@ def test_the_models_page_lists_the_library_and_the_runs(server):
     assert sizes[0] == min(sizes), "on a CPU, what is small comes first"
 
 
-def test_a_run_that_has_no_model_yet_is_offered_with_the_reason_why_it_can_not_be_chosen(server):
+def test_a_run_without_a_model_yet_is_listed_with_the_reason_why_it_cannot_be_chosen(server):
     folder = write_run(server.home, "busy", status="running", stage="pretrain", rows=[row(1, 3.0)])
     with hold(folder):
         text = server.ask("GET", "/new?stage=sft")[2]

@@ -56,7 +56,7 @@ def test_derived_values_follow_while_the_user_types_and_a_wrong_one_is_shown_at_
     expect(rate).to_have_value("")
 
 
-def test_what_can_not_be_chosen_says_why_and_every_key_is_found_by_searching(form):
+def test_impossible_choices_say_why_and_every_key_is_found_by_searching(form):
     page, expect = form("stage=sft&model=checkpoints/tiny-sft")
     page.get_by_role("tab", name="Training").click()
     sophia = page.get_by_role("radio", name="sophia")
@@ -74,7 +74,7 @@ def test_what_can_not_be_chosen_says_why_and_every_key_is_found_by_searching(for
     expect(rate).to_be_hidden()
 
 
-def test_what_keeps_a_run_from_starting_is_shown_at_its_field_before_it_starts(form):
+def test_a_problem_that_prevents_the_start_is_shown_at_its_field_before_the_start(form):
     page, expect = form("stage=sft")
     page.get_by_role("button", name="A folder or a Hub name").click()
     model = page.locator(".model-choice input[type=text]")

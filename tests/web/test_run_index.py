@@ -22,7 +22,7 @@ def index(tmp_path, monkeypatch):
     return RunIndex(tmp_path / "checkpoints")
 
 
-def test_a_run_whose_process_is_gone_has_died_and_one_that_is_locked_runs(index, tmp_path):
+def test_a_run_whose_process_is_gone_is_shown_as_died_and_a_locked_one_as_running(index, tmp_path):
     gone = {"pid": 2**22 + 1, "host": os.uname().nodename, "started": 1.0}
     write_run(tmp_path, "dead", status="running", process=gone, rows=[row(1, 3.0)])
     write_run(tmp_path, "ended", results={"eval_loss": 1.5, "step": 9})
@@ -43,7 +43,7 @@ def test_a_run_whose_process_is_gone_has_died_and_one_that_is_locked_runs(index,
     assert index.rows()["alive"]["status"] == "died"
 
 
-def test_only_what_has_changed_is_sent_and_what_is_gone_is_named(index, tmp_path):
+def test_only_changes_are_sent_including_the_names_of_removed_runs(index, tmp_path):
     first, second = write_run(tmp_path, "one"), write_run(tmp_path, "two")
     cursor, data = index.since(None)
     assert {one["name"] for one in data["rows"]} == {"one", "two"}
@@ -59,7 +59,7 @@ def test_only_what_has_changed_is_sent_and_what_is_gone_is_named(index, tmp_path
     assert RunIndex(first.parent).since(cursor)[1]["all"]
 
 
-def test_stages_and_the_runs_of_sweeps_are_inside_what_they_belong_to(index, tmp_path):
+def test_stages_and_the_runs_of_sweeps_are_listed_inside_their_pipeline_or_sweep(index, tmp_path):
     write_run(tmp_path, "life", stages=["sft", "dpo"])
     write_run(tmp_path, "life/sft")
     sweep = tmp_path / "checkpoints" / "rates"
@@ -91,7 +91,7 @@ def test_the_list_leaves_out_links_hidden_folders_and_what_is_not_a_run(index, t
     assert {name: one["status"] for name, one in index.rows().items()} == {"damaged": "broken"}
 
 
-def test_500_runs_are_listed_in_a_moment_and_the_second_time_is_even_faster(index, tmp_path):
+def test_500_runs_are_listed_quickly_and_the_second_time_even_faster(index, tmp_path):
     rows = [row(step, 3.0) for step in range(1, 6)]
     for number in range(500):
         write_run(tmp_path, f"run-{number}", rows=rows, results={"eval_loss": 1.0 + number, "step": 5})
@@ -125,7 +125,7 @@ def test_invalid_values_break_one_row_and_not_the_list(index, tmp_path):
     assert found == {"good": "done", "huge": "broken", "odd": "done", "alive": "running"}
 
 
-def test_a_run_that_counts_in_epochs_says_how_far_it_is_from_its_first_evaluation_on(index, tmp_path, monkeypatch):
+def test_a_run_that_counts_in_epochs_shows_its_progress_from_its_first_evaluation_on(index, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     facts = {"status": "running", "recipe": {"train": {"max_steps": None}}, "first_evaluation_at": 1.0}
     tuned = write_run(tmp_path, "tuned", stage="sft", **facts)

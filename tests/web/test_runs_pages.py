@@ -187,7 +187,7 @@ def test_the_axis_the_smoothing_and_the_scale_are_in_the_address(opened, server)
     expect(page).to_have_url(f"{server.address}/runs/linked?axis=train_tokens&log=1&smooth=0.51")
 
 
-def test_samples_come_while_the_run_works_and_tabs_have_addresses(opened, alive):
+def test_samples_arrive_while_the_run_works_and_tabs_have_addresses(opened, alive):
     folder = alive("writing", rows=[row(1, 3.0)])
     page = opened("/runs/writing#samples")
     expect(page.get_by_text("No samples yet")).to_be_visible()
@@ -318,13 +318,13 @@ def test_pictures_of_reports_are_served_without_any_rights_and_nothing_else_is(s
         *("/api/runs/nothing/log", "/api/runs/nothing/curves?from=1&to=2"),
     ],
 )
-def test_what_does_not_exist_is_404(server, path):
+def test_missing_pages_are_404(server, path):
     status, _, text = server.ask("GET", path)
     assert status == 404
     assert "nothing" in text
 
 
-def test_stopping_what_does_not_run_and_resuming_what_belongs_to_a_sweep_are_errors_that_say_why(server):
+def test_stopping_an_idle_run_and_resuming_a_run_of_a_sweep_are_errors_that_say_why(server):
     write_run(server.home, "ended")
     write_run(server.home, "grid/cell", status="stopped")
     (server.home / "checkpoints" / "grid" / "sweep.json").write_text("{}")
@@ -349,7 +349,7 @@ def test_a_request_for_live_values_of_a_deleted_run_is_an_error_of_that_topic_al
     assert again["updates"] == {}
 
 
-def test_a_duration_has_no_sixtieth_minute_or_second(opened):
+def test_a_duration_never_shows_60_minutes_or_seconds(opened):
     script = "async (times) => { const { duration } = await import('/static/lab.js'); return times.map(duration); }"
     written = opened("/").evaluate(script, [0.4, 59.7, 119.8, 3599.9, 50_399.0, 200_000.0])
     assert written == ["0 s", "1 min 0 s", "2 min 0 s", "1 h 0 min", "13 h 59 min", "2 days"]

@@ -50,7 +50,7 @@ def test_a_failed_search_is_an_error_for_the_user(server, searxng):
     assert "CAPTCHA" in text
 
 
-def test_the_word_that_asks_for_a_search_is_named(server):
+def test_the_word_that_triggers_a_search_is_named(server):
     assert server.api("/api/search/reason", {"text": "the Latest moons"}) == {"reason": "Latest"}
     assert server.api("/api/search/reason", {"text": "the moons"}) == {"reason": None}
 

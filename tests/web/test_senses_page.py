@@ -58,13 +58,13 @@ def test_sources_are_text_and_links_and_the_page_says_that_the_question_leaves_t
 @pytest.mark.parametrize(
     ("mode", "words"), [("forbidden", "formats: [html, json]"), ("limited", "429"), ("captcha", "CAPTCHA")]
 )
-def test_a_failed_search_throws_what_the_user_should_read(server, page, searxng, mode, words):
+def test_a_failed_search_throws_an_error_for_the_user(server, page, searxng, mode, words):
     page.goto(server.link)
     body = "try { await search.search('x'); } catch (error) { return error.message; }"
     assert words in use_search(page, searxng.address(mode), body)
 
 
-def test_a_slow_search_can_be_left(server, page, searxng):
+def test_a_slow_search_can_be_canceled(server, page, searxng):
     page.goto(server.link)
     body = """
       const leave = new AbortController();
@@ -156,7 +156,7 @@ def speaking(chromium, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_microphone_that_is_not_allowed_is_an_error_that_says_so(server, speaking):
+def test_a_microphone_without_permission_is_an_error_that_says_so(server, speaking):
     page = speaking(server, wav_of(tone(1)), "--deny-permission-prompts")
     assert "not allowed" in page.evaluate(RECORD, 100)["error"]
 

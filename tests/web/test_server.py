@@ -35,7 +35,7 @@ def test_a_port_that_is_taken_is_an_error_that_says_so(server, tmp_path):
         serve(99999, say=print)
 
 
-def test_the_page_says_when_its_server_is_gone_and_comes_back_by_itself(page, tmp_path):
+def test_the_page_shows_when_its_server_is_gone_and_reconnects_by_itself(page, tmp_path):
     from playwright.sync_api import expect
 
     first = WebServer(tmp_path)

@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "datasets", "pandas", "trl", "peft", "pyarrow"
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.name)
-def test_a_script_never_reads_text_as_html_or_code(file):
+def test_a_script_never_interprets_text_as_html_or_code(file):
     forbidden = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc|createContextualFragment"
     )

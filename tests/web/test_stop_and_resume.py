@@ -67,7 +67,7 @@ def test_a_run_is_watched_stopped_and_resumed_from_its_page(page, server):
 
 
 @pytest.mark.slow
-def test_what_a_resume_that_fails_printed_is_shown(page, server):
+def test_the_output_of_a_failed_resume_is_shown(page, server):
     write_run(server.home, "broken-recipe", status="stopped", rows=[row(3, 2.0)])
     page.set_default_timeout(SECONDS)
     page.goto(server.link)

@@ -69,7 +69,7 @@ def test_nothing_is_kept_of_an_upload_that_is_too_large_empty_or_interrupted(tmp
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
-def test_uploads_have_a_limit_together_and_leave_room_on_the_disk(tmp_path, monkeypatch):
+def test_all_uploads_together_have_a_limit_and_leave_room_on_the_disk(tmp_path, monkeypatch):
     save("old.txt", b"x" * 80)
     monkeypatch.setattr(uploads, "MOST_UPLOADED", 100)
     save("fits.txt", b"x" * 20)

@@ -63,7 +63,7 @@ def with_worker(tmp_path, monkeypatch):
     return run
 
 
-def test_a_worker_answers_and_hands_on_errors_and_pieces(with_worker):
+def test_a_worker_answers_and_passes_on_errors_and_pieces(with_worker):
     async def use(worker):
         assert await worker.call("add", a=1, b=2) == 3
         with pytest.raises(UserError) as caught:
@@ -81,7 +81,7 @@ def test_a_worker_answers_and_hands_on_errors_and_pieces(with_worker):
     with_worker(use)
 
 
-def test_a_call_whose_listener_leaves_is_stopped_and_the_next_one_answered(with_worker):
+def test_a_call_whose_caller_leaves_is_stopped_and_the_next_one_is_answered(with_worker):
     async def use(worker):
         pieces = worker.stream("count", to=100_000)
         assert await anext(pieces) == 0
@@ -96,7 +96,7 @@ def test_a_call_whose_listener_leaves_is_stopped_and_the_next_one_answered(with_
     with_worker(use)
 
 
-def test_a_listener_that_is_canceled_again_while_it_leaves_reads_nothing_of_the_next_call(with_worker):
+def test_a_caller_that_is_canceled_twice_reads_nothing_of_the_next_call(with_worker):
     async def use(worker):
         task = asyncio.create_task(worker.call("wait"))
         await asyncio.sleep(0.2)

@@ -38,7 +38,7 @@ def test_a_design_of_usual_parts_is_a_plain_llama():
     assert (config.model_type, config.hidden_size, config.num_key_value_heads) == ("llama", 128, 2)
 
 
-def test_a_design_of_other_parts_carries_its_code():
+def test_a_design_with_other_parts_includes_its_code():
     from transformers import AutoConfig
 
     parts = {"position_embedding": "alibi", "norm": "layernorm", "attention": "mha", "activation": "relu"}

@@ -86,14 +86,14 @@ def seen(screens, text):
     return any(text in " ".join(screen.split()) for screen in screens)
 
 
-def test_a_choice_is_taken_with_the_arrow_keys_and_impossible_ones_are_skipped(press):
+def test_a_choice_is_made_with_the_arrow_keys_and_impossible_ones_are_skipped(press):
     value, screens = press(CHOICE, Key.DOWN, Key.DOWN, Key.DOWN, Key.ENTER)
     assert value == 2
     assert "- three (not now)" in screens[0]
     assert "Esc back · ? help" in screens[0]
 
 
-def test_several_choices_are_taken_with_the_space_bar(press):
+def test_several_choices_are_made_with_the_space_bar(press):
     assert press(SEVERAL, " ", Key.ENTER)[0] == [1, 2]
     assert press(SEVERAL, Key.ENTER)[0] == [2]
 
@@ -242,7 +242,7 @@ def test_typing_filters_a_short_list_and_one_of_several_and_the_line_above_says_
     assert "model size" not in screens[-1]
 
 
-def test_a_filter_takes_the_line_that_begins_with_it_then_names_before_what_follows_and_never_ages(press):
+def test_a_filter_prefers_lines_that_begin_with_it_then_names_then_descriptions_and_ignores_ages(press):
     lines = (
         "Resume short train  stopped 3 min ago",
         "Chat  what is short",
@@ -259,7 +259,7 @@ def test_a_filter_takes_the_line_that_begins_with_it_then_names_before_what_foll
     assert any("Nothing contains" in screen for screen in screens)
 
 
-def test_no_text_of_a_question_steers_the_terminal(press):
+def test_no_text_of_a_question_controls_the_terminal(press):
     strange = Question("e", "Which?", choices=(Choice(1, "a\x1b[2Jb\nc", effect="\x1b]0;title\x07"),), notice="\x1b[2J",
                        help="[bold]no markup[/bold]")  # fmt: skip
     _, screens = press(strange, Key.ENTER)
@@ -285,7 +285,7 @@ def test_a_dumb_terminal_gets_numbered_lists(monkeypatch, capsys):
         assert text in printed
 
 
-def test_a_dumb_list_says_its_columns_as_words_and_parts_no_number_from_its_unit(monkeypatch, capsys):
+def test_a_list_in_a_dumb_terminal_names_its_columns_and_keeps_numbers_with_their_units(monkeypatch, capsys):
     monkeypatch.setenv("LLM_LAB_PLAIN", "1")
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr("builtins.input", lambda prompt="": "1")
@@ -381,7 +381,7 @@ def test_a_page_is_filled_in_place_with_arrow_keys_and_by_typing(press):
     assert "optimizer.name=adamw train.max_steps=40" in screens[-1]
 
 
-def test_the_error_of_a_value_goes_as_soon_as_another_is_typed(press):
+def test_the_error_of_a_value_disappears_as_soon_as_another_is_typed(press):
     steps = (To("max_steps"), Key.ENTER, "abc", Key.ENTER, "1", "2", Key.ENTER, Key.FINISH)
     value, screens = press(page_of("pretrain"), *steps)
     assert value["changes"] == {"train": {"max_steps": 12}}
@@ -402,7 +402,7 @@ def test_a_value_that_was_refused_is_typed_over(press):
     assert press(page_of("pretrain"), *steps)[0]["changes"] == {"train": {"max_steps": 7}}
 
 
-def test_letters_filter_a_page_whatever_is_pointed_at_and_digits_change_a_number(press):
+def test_letters_filter_a_page_wherever_the_pointer_is_and_digits_change_a_number(press):
     steps = (To("name "), "decay", Key.ESCAPE, To("max_steps"), *answer("7"), Key.FINISH)
     value, screens = press(page_of("pretrain"), *steps)
     assert value["changes"] == {"train": {"max_steps": 7}}
@@ -410,7 +410,7 @@ def test_letters_filter_a_page_whatever_is_pointed_at_and_digits_change_a_number
     assert seen(screens, "scheduler.decay_ratio") or seen(screens, "weight_decay")
 
 
-def test_a_page_shows_its_groups_filters_all_values_and_sets_them_back(press):
+def test_a_page_shows_its_groups_filters_all_values_and_resets_them(press):
     filtered = ("/", "eps", Key.ENTER, *answer("1e-6"), Key.ESCAPE)
     steps = (*filtered, Key.TAB, Key.TAB, Key.TAB, Key.END, Key.RIGHT, Key.ENTER)
     value, screens = press(page_of("pretrain"), *steps, Key.ESCAPE, "/", "eps", Key.DELETE, Key.FINISH)
@@ -454,7 +454,7 @@ def test_a_run_is_started_without_its_plan_a_second_time_and_can_be_left(visit):
     assert started == [("first", {"resume": False, "show_plan": False})]
 
 
-def test_a_run_that_can_not_start_leads_back_to_the_page(visit):
+def test_a_run_that_cannot_start_leads_back_to_the_page(visit):
     def start(*words, **options):
         raise MachineError(Problem("device", "too small for it"))
 
@@ -473,7 +473,7 @@ def test_a_run_that_is_stopped_before_anything_is_saved_leads_back_to_the_page(v
     assert "[Continue to the plan]" in screens[stopped + 1]
 
 
-def test_a_page_that_comes_again_points_at_what_was_changed_last(visit):
+def test_a_page_that_is_shown_again_points_at_the_last_change(visit):
     from_row = (*TO_PAGE, *FILLED, Key.FINISH)
     from_bar = (*TO_PAGE, To("name "), Key.ENTER, *answer("first"), Key.HOME, Key.ENTER)
     from_data = (*TO_PAGE, To("name "), Key.ENTER, *answer("first"), Key.ESCAPE, *pick("No, continue"))
@@ -553,7 +553,7 @@ def test_a_push_without_a_token_is_refused_before_the_plan_and_the_card(visit, m
 @pytest.mark.usefixtures("lab")
 @pytest.mark.parametrize(("way", "page"), [(RUN_PAGE, "What next?"), (MEASURE, "Measure or compare")],
                          ids=["the page of a run", "Evaluate"])  # fmt: skip
-def test_after_an_evaluation_enter_leads_back_to_the_page_that_one_came_from(visit, way, page):
+def test_after_an_evaluation_enter_leads_back_to_the_previous_page(visit, way, page):
     keys = (*way, Key.FINISH, *pick("Yes, start"), Key.ENTER, Key.ESCAPE, Key.ESCAPE)
     screens = visit(*keys, *LEAVE, start=lambda *words, **options: 0)
     ended = next(number for number, screen in enumerate(screens) if "Enter goes back" in screen)
@@ -574,7 +574,7 @@ def test_models_are_compared_and_the_comparison_is_printed(visit):
     assert "Use a model" in screens[-3], "the menu that one came from"
 
 
-def test_the_data_are_shown_as_tokens_page_by_page(monkeypatch, capsys):
+def test_the_data_is_shown_as_tokens_page_by_page(monkeypatch, capsys):
     resolved, _ = new_draft("pretrain").with_answer("tokenizer", "bytes").look()
     with keyboard([Key.PAGE_DOWN, Key.UP, Key.ENTER], monkeypatch, lambda: "".join(capsys.readouterr())) as keys:
         assert Wizard(wizard_commands(), debug=True)._execute(ShowTokens(resolved, "Pretrain"))
@@ -633,7 +633,7 @@ def test_a_panel_that_is_higher_than_the_terminal_is_scrolled_below_its_title(mo
     assert "line 39." not in keys.screens[3]
 
 
-def test_what_takes_a_while_is_said_once_on_a_screen(monkeypatch, capsys):
+def test_a_please_wait_line_appears_once_on_a_screen(monkeypatch, capsys):
     monkeypatch.setattr("llm_lab.terminal.console.is_terminal", lambda: True)
     begin_screen("Runs")
     for _ in range(2):
@@ -653,7 +653,7 @@ def test_a_hint_that_has_no_room_is_shortened_or_left_out(press, monkeypatch):
         assert shown in [line.rstrip() for line in screens[0].split("\n")]
 
 
-def test_what_is_cut_in_a_list_is_in_its_help_in_full(press):
+def test_text_that_is_cut_in_a_list_is_complete_in_its_help(press):
     reason = "requires a graphics card with at least 24 GiB of memory, and this machine has none at all"
     long = Choice(1, "one", effect="It means this. " * 30 + "The end.")
     question = Question("a", "Which?", choices=(long, Choice(2, "two", reason)), why="Why.")

@@ -120,14 +120,14 @@ def test_another_number_is_typed(draft):
     assert answered(draft, "model.hidden_size", "40").value("model.hidden_size") == 40
 
 
-def test_another_attention_removes_the_heads_that_were_answered_for_grouped_queries(draft):
+def test_another_kind_of_attention_removes_the_answer_for_key_and_value_heads(draft):
     grouped = draft.with_answer("model.num_key_value_heads", 2)
     multi_head = answered(grouped, "model.attention", "mha")
     assert multi_head.value("model.num_key_value_heads") == 4
     assert "model.num_key_value_heads = 2" in multi_head.notice
 
 
-def test_another_schedule_keeps_the_warm_up_that_was_answered(draft):
+def test_another_schedule_keeps_the_answered_warm_up(draft):
     warm = draft.with_answer("scheduler.warmup_steps", 7).with_answer("scheduler.min_ratio", 0.3)
     flat = answered(warm, "scheduler.name", "none")
     assert flat.raw["scheduler"] == {"name": "none", "warmup_steps": 7}
@@ -163,7 +163,7 @@ def test_every_key_has_help_and_every_question_fits_a_line_and_ends_in_a_questio
         assert key.question is None or (key.question.endswith("?") and len(key.question) < 76), key.path
 
 
-def test_enter_leaves_open_what_only_the_run_can_derive(in_tmp_path):
+def test_enter_leaves_values_unset_that_only_the_run_can_derive(in_tmp_path):
     draft = new_draft("sft")
     opened, visit = ask(draft, ask_key, [ENTER], path="chat_template")
     assert "chat_template" not in opened.raw
@@ -171,7 +171,7 @@ def test_enter_leaves_open_what_only_the_run_can_derive(in_tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["dpo", "grpo", "ppo"])
-def test_the_help_of_what_is_special_to_a_stage_says_more_than_its_question(stage):
+def test_help_of_the_options_of_a_stage_says_more_than_the_question(stage):
     keys = {key.path: key for key in every_key(STAGES[stage].recipe)}
     assert [path for path in own_keys(stage) if not keys[path].why] == []
 
@@ -206,7 +206,7 @@ def test_a_group_is_off_by_name_on_every_command_line_and_in_a_pipeline(in_tmp_p
     assert job.stages[0].values["lora"] is None
 
 
-def test_a_value_is_the_users_only_if_the_user_chose_it(in_tmp_path):
+def test_a_value_counts_as_the_users_only_if_the_user_chose_it(in_tmp_path):
     draft = with_model(new_draft("sft"), "gpt2")
     assert draft.origin("name") == ("derived", "from the model's name")
     assert draft.origin("device")[0] == "derived"

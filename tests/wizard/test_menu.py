@@ -151,7 +151,7 @@ def test_texts_and_prompts_are_named_changed_and_removed():
     assert results("own")["bits_per_byte"] > 0
 
 
-def test_looking_inside_asks_for_a_model_a_text_and_what_else_there_is_to_measure():
+def test_looking_inside_asks_for_a_model_a_text_and_what_else_to_measure():
     visit = answers(look_inside, [MODEL, "the old tree ", "Over training"])
     assert visit.questions[1].text == "Which text should it read?"
     assert visit.questions[1].allowed == "Empty: a built-in text."
@@ -239,7 +239,7 @@ def test_a_repository_on_the_hub_is_named_as_owner_and_name(monkeypatch):
     assert visit.effects[1].recipe["export"] == {"push": "me/mine"}
 
 
-def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
+def test_a_checkpoint_leads_to_everything_that_can_be_done_with_it():
     for line, flow in (
         ("Look inside it", "look"),
         ("Evaluate it", "eval"),
@@ -289,7 +289,7 @@ def test_a_stopped_run_is_resumed_and_any_run_is_replayed_after_a_yes():
     assert again.result == Next("after a run", {"name": "base"})
 
 
-def test_after_a_run_one_chats_first_and_returns_to_the_choices():
+def test_after_a_run_the_first_choice_is_a_chat_that_returns_to_the_choices():
     for after in (partial(after_a_run, name="base"), partial(after_a_run, path="checkpoints/base")):
         visit = answers(after, [ENTER])
         assert visit.effects == [OpenChat("checkpoints/base")]
@@ -297,7 +297,7 @@ def test_after_a_run_one_chats_first_and_returns_to_the_choices():
     assert not any("llm-lab" in choice.text for choice in visit.question.choices)
 
 
-def test_after_a_run_that_was_stopped_one_resumes_it_or_chats_with_its_checkpoint():
+def test_after_a_stopped_run_the_choices_are_resuming_it_and_chatting_with_its_checkpoint():
     run = RunFolder(Path("checkpoints/base"))
     run.update(status="stopped", results={**run.facts()["results"], "step": 1})
     visit = answers(partial(after_a_run, name="base"), ["Chat with its last checkpoint", "Resume it (50 %)"])
@@ -316,7 +316,7 @@ def test_a_recipe_file_is_run_with_changes_that_are_checked():
     assert visit.result == Next("after a run", {"name": "again"})
 
 
-def test_the_result_and_the_age_of_a_run_are_written_alike_in_all_its_lines():
+def test_the_result_and_the_age_of_a_run_have_the_same_format_in_all_lists():
     RunFolder(Path("checkpoints/base")).update(results={"exact_match": 0.031}, ended_at=time.time() - 300)
     choice = next(one for one in answers(checkpoints, []).question.choices if one.value == "checkpoints/base")
     assert "exact match 3.1 %" in choice.text
@@ -369,6 +369,6 @@ def test_home_counts_sweeps_offers_to_resume_them_and_says_what_is_running():
         assert not any(choice.text.startswith("Resume") for choice in home.choices)
 
 
-def test_an_evaluation_of_nothing_named_says_what_it_measures_on():
+def test_an_evaluation_without_named_data_says_what_it_measures_on():
     page = answers(MEASURE, [MODEL]).question.form
     assert page.row("data").value == "the validation data of its run"

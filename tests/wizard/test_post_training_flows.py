@@ -151,7 +151,7 @@ def test_rows_that_are_dropped_are_counted_by_reason():
     assert "3 of 6 rows; 3: " in answers(flow("sft"), [MODEL, "mine.jsonl"]).question.help
 
 
-def test_several_sets_are_weighed_and_none_is_taken_twice():
+def test_several_sets_get_weights_and_none_is_offered_twice():
     Path("mine.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
     data = [ENTER, "Yes", Refused("builtin:word-problems", "data.1.path"), "mine.jsonl", "No, continue", "3", "1"]
     visit = answers(flow("sft"), [MODEL, *data, ENTER, START])
@@ -239,7 +239,7 @@ def test_a_text_to_measure_forgetting_on_is_named_changed_and_removed():
     assert "forgetting" not in recipe_of(removed)
 
 
-def test_an_adapter_of_defaults_is_saved_as_one():
+def test_an_adapter_with_default_options_is_saved_as_an_adapter():
     visit = answers(flow("sft"), [MODEL, *DATA, Fill({"lora": "LoRA: an"}, "save"), "sft.yaml"])
     Path("sft.yaml").write_text(visit.effects[0].text)
     assert resolve(read_recipe_file(Path("sft.yaml"))).recipe.lora.r == 8
@@ -313,7 +313,7 @@ def test_an_evaluation_without_anything_to_measure_says_so_on_its_page_and_befor
     assert "has no validation data and scored no prompts" in str(problem)
 
 
-def test_a_second_model_is_chosen_from_the_runs_or_left_open():
+def test_a_second_model_is_chosen_from_the_runs_or_omitted():
     draft, critic = new_draft("ppo", model="checkpoints/base"), askers_of("ppo")["ppo.critic"]
     picked, _ = ask(draft, critic, [MODEL])
     assert picked.raw["ppo"]["critic"] == "checkpoints/base"
@@ -339,7 +339,7 @@ def test_a_model_of_the_library_is_chosen_with_its_facts_and_what_fits():
     assert again.question.key == "model.checkpoint.library"
 
 
-def test_where_all_weights_do_not_fit_an_adapter_is_suggested_and_all_weights_stay_possible(monkeypatch):
+def test_if_all_weights_do_not_fit_an_adapter_is_suggested_and_all_weights_stay_possible(monkeypatch):
     small = Machine((), "a CPU", 8, 7 * 2**30, True, False)
     monkeypatch.setattr(training_runs, "find_machine", lambda: small)
     draft = new_draft("sft", model="HuggingFaceTB/SmolLM2-360M")

@@ -73,7 +73,7 @@ def test_the_answers_of_a_page_are_kept_on_the_way_back_and_forward():
     assert started(visit) == started(answers(PRETRAIN, [*TO_PAGE, Fill(SHORT), "Yes, start"]))
 
 
-def test_changes_of_a_page_follow_another_answer_before_it():
+def test_changes_of_a_page_are_kept_after_another_answer_before_it():
     visit = answers(PRETRAIN, [*TO_PAGE, Fill(SHORT, STAY), BACK, BACK, BACK, "micro", ENTER, ENTER, *START])
     assert started(visit)[0]["model"] == {"size": "micro"}
     assert started(visit)[0]["train"]["max_steps"] == 4
@@ -113,7 +113,7 @@ def test_the_page_shows_where_every_value_comes_from_and_changes_any():
     assert origins == ["yours", "default", "derived"]
 
 
-def test_a_flow_within_a_page_returns_to_it_and_back_from_there_is_the_page_before():
+def test_a_flow_within_a_page_returns_to_it_and_going_back_from_there_leads_to_the_page_before():
     changed = Fill({"train.max_steps": "40"}, "tokenizer")
     visit = answers(PRETRAIN, [*TO_PAGE, changed, BACK, "tokenizer", "a BPE", "300", BACK])
     assert visit.questions[-2].form.changes == {"train": {"max_steps": 40}, "tokenizer": {"bpe": 300}}
@@ -126,14 +126,14 @@ def test_a_flow_within_a_page_returns_to_it_and_back_from_there_is_the_page_befo
      ([ENTER, "No, go back"], "start")],
     ids=["answered", "went back", "action", "declined"],
 )  # fmt: skip
-def test_a_page_that_comes_again_points_at_the_line_that_was_left(given, at):
+def test_a_page_that_is_shown_again_points_at_the_same_line(given, at):
     visit = answers(PRETRAIN, [*TO_PAGE, Fill({"train.max_steps": "40"}, given[0]), *given[1:]])
     page = FormPage(visit.question, lambda question, columns, most: [])
     pointed = page.form.actions[page.action].value if page.at == ACTIONS else page.at
     assert pointed == at
 
 
-def test_finishing_takes_the_defaults_of_all_that_is_left_and_leads_to_the_plan():
+def test_finishing_takes_all_remaining_defaults_and_leads_to_the_plan():
     visit = answers(PRETRAIN, [*TO_PAGE, Fill({"train.max_steps": "40"}, "tokenizer"), "a BPE"])
     assert visit.question.can_finish
     visit.walk.finish()
@@ -143,7 +143,7 @@ def test_finishing_takes_the_defaults_of_all_that_is_left_and_leads_to_the_plan(
     assert (values["tokenizer"], values["train"]["max_steps"]) == ({"bpe": 4096}, 40)
 
 
-def test_a_value_is_set_back_to_what_it_was_without_an_answer():
+def test_a_value_can_be_reset_to_what_it_was_without_an_answer():
     visit = answers(PRETRAIN, [*TO_PAGE, Fill({"train.max_steps": "40", "optimizer.learning_rate": "0.5"}, STAY)])
     back = visit.question.form.change("optimizer.learning_rate", "").form
     back = back.change("train.max_steps", UNSET).form
@@ -152,7 +152,7 @@ def test_a_value_is_set_back_to_what_it_was_without_an_answer():
     assert "Empty: 0.02 (default)." in back.row("optimizer.learning_rate").question().allowed
 
 
-def test_a_name_that_is_taken_is_the_same_on_the_page_and_in_the_plan():
+def test_a_replacement_for_a_taken_name_is_the_same_on_the_page_and_in_the_plan():
     Path("checkpoints/first").mkdir(parents=True)
     draft = new_draft("pretrain", values={"name": "first"})
     page = page_question(draft, draft, run_page("pretrain"))
@@ -185,7 +185,7 @@ def test_the_optimizer_is_changed_with_all_its_keys():
     assert "lion has its own scale: its learning rate is now 0.0002; for muon it was 0.02." in visit.texts()
 
 
-def test_a_run_that_this_machine_can_not_do_is_not_started_but_saved():
+def test_a_run_that_this_machine_cannot_do_is_saved_and_not_started():
     if find_machine().cuda_problem is None:
         pytest.skip("this machine has a GPU")
     visit = answers(PRETRAIN, [*TO_PAGE, Fill({"device": "cuda"}, Refused("start", "this machine")), "save", "a"])
@@ -211,7 +211,7 @@ def test_a_recipe_is_not_saved_over_another():
     answers(PRETRAIN, [*save, Refused("no/such/old.yaml", "There is no folder"), Refused(" ", "required")])
 
 
-def test_the_data_are_shown_as_tokens_and_the_page_comes_back():
+def test_the_data_is_shown_as_tokens_and_the_page_comes_back():
     visit = answers(PRETRAIN, [*TO_PAGE, Fill({"train.max_steps": "4"}, "xray")])
     assert [type(effect) for effect in visit.effects] == [ShowTokens]
     assert visit.question.form.changes == {"train": {"max_steps": 4}}
@@ -221,7 +221,7 @@ def test_a_text_that_does_not_exist_is_refused():
     answers(PRETRAIN, [*TO_TEXTS, Refused("nosuch.txt", "nosuch.txt"), Refused("", "required"), *TEXT])
 
 
-def test_several_texts_are_weighed_and_none_is_taken_twice():
+def test_several_texts_get_weights_and_none_is_offered_twice():
     write_text("more.txt", seed=1)
     visit = answers(PRETRAIN, [
         *TO_TEXTS, "text.txt", "Yes", Refused("text.txt", "data.1.path"), "more.txt", "No, continue",

@@ -53,7 +53,7 @@ def press(question, monkeypatch, *steps, trouble=""):
         return Wizard(wizard_commands(), debug=True).ask(question, trouble=trouble), keys.screens
 
 
-def test_texts_are_listed_nearest_first_and_what_can_not_be_read_says_why():
+def test_texts_are_listed_nearest_first_and_unreadable_ones_say_why():
     os.mkfifo("pipe.txt")  # reading it would block forever
     listed = places_in("", "texts")
     usable = [place.path for place in listed if not place.why_not and not place.enters]
@@ -154,7 +154,7 @@ def test_a_file_list_whose_filter_is_cleared_points_at_the_same_file_again(monke
         assert press(asked, monkeypatch, *"book", *clears, Key.ENTER)[0] == "note.md"
 
 
-def test_a_path_that_was_refused_is_there_to_be_corrected(monkeypatch):
+def test_a_refused_path_can_be_corrected(monkeypatch):
     refused, trouble = dataclasses.replace(PATH, default="/nope"), "/nope: No such file."
     picked, screens = press(refused, monkeypatch, Key.ENTER, trouble=trouble)
     assert picked == "/nope"
@@ -171,7 +171,7 @@ def test_a_name_that_was_refused_does_not_stay_in_the_list(monkeypatch):
     assert "/nope" not in screens[-1]
 
 
-def test_a_text_that_is_neither_here_nor_on_the_hub_is_refused_where_it_is_named():
+def test_a_text_that_is_neither_here_nor_on_the_hub_is_refused_at_its_question():
     refusal = text_question().problem(["zzz"])
     assert refusal.startswith("zzz: There is no such file or folder")
     assert "Hub datasets are named owner/name" in refusal
@@ -205,7 +205,7 @@ def test_typing_filters_the_files_and_is_an_answer_itself_where_none_fits(monkey
     assert press(strict, monkeypatch, "zzz", Key.ENTER, Key.ERASE_LINE, Key.ENTER)[0] == "book.txt"
 
 
-def test_a_file_that_is_typed_and_can_not_be_taken_says_why(monkeypatch):
+def test_a_typed_file_that_cannot_be_used_says_why(monkeypatch):
     Path("empty.txt").touch()
     _, screens = press(PATH, monkeypatch, "empty.txt", Key.ENTER, Key.ERASE_LINE, Key.ENTER)
     assert "empty.txt: empty." in " ".join(screens[-1].split()) or any("empty.txt: empty." in one for one in screens)

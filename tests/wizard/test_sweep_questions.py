@@ -36,7 +36,7 @@ def test_typed_values_are_checked_before_the_sweep_starts():
     ]
 
 
-def test_a_preset_is_offered_where_the_recipe_has_its_key():
+def test_a_preset_is_offered_if_the_recipe_has_its_key():
     visit = answers(sweep, ["mine", "learning-rate", ENTER, ENTER, ENTER, 5, "Yes"])
     assert visit.effects[0] == StartSweep("configs/mine.yaml", (), 5, "learning-rate")
     presets = {choice.value: choice.why_not for choice in visit.questions[1].choices}
@@ -51,7 +51,7 @@ def test_some_values_of_a_preset_are_compared_for_the_chosen_number_of_steps():
     assert any("2 of 2, one after the other" in line.text for line in visit.questions[-1].screen.lines)
 
 
-def test_fewer_steps_than_the_warm_up_of_the_recipe_come_with_a_shorter_one():
+def test_fewer_steps_than_the_warm_up_of_the_recipe_get_a_shorter_warm_up():
     raw = tiny_recipe() | {"scheduler": {"name": "linear", "warmup_steps": 10}}
     raw["train"] = {**raw["train"], "max_steps": 40}
     Path("configs/mine.yaml").write_text(json.dumps(raw))
@@ -69,7 +69,7 @@ def test_a_duel_is_between_two_values_of_a_key():
     assert visit.effects == [StartDuel("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 6)]
 
 
-def test_a_space_after_a_comma_parts_no_values():
+def test_a_space_after_a_comma_does_not_separate_values():
     visit = answers(duel, ["mine", "one key changed", "optimizer.name=adamw, muon  train.max_steps=4", ENTER, "Yes"])
     assert visit.effects[0] == StartDuel("configs/mine.yaml", ("optimizer.name=adamw,muon", "train.max_steps=4"), 6)
     assert words_in("name='a, b' betas=[0.9, 0.95],[0.9, 0.99]") == ("name=a, b", "betas=[0.9,0.95],[0.9,0.99]")
@@ -150,7 +150,7 @@ def test_the_help_of_each_question_of_a_sweep_is_about_that_question():
     assert len({*helps.values()}) == len(helps)
 
 
-def test_the_time_of_a_sweep_has_the_start_of_each_run_in_it():
+def test_the_time_of_a_sweep_includes_the_start_of_each_run():
     visit = answers(sweep, ["mine", "other keys", "optimizer.learning_rate=0.01,0.02", 5])
     line = next(line.text for line in visit.question.screen.lines if line.text.startswith("time"))
     seconds = cost_of_a_seed(plan_sweep("mine", ["optimizer.learning_rate=0.01,0.02"], seeds=5))[0]

@@ -26,7 +26,7 @@ def flow():
     return Next("after", {"size": size, "name": name, "done": done})
 
 
-def test_a_flow_returns_what_was_answered():
+def test_a_flow_returns_the_answers():
     assert answers(flow, ["large", "mine", "No"]).result.arguments == {"size": "large", "name": "mine", "done": False}
 
 
@@ -36,7 +36,7 @@ def test_enter_takes_the_first_possible_choice_or_the_default():
     assert first_is_impossible.suggested == "large"
 
 
-def test_going_back_asks_the_question_before_with_its_answer_as_default():
+def test_going_back_asks_the_previous_question_with_its_answer_as_default():
     visit = answers(flow, ["large", "mine", BACK])
     assert (visit.question.key, visit.question.default) == ("name", "mine")
 
@@ -138,7 +138,7 @@ def test_drafts_are_kept_on_disk(in_tmp_path):
     assert read_drafts() == {}
 
 
-def test_results_are_remembered_until_they_are_forgotten_on_purpose():
+def test_results_are_cached_until_the_cache_is_cleared():
     looked = []
 
     @remember
@@ -153,7 +153,7 @@ def test_results_are_remembered_until_they_are_forgotten_on_purpose():
     assert len(looked) == 3
 
 
-def test_a_call_that_failed_is_not_remembered():
+def test_a_failed_call_is_not_cached():
     found = iter([ValueError("not there"), "there"])
 
     @remember
