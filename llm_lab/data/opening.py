@@ -41,12 +41,12 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _COMPLETE = "Check that the download is complete."
 
 
-def packing_of(file: Path) -> str | None:
+def compression_of(file: Path) -> str | None:
     """Return how a file is compressed, by its suffix, or None."""
     return PACKED.get(file.suffix.lower())
 
 
-def strange_beginning(head: bytes, name: str, kind: str) -> tuple[str, str] | None:
+def unexpected_start(head: bytes, name: str, kind: str) -> tuple[str, str] | None:
     """Return (what a file is, how to fix it) if its first bytes are not those of its kind, else None."""
     for beginning, (what, fix) in _BEGINNINGS.items():
         if beginning not in _OWN.get(kind, ()) and head.lower().startswith(beginning.lower()):
@@ -86,7 +86,7 @@ def open_unpacked(file: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _open_packed(file: Path) -> Iterator[IO[bytes]]:
-    packing = packing_of(file)
+    packing = compression_of(file)
     if packing == "zip":
         with zipfile.ZipFile(file) as archive, archive.open(zip_member(file)[0]) as stream:
             yield stream
@@ -199,7 +199,7 @@ def reading_errors() -> tuple[type[BaseException], ...]:
 def explain(error: BaseException, file: Path, kind: str, place: str) -> tuple[str, str]:
     """Return (what is wrong and where, how to fix it) for an error of reading_errors. place: the line or row."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    packing = packing_of(file)
+    packing = compression_of(file)
     if isinstance(error, OSError) and error.strerror:
         return f"{file} can't be read: {error.strerror}", "Check the file, its permissions and its disk."
     if isinstance(error, MemoryError):

@@ -13,7 +13,7 @@ from typing import IO, Any, NoReturn
 from llm_lab.errors import Problem, UserError, one_of
 from llm_lab.hf.hub import LFS_POINTER
 
-from .opening import PACKED, explain, open_unpacked, packing_of, reading_errors, strange_beginning, zip_member
+from .opening import PACKED, compression_of, explain, open_unpacked, reading_errors, unexpected_start, zip_member
 from .tables import HEAD, Lines, Place, TypedTable, csv_cells, find_separator
 
 MOST_COLUMNS = 10_000  # limit for a table: each row becomes a mapping with all columns
@@ -214,7 +214,7 @@ class Reader:
         with self.errors():
             self._check_beginning()
             with open_unpacked(self.file) as stream:
-                if packing_of(self.file):
+                if compression_of(self.file):
                     self._refuse_beginning(stream.read(64))
                     stream.seek(0)
                 yield stream
@@ -222,13 +222,13 @@ class Reader:
     def _check_beginning(self) -> None:
         with self.file.open("rb") as stream:
             head = stream.read(64)
-        if not packing_of(self.file) or head.startswith(LFS_POINTER):
+        if not compression_of(self.file) or head.startswith(LFS_POINTER):
             self._refuse_beginning(head)
-        elif packing_of(self.file) == "zip" and (why := zip_member(self.file)[1]):
+        elif compression_of(self.file) == "zip" and (why := zip_member(self.file)[1]):
             self.refuse(f"{self.file} {why}", fix="Unpack it, and use the folder or one of its files.")
 
     def _refuse_beginning(self, head: bytes) -> None:
-        if found := strange_beginning(head, self.file.name, self.kind):
+        if found := unexpected_start(head, self.file.name, self.kind):
             self.refuse(f"{self.file} {found[0]}", fix=found[1])
 
     def _json_rows(self, start: Place) -> Iterator[tuple[Place, dict[str, Any]]]:

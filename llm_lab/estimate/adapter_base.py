@@ -14,6 +14,10 @@ from .gguf_header import is_gguf
 CONFIG = "adapter_config.json"
 # Our own file next to PEFT's, for facts that PEFT's config has no key for. Other tools ignore it.
 BASE_RECORD = "base_model.json"
+# How much a merge may change logits, relative to the largest logit. In float32 only the order of sums differs. bf16
+# weights have 8 significant bits, so each has an error of up to 2^-9 (0.2 %), and over dozens of layers these add up
+# to a percent or two; fp16 has 11 bits.
+MERGE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
 
 
 def read_adapter_json(folder: str | Path) -> dict[str, Any] | None:

@@ -172,10 +172,11 @@ def _find_gpus() -> tuple[Gpu, ...]:
     except Exception:
         return ()  # no driver, so no usable NVIDIA GPU
     try:
-        found = []
+        found, uuids = [], []
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            name = pynvml.nvmlDeviceGetName(handle)
+            name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
+            uuids.append(uuid.decode() if isinstance(uuid, bytes) else uuid)
             found.append(
                 Gpu(
                     name=name.decode() if isinstance(name, bytes) else name,
@@ -185,7 +186,7 @@ def _find_gpus() -> tuple[Gpu, ...]:
                     clock_hz=1e6 * _ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
                 )
             )
-        return _visible(found)
+        return _visible(found, uuids)
     except pynvml.NVMLError:
         return ()
     finally:
@@ -202,17 +203,19 @@ def _ask(question: Callable[..., int], *about: Any) -> int:
         return 0
 
 
-def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
-    """Keep the GPUs that CUDA_VISIBLE_DEVICES shows to torch."""
+def _visible(gpus: list[Gpu], uuids: list[str]) -> tuple[Gpu, ...]:
+    """Keep the GPUs that CUDA_VISIBLE_DEVICES shows to torch: it ends at the first entry that is not valid."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return tuple(gpus)
     picked = []
-    for word in wanted.split(","):
-        if word.strip().isdigit() and int(word) < len(gpus):
+    for word in map(str.strip, wanted.split(",")):
+        if word.isdigit() and int(word) < len(gpus):
             picked.append(gpus[int(word)])
-        elif word.strip().startswith(("GPU-", "MIG-")):
-            picked.append(gpus[0])
+        elif word.startswith("GPU-") and (named := [uuid.startswith(word) for uuid in uuids]).count(True) == 1:
+            picked.append(gpus[named.index(True)])
+        elif word.startswith("MIG-") and gpus:
+            picked.append(gpus[0])  # the driver does not say here which GPU it is a part of
         else:
             break
     return tuple(picked)

@@ -37,7 +37,7 @@ from llm_lab.training.tuned_run import describe_refused, open_example_sets
 
 # Enough for lengths and shares; a whole large dataset would take minutes.
 MEASURED_EXAMPLES = 2_000
-SAID_EVERY = 100  # examples between two progress messages
+PROGRESS_EVERY = 100  # examples between two progress messages
 MEASURED_CHARACTERS = 2_000_000
 SHOWN_TOKENS = 400
 MOST_BYTES_OF_A_CHARACTER = 4
@@ -174,7 +174,7 @@ def _xray_text_set(
 ) -> SetXray:
     lengths, shown = [], []
     for number, text in enumerate(islice(_first_texts(read), MEASURED_EXAMPLES)):
-        if number % SAID_EVERY == 0:
+        if number % PROGRESS_EVERY == 0:
             say(f"Turning the data into tokens: {key}, document {number + 1:,}")
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         ids = [*ids, tokenizer.eos_token_id]
@@ -244,7 +244,7 @@ def _xray_set(
     left_out: dict[str, list[Example]] = {}
     measured = train[:MEASURED_EXAMPLES]
     for number, example in enumerate(measured):
-        if number % SAID_EVERY == 0:
+        if number % PROGRESS_EVERY == 0:
             say(f"Turning the data into tokens: {source.key}, example {number + 1:,} of {len(measured):,}")
         reference = example.answer if _kind(recipe) == "prompt" else None
         try:

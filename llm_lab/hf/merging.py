@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.adapter_base import MERGE_TOLERANCES
 
 from .adapter import Adapter, attach_adapter, is_adapter, merge_into_base, read_adapter
 from .configs import read_config
@@ -16,10 +17,6 @@ from .load import context_of, load_model
 from .save import save_model
 from .tokenizers import load_tokenizer
 
-# Maximum difference of logits relative to the largest logit. In float32 only the order of sums differs. bf16 weights
-# have 8 significant bits, so each has an error of up to 2^-9 (0.2 %), and over dozens of layers these add up to a
-# percent or two; fp16 has 11 bits.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog. 12 + 30 = 42\n" * 4
 PROBE_ROWS, PROBE_TOKENS = 4, 64
 
@@ -81,11 +78,11 @@ def merge_adapter(
     model = merge_into_base(model, adapter, key=key)
     in_float32 = _difference(_logits(model, probe), attached)
     # The saved weights may be rounded; the merge itself must be exact.
-    limit = tolerance if tolerance is not None and dtype == "float32" else TOLERANCES["float32"]
+    limit = tolerance if tolerance is not None and dtype == "float32" else MERGE_TOLERANCES["float32"]
     if not in_float32 / scale <= limit:
         raise _too_different(in_float32 / scale, limit, key, folder, "merged in float32")
 
-    limit = tolerance if tolerance is not None else TOLERANCES[dtype]
+    limit = tolerance if tolerance is not None else MERGE_TOLERANCES[dtype]
     _round(model, dtype)
     save_model(model, out, tokenizer)
     del model
@@ -123,7 +120,7 @@ def _storage_dtype(base: str, key: str) -> str:
             Problem(key, "its base is quantized, so an adapter can't be merged into it", value=base, fix=fix)
         )
     dtype = str(config.dtype).removeprefix("torch.")
-    return dtype if dtype in TOLERANCES else "float32"
+    return dtype if dtype in MERGE_TOLERANCES else "float32"
 
 
 def _round(model: Any, dtype: str) -> None:

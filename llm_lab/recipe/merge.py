@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from llm_lab.estimate.adapter_base import MERGE_TOLERANCES
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_at
 
@@ -13,8 +14,6 @@ from .stage import PartialRecipe, Stage, StageRecipe
 
 NAME = "merge"
 ABOUT = "merge a LoRA adapter into its base"
-# How much rounding to the dtype of the base may change logits; llm_lab/hf/merging.py has the reasons.
-MERGE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
 
 
 class MergeOptions(Group):

@@ -353,7 +353,7 @@ def _derive_train(stage: Stage, recipe: PartialRecipe, machine: Machine, shape: 
     recipe.fill("train.max_length", length, "the model's context" if longest == length else f"at most {MAX_LENGTH:,}")
     if on_cpu and stage.examples != "conversation":
         # Ratios and preferences are small differences of log-probabilities, and bf16 would save little time here.
-        recipe.fill("train.dtype", "float32", "on a CPU, and this stage compares probabilities")
+        recipe.fill("train.dtype", "float32", "on a CPU, and this stage learns from small differences")
     recipe.fill("train.dtype", *faster_dtype(machine, shape, on_cpu))
     recipe.fill("train.attn_implementation", "sdpa", "fused, and supports every combination of parts")
     recipe.fill("train.gradient_checkpointing", False, "set to true if you run out of memory")

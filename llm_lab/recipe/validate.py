@@ -312,7 +312,7 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
         where = f"{parent_path} {node['name']}"
     fix = _of_another(last, parent_path, groups_of(parent.info)) if parent else None
     if path == "weights" and "data" in schema.model_fields:
-        fix = _each_its_weight(raw)
+        fix = _where_weights_go(raw)
     fix = fix or _elsewhere(last, schema) or _by_ending(last, schema) or did_you_mean(last, names)
     fix = fix or _by_meaning(last, keys)
     return Problem(path, f"unknown key of {where}", allowed=None if fix else one_of([*names]), fix=fix)
@@ -340,7 +340,7 @@ def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:
     return f"Did you mean {found[0]}?" if len(found) == 1 else None
 
 
-def _each_its_weight(raw: Mapping[str, Any]) -> str:
+def _where_weights_go(raw: Mapping[str, Any]) -> str:
     """Explain where to put weights that were given as a separate list, as in other tools."""
     weights, sets, mismatch = raw["weights"], raw.get("data"), ""
     if isinstance(weights, list) and isinstance(sets, list) and len(weights) != len(sets):

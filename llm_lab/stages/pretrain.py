@@ -65,6 +65,7 @@ from llm_lab.training.trainer import Interruption, training_arguments
 from llm_lab.training.weight_average import WeightAverage
 
 BPE_STREAM_CHARACTERS = 50_000_000
+MEASURED = {"eval_loss", "eval_completion_length"}  # one of them is in the row of every evaluation
 
 
 def run(recipe: PretrainRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
@@ -343,7 +344,7 @@ class PretrainEvaluation:
         """Return whether this step has been evaluated, in this process or before a resume."""
         # The file alone is not enough: another process may read it before the first process has written it.
         return (
-            not self.held_out
+            not (self.held_out or self.scorer)
             or self.measured_at == step
-            or any(row["step"] == step and "eval_loss" in row for row in self.folder.metrics())
+            or any(row["step"] == step and MEASURED & row.keys() for row in self.folder.metrics())
         )

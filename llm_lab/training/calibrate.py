@@ -21,7 +21,14 @@ from llm_lab.events import Listener, Notice, ignore
 from llm_lab.recipe.pretrain import PretrainRecipe
 from llm_lab.recipe.resolve import Resolved, estimate_again
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.processes import from_first_process, is_first_process, peak_memory_bytes, reset_peak_memory
+from llm_lab.runs.processes import (
+    any_process,
+    from_first_process,
+    is_first_process,
+    peak_memory_bytes,
+    reset_peak_memory,
+    wait_for_all,
+)
 
 MIN_RUN_SECONDS = 20.0  # shorter runs end before a better prediction would help
 MAX_SHARE = 0.04  # share of the predicted time that a trial may take
@@ -44,12 +51,13 @@ def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
 
     listener(Notice(f"measuring a few training steps, for about {max(1, round(seconds))} s"))
     measurement = run_trial(resolved, seconds)
-    if measurement is None:
+    if any_process(measurement is None) or measurement is None:
         free_memory(resolved.values["device"])
         listener(Notice("a trial step needed more memory than is available: the run starts with smaller batches"))
         return resolved
     if is_first_process():
         keep_measurement(measurement, resolved.recipe.model_dump(by_alias=True), resolved.shape, resolved.machine)
+    wait_for_all()  # every process reads what the first one has kept
     after = estimate_again(resolved)
     listener(
         Notice(
@@ -79,9 +87,9 @@ def run_trial(resolved: Resolved, seconds: float) -> Measurement | None:
 
     Returns None if a step runs out of memory: the run itself then finds a batch that fits.
     """
-    import torch
-
     from llm_lab.hf.load import build_from_config, checkpoint_activations, quiet_libraries
+
+    from .out_of_memory import is_out_of_memory
 
     quiet_libraries()
     recipe = _pretrain_recipe(resolved)
@@ -96,7 +104,9 @@ def run_trial(resolved: Resolved, seconds: float) -> Measurement | None:
             steps = _train(resolved, model, RunFolder(Path(folder)), seconds)
             evaluation = _time_evaluation(recipe, model, config.vocab_size)
             sample = _time_generation(recipe, model)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:  # on a CPU, PyTorch raises RuntimeError
+            if not is_out_of_memory(error):
+                raise
             return None
         peak = peak_memory_bytes(recipe.device)
         del model

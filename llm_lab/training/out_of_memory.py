@@ -46,11 +46,11 @@ def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
     With several processes nothing is saved: the other processes wait in the middle of the step.
     """
     failed = False
-    forget = _pass_that_ends_others()
+    forget = _make_queue_drain()
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # the frames hold the tensors of the step
         failed = True
@@ -65,7 +65,7 @@ def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
         raise OutOfMemory(trainer.state.global_step, in_update=in_update)
 
 
-def _pass_that_ends_others() -> Callable[[], None]:
+def _make_queue_drain() -> Callable[[], None]:
     """Return a function that drops the unfinished work of failed backward passes, with the activations it holds.
 
     On a CPU, PyTorch keeps this work in the thread's queue until another backward pass empties the queue. Work of later
@@ -75,7 +75,8 @@ def _pass_that_ends_others() -> Callable[[], None]:
     return earlier.backward
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out, on a GPU or on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in ON_A_CPU)
 
 

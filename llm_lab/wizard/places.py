@@ -167,7 +167,7 @@ def _inside(folder: Path, kind: Kind) -> str:
 
 def why_no_data(path: Path) -> str | None:
     """Return why a file has no text to train on, as its first bytes show, or None."""
-    from llm_lab.data.opening import PACKED, strange_beginning
+    from llm_lab.data.opening import PACKED, unexpected_start
     from llm_lab.data.readers import TYPED, kind_of
 
     kind = kind_of(path.name) or "text"
@@ -180,8 +180,8 @@ def why_no_data(path: Path) -> str | None:
         return "empty"
     if path.suffix.lower() in PACKED or kind in TYPED:
         return None
-    if strange := strange_beginning(head, path.name, kind):
-        return strange[0]
+    if found := unexpected_start(head, path.name, kind):
+        return found[0]
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16 can be read
         return None
     if b"\0" in head:

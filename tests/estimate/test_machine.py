@@ -1,6 +1,8 @@
 """The doctor shows what this machine can do."""
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +10,54 @@ from llm_lab.estimate import machine as doctor
 from llm_lab.estimate.machine import Gpu, find_machine
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * 2**30, (9, 0))
+
+
+def nvml_with(uuids: list[str]) -> SimpleNamespace:
+    """Return NVIDIA's library as it is on a machine with GPUs called gpu-0, gpu-1 ..."""
+    return SimpleNamespace(
+        NVMLError=OSError,
+        NVML_CLOCK_SM=1,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: len(uuids),
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: f"gpu-{handle}".encode(),
+        nvmlDeviceGetUUID=lambda handle: uuids[handle],
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=80 * 2**30),
+        nvmlDeviceGetCudaComputeCapability=lambda handle: (9, 0),
+        nvmlDeviceGetNumGpuCores=lambda handle: 16896,
+        nvmlDeviceGetMaxClockInfo=lambda handle, clock: 1980,
+    )
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        (None, ["gpu-0", "gpu-1"]),
+        ("1", ["gpu-1"]),
+        ("1,0", ["gpu-1", "gpu-0"]),
+        ("GPU-bbbb-1", ["gpu-1"]),
+        ("GPU-b, GPU-aaaa", ["gpu-1", "gpu-0"]),
+        ("GPU-", []),  # of more than one GPU
+        ("1,-1,0", ["gpu-1"]),
+        ("", []),
+    ],
+)
+def test_the_gpus_are_those_that_cuda_visible_devices_shows(monkeypatch, visible, found):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml_with(["GPU-aaaa-0", "GPU-bbbb-1"]))
+    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda name: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [gpu.name for gpu in doctor._find_gpus()] == found
+
+
+def test_without_a_gpu_a_device_in_the_environment_shows_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml_with([]))
+    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda name: None)
+    for visible in ("0", "GPU-aaaa", "MIG-aaaa"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert doctor._find_gpus() == ()
 
 
 @pytest.mark.parametrize(

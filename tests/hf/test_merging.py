@@ -20,11 +20,11 @@ from llm_lab.events import ignore
 from llm_lab.hf.adapter import make_peft_model, read_adapter
 from llm_lab.hf.load import load_model
 from llm_lab.hf.lora_layers import attach_lora
-from llm_lab.hf.merging import TOLERANCES, merge_adapter
+from llm_lab.hf.merging import merge_adapter
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
-from llm_lab.recipe.merge import MERGE_TOLERANCES, MergeRecipe
+from llm_lab.recipe.merge import MergeRecipe
 from llm_lab.recipe.parts import ACTIVATIONS
 from llm_lab.recipe.resolve import resolve
 from llm_lab.rewards.classifier import load_classifier
@@ -425,7 +425,6 @@ def test_the_merge_command_writes_a_plain_folder_with_out(in_tmp_path, capsys):
 
 
 def test_the_tolerance_depends_on_the_dtype_of_the_base(in_tmp_path):
-    assert MERGE_TOLERANCES == TOLERANCES
     save_model(save_base(in_tmp_path / "fp32").bfloat16(), in_tmp_path / "base", make_byte_tokenizer())
     save_adapter_on(load_model(in_tmp_path / "base"), in_tmp_path / "adapter")
     recipe = {"stage": "merge", "device": "cpu", "model": {"checkpoint": str(in_tmp_path / "adapter")}}

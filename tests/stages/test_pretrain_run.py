@@ -190,6 +190,17 @@ def test_a_run_without_validation_is_not_evaluated():
     assert "## Step 20" in (Path(facts["path"]) / "samples.md").read_text()
 
 
+@pytest.mark.usefixtures("own_code")
+def test_without_held_out_text_the_last_step_is_scored_too():
+    asked = [{"prompt": f"{number}?", "answer": str(number)} for number in range(8)]
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    Path("mine.py").write_text("def score(completions, **columns): return [float(len(text)) for text in completions]")
+    score = {"path": "asked.jsonl", "prompts": 2, "max_completion_length": 4, "rewards": [{"python": "mine.py:score"}]}
+    facts = run(tiny_recipe(validation={"fraction": 0}, score=score, **{"train.max_steps": 15}))
+    rows = RunFolder(Path(facts["path"])).metrics()
+    assert [row["step"] for row in rows if "eval_reward" in row] == [10, 15]
+
+
 def test_two_sources_are_mixed_by_their_weights():
     write_text("other.txt", seed=1)
 

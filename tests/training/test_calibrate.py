@@ -228,6 +228,30 @@ def test_calibration_reports_its_result_and_updates_the_plan(monkeypatch):
     assert "per step" in notes.said[-1]
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_trial_without_enough_memory_on_a_cpu_leads_to_smaller_batches(monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(calibration, "MIN_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(calibration, "_train", fail)
+    notes = Notes()
+    resolved = resolve(tiny_recipe(**{"train.max_steps": 500}))
+    assert calibrate(resolved, notes) is resolved
+    assert "the run starts with smaller batches" in notes.said[-1]
+
+
+def test_another_error_in_a_trial_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(calibration, "_train", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_trial(resolve(tiny_recipe(**{"train.max_steps": 500})), 0.1)
+
+
 def test_the_trial_of_a_checkpoint_uses_its_shape(in_tmp_path, monkeypatch):
     write_text("text.txt")
     run(tiny_recipe())
