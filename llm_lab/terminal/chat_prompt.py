@@ -197,7 +197,7 @@ def _fitted(text: str, width: int) -> str:
 
 
 def _keys(hint: Callable[[str], None]) -> Any:
-    """Enter sends; Alt-Enter, or a backslash before Enter, adds a new line; Esc says how to leave."""
+    """Enter sends; Alt-Enter, or a backslash before Enter, adds a new line; Esc shows how to leave."""
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()

@@ -83,7 +83,7 @@ ENDED = ("end", "completion")
 
 
 def answer_once(session: Any, prompt: str) -> None:
-    """Stream one reply to standard output, and nothing else; wrapped only where a terminal shows it."""
+    """Stream one reply to standard output, and nothing else; wrapped only in a terminal."""
     stream(session.reply(prompt), wrap=is_terminal())
 
 

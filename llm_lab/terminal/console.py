@@ -63,12 +63,12 @@ def set_plain() -> None:
 
 
 def columns() -> int:
-    """Return the width of the terminal, 80 where there is none. COLUMNS overrides it."""
+    """Return the width of the terminal, 80 if there is none. COLUMNS overrides it."""
     return shutil.get_terminal_size().columns
 
 
 def rows() -> int:
-    """Return the height of the terminal, 24 where there is none. LINES overrides it."""
+    """Return the height of the terminal, 24 if there is none. LINES overrides it."""
     return shutil.get_terminal_size().lines
 
 

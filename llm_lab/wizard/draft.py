@@ -55,7 +55,7 @@ def _look(raw: dict[str, Any], machine: Machine) -> tuple[Resolved | None, list[
 class Draft:
     """The answers so far. Each answer gives a new draft.
 
-    title: of the screen. is_design: whether a model is designed instead of a run. notice: what the last answer
+    title: that of the screen. is_design: whether a model is designed instead of a run. notice: what the last answer
     changed in addition, shown above the next question. is_complete: whether what must be chosen is chosen, so that the
     defaults can be taken for the rest. automatic: {key: (value, reason)} of answers that the user did not give; they
     are derived as long as they are unchanged, or are defaults if they have no reason.

@@ -33,7 +33,7 @@ WHY = (
 
 @dataclass(frozen=True)
 class Page:
-    """What the page of a draft consists of.
+    """The contents of a draft's page.
 
     essentials: {section: paths} shown at first. actions: the choices that end it, the usual one first. asker_of: the
     flow of a row that takes more than one question. questions: those of rows whose question differs from their key's.
@@ -215,7 +215,7 @@ def _typed(value: Any) -> str:
 
 
 def command_line(draft: Draft) -> str:
-    """Return the command that is equal to a draft."""
+    """Return the command that is equivalent to a draft."""
     fields, groups = stage_schema(draft.raw).model_fields, optional_groups(draft.raw)
     words = [
         f"{path}={OFF if value is None else shlex.quote(_typed(value))}"

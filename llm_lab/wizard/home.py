@@ -182,7 +182,7 @@ def can_resume(run: RunFolder) -> bool:
 
 
 def progress_of(run: RunFolder) -> float | None:
-    """Return how far a run got, as a share of 1; None if unknown."""
+    """Return how far a run got, from 0 to 1; None if unknown."""
     facts = run.facts()
     steps = facts.get("max_steps")  # the steps derived from the data; otherwise the recipe has them
     if not steps and run.recipe_path.exists():
@@ -266,7 +266,7 @@ def next_of(answer: Any) -> Next:
 
 
 def draft_question() -> Question:
-    """Return the question of whether to continue a kept draft."""
+    """Return the question of whether to continue a draft."""
     return Question(
         "draft",
         "Continue your draft?",

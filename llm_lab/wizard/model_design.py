@@ -49,7 +49,7 @@ def design_paths(*, advanced: bool) -> tuple[str, ...]:
 
 
 def design_actions(draft: Draft) -> tuple[Choice, ...]:
-    """Return what ends the page of a design."""
+    """Return the actions that end the page of a design."""
     return (Choice(SAVE, "Save this design", require_no_problem(draft)), Choice(MENU, "Menu, keep the draft"))
 
 

@@ -134,7 +134,7 @@ def _order(place: Place) -> tuple[bool, bool, int, bool, str]:
 
 
 def best_text(places: Sequence[Place]) -> str | None:
-    """Return the path of the text that a user most likely means: the largest of the first ones of its kind."""
+    """Return the path of the text that a user most likely means: the largest of those that sort first."""
     usable = [place for place in places if not place.enters and not place.why_not]
     alike = [place for place in usable if _order(place)[:-1] == _order(usable[0])[:-1]]
     return max(alike, key=lambda place: place.bytes).path if alike else None

@@ -79,7 +79,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """The plan of a recipe file with overrides; resume: of the steps that remain."""
+    """The plan of a recipe file with overrides. resume: only for the remaining steps."""
 
     recipe: str
     overrides: tuple[str, ...] = ()

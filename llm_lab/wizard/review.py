@@ -47,7 +47,7 @@ def require_no_problem(draft: Draft) -> str | None:
 
 
 def run_actions(draft: Draft) -> tuple[Choice, ...]:
-    """Return what ends the page of a run."""
+    """Return the actions that end the page of a run."""
     stage, why_not = STAGES[draft.raw["stage"]], require_no_problem(draft)
     tokens = [Choice("xray", "See the data as tokens", why_not)] if stage.makes is not None and stage.trains else []
     return (

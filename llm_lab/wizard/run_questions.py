@@ -70,7 +70,7 @@ def ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
 
 
 def checkpoints(last: str | None = None) -> Flow[Next | None]:
-    """Look at runs and models, and choose what to do with one. last: the run that the pointer is at first."""
+    """Look at runs and models, and choose what to do with one. last: the run at which the pointer starts."""
     question = Question("checkpoint", "Which run or model?", default=last, why=CHECKPOINT_WHY, screen=Screen(RUNS))
     path = yield from pick_run(question, list_runs(), NO_RUNS, more=sweep_choices())
     is_sweep = (Path(path) / "sweep.json").is_file()

@@ -120,7 +120,7 @@ def essentials_of(stage: str, draft: Draft) -> dict[str, tuple[str, ...]]:
 
 
 def askers_of(stage: str) -> dict[str, Ask]:
-    """Return the flows of groups and keys that are asked more than one question."""
+    """Return the flows of groups and keys that take more than one question."""
     facts = STAGES[stage]
     askers: dict[str, Ask] = {"model": ask_model_to_pretrain if facts.from_scratch else ask_model}
     if not facts.trains:
@@ -139,7 +139,7 @@ def askers_of(stage: str) -> dict[str, Ask]:
 
 
 def asker_of(stage: str, askers: Mapping[str, Ask], path: str) -> Ask | None:
-    """Return the flow of a row, or None where it is changed in place."""
+    """Return the flow of a row, or None if it is changed in place."""
     if path in askers:
         return askers[path]
     group = path.split(".")[0]
@@ -184,7 +184,7 @@ def change(draft: Draft, path: str, answer: Any) -> Draft:
 
 
 def _with_its_rate(before: Draft, draft: Draft) -> Draft:
-    """Say that another optimizer has its own scale of learning rates."""
+    """Return the draft with a notice that another optimizer has its own scale of learning rates."""
     rate, old = draft.value("optimizer.learning_rate"), before.value("optimizer.learning_rate")
     name, old_name = draft.value("optimizer.name"), before.value("optimizer.name")
     return draft.with_notice(
@@ -199,7 +199,7 @@ def length_question(draft: Draft, path: str, other: str) -> Question:
 
 
 def lora_question(draft: Draft) -> Question:
-    """Return the question whether all weights are trained, or an adapter."""
+    """Return the question of what is trained: all weights, or an adapter."""
     now = draft.raw.get("lora")
     with_adapter = draft if now is not None else draft.with_answer("lora", {})
     resolved, _ = draft.look()
@@ -211,7 +211,7 @@ def lora_question(draft: Draft) -> Question:
         Choice("qlora", "QLoRA: an adapter on a 4-bit base", with_adapter.why_not("lora.load_in_4bit", True),
                effects.get(QLORA, "")),
     )  # fmt: skip
-    # Left out, the run makes the choice that fits.
+    # If it is left out, the run chooses what fits.
     best = "all" if "lora" in draft.raw else next((way for way, fit in fits.items() if fit.fits), FULL)
     picked = {FULL: "all", LORA: "lora", QLORA: "qlora"}.get(best, "all")
     return draft.ask(
@@ -228,13 +228,13 @@ def _with_lora(draft: Draft, picked: str) -> Draft:
     if picked == UNSET:
         return draft.with_answer("lora", None)
     if picked == "all":
-        return draft.with_none("lora")  # left out, it would become an adapter where all weights do not fit
+        return draft.with_none("lora")  # if left out, it could become an adapter to save memory
     adapter = draft if draft.raw.get("lora") is not None else draft.with_answer("lora", {})
     return adapter.with_answer("lora.load_in_4bit", True if picked == "qlora" else None)
 
 
 def _with_whole_groups(draft: Draft) -> Draft:
-    """Derive the batch size again where it no longer holds whole groups of outputs."""
+    """Derive the batch size again if it no longer holds whole groups of outputs."""
     wrong = [getattr(problem, "key", "") for problem in draft.look()[1]]
     if not draft.is_answered(ROWS) or ROWS not in wrong:
         return draft
@@ -243,7 +243,7 @@ def _with_whole_groups(draft: Draft) -> Draft:
 
 
 def batch_question(draft: Draft) -> Question:
-    """Return the question for the rows of a batch; for GRPO with those that hold whole groups of outputs."""
+    """Return the question for the rows of a batch; for GRPO, with choices that hold whole groups of outputs."""
     question, group = key_question(draft, ROWS), draft.value(_group_key(draft))
     if not group:
         return question
@@ -257,7 +257,7 @@ def batch_question(draft: Draft) -> Question:
 
 
 def _group_key(draft: Draft) -> str:
-    """Return the key that says how many rows of a batch an example makes, or ""."""
+    """Return the key for the number of rows that an example takes in a batch, or ""."""
     return STAGES[draft.raw["stage"]].rows_per_example or ""
 
 

@@ -83,7 +83,7 @@ class Walk:
 
     @property
     def question(self) -> Question:
-        """The question to ask now; an answer that was taken back before is its default, or fills the page."""
+        """The question to ask now; an answer that was undone before is its default, or fills the page."""
         undone = self._undone.get(self.item.key)
         if undone is not None and self.item.form is not None:
             page = self.item.form.fill(undone.value["changes"])
