@@ -1,4 +1,4 @@
-"""Write what is generated from the schema: tables in the README, pages in docs/, and the public format of recipes.
+"""Write everything that is generated from the schema: README tables, pages in docs/, the public format of recipes.
 
 A test checks that all of it is current.
 """
@@ -30,7 +30,7 @@ from llm_lab.studies.verdict import decide
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = Machine((), "", 2, 2**40, False, False)
-# What people read in a schema, which may change; all else is the public format.
+# Texts for people in a schema, which may change; everything else is the public format.
 TEXTS = {"description", "title", "question", "why", "derived", "names"}
 
 
@@ -39,7 +39,7 @@ def _said(role: str, content: str, **more: Any) -> dict[str, Any]:
 
 
 def parts_table() -> str:
-    """Return every choice of every part, with its description."""
+    """Return a table of all choices of all parts, with descriptions."""
     groups = {
         "position_embedding": POSITIONS,
         "norm": NORMS,
@@ -79,7 +79,7 @@ def recipe_page() -> str:
         "A pipeline has `stages:` with a list of such recipes; a stage without `model` starts from the result of the",
         "stage before it.",
     ]
-    known: dict[str, tuple[str, list[str]]] = {}  # group: (the stage it was shown for, its rows)
+    known: dict[str, tuple[str, list[str]]] = {}  # {group: (the stage it was shown for, its rows)}
     for stage in STAGES.values():
         lines += ["", f"## {stage.name}: {stage.about}"]
         same: dict[str, list[str]] = {}
@@ -145,7 +145,7 @@ def anchor(stage: str) -> str:
 
 
 def structure(node: Any, key: str | None = None) -> Any:
-    """Return a JSON Schema without its texts: keys, types, bounds, defaults and allowed values are left."""
+    """Return a JSON Schema without its texts: keys, types, bounds, defaults and allowed values remain."""
     if isinstance(node, dict):
         if key == "choices":
             return sorted(map(str, node))
@@ -293,7 +293,7 @@ The figures are those of `docs/duels.json`, which `docs/record_duel.py` writes f
 | --- | --- | --- | --- | --- | --- |
 """
 
-# Which defaults of the shipped recipes the duels have changed.
+# Defaults of the shipped recipes that duels have changed.
 DEFAULTS = """
 ## Defaults
 
@@ -355,7 +355,7 @@ def experiments_table() -> str:
 
 
 def shipped_experiments() -> list[Experiment]:
-    """Return the experiments of LLM Lab, those that can't be read too."""
+    """Return the experiments of LLM Lab, including those that can't be read."""
     return [one for file in sorted(SHIPPED.glob("[a-z]*.py")) if (one := read_experiment(file))]
 
 
@@ -372,7 +372,7 @@ def experiment_page(experiment: Experiment) -> str:
 
 
 def fill(text: str, name: str, body: str) -> str:
-    """Replace what is between the markers of a generated part."""
+    """Replace the text between the markers of a generated part."""
     pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
     filled, count = re.subn(pattern, lambda m: f"{m[1]}{body}\n{m[2]}", text, flags=re.DOTALL)
     assert count == 1, f"no markers for {name}"
@@ -380,7 +380,7 @@ def fill(text: str, name: str, body: str) -> str:
 
 
 def commands_text() -> str:
-    """Return every command: its sentence, its arguments, and its examples."""
+    """Return the description of every command: its sentence, its arguments, and its examples."""
     known = commands_of(make_parser())
     parts = []
     for group, names in command_groups().items():

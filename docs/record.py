@@ -1,6 +1,7 @@
 """Record a session of the wizard in a pseudo-terminal as an animated SVG: `make recording`.
 
-The program is the real one, started in an empty folder with one text file. Only time is changed: pauses are shortened.
+The program is the real one, started in an empty folder with one text file. Only the timing is changed: pauses are
+shortened.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ STORIES = 1500
 FIRST_WORDS = "Once upon a time"
 LAST_PAUSE = 5.0
 TYPING = 0.07  # seconds per key
-TRAINING_SECONDS = 14.0  # of the film
+TRAINING_SECONDS = 14.0  # in the recording
 FRAMES_OF_TRAINING = 45
 BACKGROUND, FOREGROUND = "#16181d", "#d8dee9"
 PALETTE = {
@@ -70,14 +71,14 @@ Line = tuple[Run, ...]
 
 @dataclass(frozen=True)
 class Frame:
-    """A screen, and how long it stays."""
+    """A screen, and how long it is shown."""
 
     lines: tuple[Line, ...]
     seconds: float
 
 
 class Recorder(Terminal):
-    """A terminal that keeps every screen with the time at which it appeared."""
+    """A terminal that records every screen with the time at which it appeared."""
 
     def __init__(self, *args: Any, **options: Any):
         self.seen: list[tuple[float, tuple[Line, ...]]] = []
@@ -139,14 +140,14 @@ def frames_of(seen: Sequence[tuple[float, tuple[Line, ...]]], training: tuple[fl
             pause = LAST_PAUSE
         else:
             pause = (seen[number + 1][0] - at) / speed if is_training else min(seen[number + 1][0] - at, LONGEST_PAUSE)
-        if frames and frames[-1].seconds < least:  # too short to be seen: this one takes its place
+        if frames and frames[-1].seconds < least:  # too short to be seen, so it is replaced
             pause += frames.pop().seconds
         frames.append(Frame(lines, pause))
     return frames
 
 
 def svg_of(frames: Sequence[Frame]) -> str:
-    """Return an SVG that shows the frames one after the other, forever; it holds every different line once."""
+    """Return an SVG that shows the frames in an endless loop; it has every different line only once."""
     width, height = round(COLUMNS * CELL_WIDTH + 2 * MARGIN), ROWS * LINE_HEIGHT + 2 * MARGIN
     names: dict[Line, str] = {}
     for frame in frames:
@@ -236,7 +237,7 @@ def record_session() -> list[Frame]:
 
 
 def main() -> None:
-    """Write docs/images/wizard.svg, or the file that is named."""
+    """Write docs/images/wizard.svg, or the given file."""
     file = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs" / "images" / "wizard.svg").resolve()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         frames = record_session()

@@ -19,7 +19,7 @@ RESULTS = ROOT / "docs" / "duels.json"
 
 
 def read_results(name: str, folder: str) -> dict[str, Any]:
-    """Return what the page needs of a duel: the values of every seed, and the tokens of a run."""
+    """Return the data of a duel for the page: the values of every seed, and the tokens of a run."""
     duel = open_duel(Path(folder).name, root=Path(folder).parent)
     known = yaml.safe_load((ROOT / "configs" / "duels" / "duels.yaml").read_text(encoding="utf-8"))
     ((key, values),) = read_grid([known[name]["change"]]).values.items()

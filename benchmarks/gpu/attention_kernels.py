@@ -39,7 +39,7 @@ def main() -> None:
             if not (masked and kernel is SDPBackend.FLASH_ATTENTION):  # flash does not support masks
                 print(f"| {name} | {'dense mask' if masked else 'causal'} | {_train(kernel, masked)} |", flush=True)
     print(f"\nDecoding, {DECODED_ROWS} rows, {DECODED_STEPS} growing lengths from {DECODED_FROM}:\n")
-    print("| kernel | a step, median (range) |\n| --- | --- |", flush=True)
+    print("| kernel | time per step, median (range) |\n| --- | --- |", flush=True)
     for name in ("cuDNN", "flash"):
         print(f"| {name} | {_decode(KERNELS[name])} |", flush=True)
 

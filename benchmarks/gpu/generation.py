@@ -73,7 +73,7 @@ def main() -> None:
 
     model = build_model()
     print(f"{ROWS} prompts of {PROMPT_LENGTH} tokens, bf16 autocast:\n")
-    print("| variant | call | speed | a step |\n| --- | --- | --- | --- |", flush=True)
+    print("| variant | call | speed | time per step |\n| --- | --- | --- | --- |", flush=True)
     # One-time costs of the process come before the first timing, with shapes that no timing uses.
     torch.backends.cuda.enable_cudnn_sdp(False)
     generate(model, 2, 20, 4)

@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         return Problem(key, why, fix=how)
 
     def _is_unknown_option(self, word: str) -> bool:
-        """Return whether a word looks like an option and is none; options may be shortened."""
+        """Return whether a word looks like an option but is not one; options may be shortened."""
         name = word.partition("=")[0]
         known = [text for action in self._actions for text in action.option_strings]
         return len(name) > 1 and name.startswith("-") and not any(text.startswith(name) for text in known)
