@@ -53,7 +53,7 @@ def counted_tokens(model):
 # What is generated
 
 
-def test_a_prompt_does_not_end_where_the_tokenizer_adds_the_end_itself():
+def test_a_prompt_does_not_end_with_the_end_token_that_the_tokenizer_adds():
     from tokenizers import processors
 
     model = loud(llama())

@@ -54,7 +54,7 @@ def test_one_word_in_a_long_silence_is_not_treated_as_silence():
     assert not is_silent(samples)
 
 
-def test_a_long_recording_is_cut_where_it_is_quiet_and_loses_nothing():
+def test_a_long_recording_is_cut_at_quiet_points_and_loses_nothing():
     samples = tone(70, 0.3)
     for pause in (25, 50):
         samples[pause * RATE : pause * RATE + RATE // 2] = 0

@@ -69,7 +69,7 @@ def test_a_slow_answer_ends_the_search_in_time(searxng, mode):
     assert time.monotonic() - began < 1.5
 
 
-def test_an_address_where_nothing_answers_is_named():
+def test_an_address_that_does_not_answer_is_named():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -196,7 +196,7 @@ def test_every_variant_of_native_parts_loads_in_the_claimed_programs(tmp_path):
 
 @pytest.mark.skipif(not HAS_LLAMA_CPP, reason=NO_LLAMA_CPP)
 def test_llama_cpp_loads_the_files_it_is_claimed_to_load(tmp_path):
-    """The tests above check llama.cpp only where it is installed; this test is skipped elsewhere."""
+    """The tests above check llama.cpp only if it is installed; if not, this test is skipped."""
     model, tokenizer = model_of(position_embedding="yarn", attention_bias=True)
     loads, probe = write(model, tokenizer, tmp_path), make_probe()
     (answer,) = ask_others([(jobs_of(tmp_path, loads)[LLAMA_CPP], probe)])

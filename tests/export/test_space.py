@@ -144,7 +144,7 @@ def test_closing_the_answer_stops_the_generation(app):
         return forward(*given, **options)
 
     scope["model"].forward = counted
-    scope["tokenizer"].decode = lambda ids, **options: "word " * len(ids)  # so that pieces come at once
+    scope["tokenizer"].decode = lambda ids, **options: "word " * len(ids)  # so that pieces arrive at once
     answer = scope["respond"]("Hello", [], max_new_tokens=60, temperature=0)
     next(answer)
     answer.close()
@@ -171,7 +171,7 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns(app):
     assert list(scope["respond"]("Again", blocks, "Be kind.", max_new_tokens=2, temperature=0.5))
 
 
-def test_a_model_with_code_of_its_own_is_trusted_and_the_card_says_so(app):
+def test_a_model_with_its_own_code_is_trusted_and_the_card_says_so(app):
     folder = space(own_code=True, position_embedding="alibi", norm="layernorm", activation="gelu")
     assert "trust_remote_code=True" in (folder / "README.md").read_text(encoding="utf-8")
     scope = app(folder)

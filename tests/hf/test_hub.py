@@ -17,8 +17,8 @@ from llm_lab.runs.folder import find_model
 
 @pytest.fixture
 def silent_hub(monkeypatch):
-    """An endpoint at which nobody listens, for libraries that are not set to stay offline."""
-    with socket.socket() as kept:  # bound, so nobody else gets this port, but it does not listen
+    """An endpoint that does not respond, for libraries that are not set to stay offline."""
+    with socket.socket() as kept:  # bound, so no other process gets this port, but it does not listen
         kept.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{kept.getsockname()[1]}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)

@@ -413,7 +413,7 @@ def test_new_rows_are_refused_for_a_head_with_a_bias(tmp_path):
         attach_lora(AutoModelForCausalLM.from_pretrained(tmp_path), lora(), seed=1, new_token_ids=[5])
 
 
-def test_rows_of_known_control_tokens_are_trained_where_the_model_allows_it(tmp_path):
+def test_rows_of_known_control_tokens_are_trained_if_the_model_allows_it(tmp_path):
     base, ends = save_base(tmp_path / "base", tie_word_embeddings=False), ("model.embed_tokens", "lm_head")
     model = attach_lora(base, lora(), seed=1, control_ids=[7, 9])
     assert model.peft_config["default"].trainable_token_indices == {end: [7, 9] for end in ends}

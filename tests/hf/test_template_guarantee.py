@@ -160,7 +160,7 @@ def test_each_answer_ends_with_its_own_end_of_turn():
     assert ends == ["<|return|>", "<|return|>", "<|call|>", "<|return|>"]
 
 
-def test_reasoning_is_trained_where_the_template_writes_it_and_reported_elsewhere():
+def test_reasoning_is_trained_if_the_template_writes_it_and_reported_otherwise():
     messages = SHAPES["reasoning key"]
     trained = {}
     for name in ("qwen3", "gptoss", "deepseekv3", "chatml-like"):

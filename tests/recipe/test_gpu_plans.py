@@ -134,7 +134,7 @@ def test_derived_rows_never_give_more_tokens_per_step_than_requested():
     assert resolve(pretraining(model={"size": "nano"}), machine=eight).estimate.tokens_per_step <= 2**15
 
 
-def test_a_model_is_compiled_only_where_that_saves_time():
+def test_a_model_is_compiled_only_if_that_saves_time():
     short = resolve(pretraining(model={"size": "nano"}, train={"max_steps": 1000}), machine=machine(CARDS["H100"]))
     assert short.values["train"]["compile"] is False
     assert "it takes about 45 s and would save about" in short.origins["train.compile"].reason

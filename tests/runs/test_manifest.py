@@ -52,7 +52,7 @@ def test_a_manifest_is_checked_like_the_files_in_it(checkpoint):
         assert find_damage(checkpoint) == f"{checkpoint / NAME} has changed since it was written (another SHA-256)"
 
 
-def test_a_missing_manifest_is_damage_only_where_one_was_written(tmp_path):
+def test_a_missing_manifest_is_damage_only_if_one_was_written(tmp_path):
     folder = tmp_path / "old"
     folder.mkdir()
     assert find_damage(folder) == f"{folder / NAME} is missing"

@@ -1,4 +1,4 @@
-"""A page is one file that makes no request, shows every text as text, and can be read with a screen reader."""
+"""A page is one file that makes no requests, shows every text as text, and can be read with a screen reader."""
 
 import base64
 import hashlib

@@ -283,7 +283,7 @@ def test_plain_mode_reads_lines_and_draws_nothing(capsys, monkeypatch):
     assert "What you type now replaces it" in out
 
 
-def test_the_last_reply_is_copied_through_the_terminal_where_there_is_no_tool(capsys, monkeypatch, tmp_path):
+def test_the_last_reply_is_copied_through_the_terminal_if_there_is_no_tool(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("SSH_CONNECTION", "here there")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     session = open_session(chat=True)

@@ -415,7 +415,7 @@ def test_what_a_key_shows_fits_every_terminal(key, columns, lines):
         assert max(map(len, page)) < columns
 
 
-def test_the_footer_names_the_keys_and_leaves_out_whole_ones_where_they_do_not_fit():
+def test_the_footer_names_the_keys_and_leaves_out_those_that_do_not_fit():
     track = busy_track()
     assert shown_lines(track)[-1] == "Ctrl-C save and stop  ? explain  c next curve  s samples  l log"
     assert shown_lines(track, 60, 20)[-1] == "Ctrl-C stop  ? explain  c next curve  s samples  l log"

@@ -126,7 +126,7 @@ def test_a_list_that_would_not_fit_the_terminal_has_one_line_for_each_choice(in_
     assert sum("choice" in line and line.endswith("…") for line in lines) == len(choices)
 
 
-def test_the_answer_none_is_where_the_pointer_begins_and_is_not_without_a_name(in_tmp_path, monkeypatch, capsys):
+def test_the_pointer_can_begin_at_the_answer_none_which_has_a_name(in_tmp_path, monkeypatch, capsys):
     lines = drawn(files(), 80, 24, monkeypatch, lambda: capsys.readouterr().out)
     assert [line for line in lines if line.startswith(" »")] == [" » none"]
 

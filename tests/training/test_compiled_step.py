@@ -60,7 +60,7 @@ def test_a_compiled_step_needs_no_mask_for_causal_attention(versions_that_build_
     assert all(call["is_causal"] is True and call["attn_mask"] is None for call in calls)
 
 
-def test_a_compiled_step_has_a_mask_where_attention_is_not_only_causal(versions_that_build_masks):
+def test_a_compiled_step_has_a_mask_if_attention_is_not_only_causal(versions_that_build_masks):
     calls = attention_calls(lab_model(sliding_window=8))
     assert len(calls) == 2
     assert all(call["is_causal"] is False and call["attn_mask"] is not None for call in calls)
@@ -137,7 +137,7 @@ def test_sophias_curvature_is_estimated_by_the_compiled_step(in_tmp_path, monkey
     assert compiled == pytest.approx(eager, abs=1e-6)
 
 
-def test_cudnn_attention_is_used_only_where_no_shape_changes(in_tmp_path, monkeypatch):
+def test_cudnn_attention_is_used_only_if_no_shape_changes(in_tmp_path, monkeypatch):
     """cuDNN plans each new length, so it is on in compiled steps, and off in generation and in other steps."""
     write_text("text.txt")
     seen = []

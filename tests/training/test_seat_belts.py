@@ -65,7 +65,7 @@ def test_a_loss_far_worse_than_a_guess_stops_only_if_it_stays_there():
         found.check(14, 25.0, 1.0, 0.1)
 
 
-def test_a_large_loss_is_allowed_where_a_uniform_guess_is_unknown():
+def test_a_large_loss_is_allowed_if_the_loss_of_a_uniform_guess_is_unknown():
     found = watch([0.7])
     for step in range(11, 20):
         found.check(step, 1e4, 1.0, 0.1)

@@ -374,7 +374,7 @@ def test_the_page_writes_numbers_as_the_glossary_does(opened):
 
 
 @pytest.mark.slow
-def test_a_command_is_in_the_list_before_its_run_is_and_says_why_where_it_ended_without_one(opened, server):
+def test_a_command_is_listed_before_its_run_exists_and_says_why_it_ended_without_one(opened, server):
     recipe = {"stage": "pretrain", "name": "hopeless", "device": "cpu", "data": [{"path": "no/such-data"}]}
     recipe |= {"model": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}, "tokenizer": "bytes"}
     (server.home / "configs").mkdir(exist_ok=True)

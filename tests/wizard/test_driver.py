@@ -206,7 +206,7 @@ def test_a_filter_without_a_match_shows_and_marks_no_line_until_ctrl_u_clears_it
     assert "Filter" not in screens[-1]
 
 
-def test_a_filter_that_is_cleared_leaves_the_pointer_where_it_was_unless_it_was_moved(press):
+def test_clearing_a_filter_leaves_the_pointer_in_place_unless_it_was_moved(press):
     lines = tuple(Choice(n, f"{'even' if n % 2 == 0 else 'odd'} {n}") for n in range(9))
     asked = Question("n", "Which number?", choices=lines, default=3)
     for clears in ([Key.ERASE_LINE], [Key.BACKSPACE] * 4):
@@ -221,7 +221,7 @@ def test_a_page_opens_the_row_that_a_filter_found_with_one_enter(press):
     assert value["changes"] == {"scheduler": {"name": "wsd"}}
 
 
-def test_enter_starts_nothing_where_a_filter_of_a_page_finds_no_row(press):
+def test_enter_starts_nothing_if_a_filter_of_a_page_finds_no_row(press):
     value, _ = press(page_of("pretrain"), *"zzz", Key.ENTER, Key.ESCAPE, To("max_steps"), *answer("7"), Key.FINISH)
     assert value["changes"] == {"train": {"max_steps": 7}}
 
@@ -231,7 +231,7 @@ def test_a_text_that_was_refused_is_continued_at_its_end(press):
     assert press(slow, *answer("adamw"), *answer(",muon"))[0] == "adamw,muon"
 
 
-def test_typing_filters_a_short_list_and_one_of_several_and_the_line_above_says_so(press):
+def test_typing_filters_short_lists_and_multiple_choices_and_the_line_above_says_so(press):
     short = Question("o", "What?", choices=(Choice("size", "model size"), Choice("optimizer", "optimizer")))
     value, screens = press(short, "opti", Key.ENTER)
     assert value == "optimizer"

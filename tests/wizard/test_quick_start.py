@@ -195,7 +195,7 @@ def test_the_expected_epochs_are_those_that_the_vocabulary_gives():
         assert tokens_in({"bpe": entries}, 10**6) == pytest.approx(0.9e6 / bytes_per_token, rel=0.03)
 
 
-def test_typing_filters_the_files_and_is_an_answer_itself_where_none_fits(monkeypatch):
+def test_typing_filters_the_files_and_is_itself_an_answer_if_none_matches(monkeypatch):
     picked, screens = press(PATH, monkeypatch, "t", "w", Key.ENTER)
     assert picked == "more/deep/two.txt"
     assert "book.txt" not in screens[-1]
