@@ -193,7 +193,7 @@ def test_every_question_shown_to_readers_is_in_words_that_the_demo_learns():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_the_demo_answers_every_question_shown_to_readers(tmp_path, monkeypatch, capsys):
     import shutil
 

@@ -179,6 +179,7 @@ def test_a_warning_is_in_run_json_as_soon_as_it_is_given():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_runs_killed_at_random_end_like_undisturbed_ones():
     """`python -m benchmarks kills` runs hundreds. Not in a fork, which can't use the threads of this process."""
     program = "from benchmarks.kills import campaign; o = campaign(40, seed=3)"
