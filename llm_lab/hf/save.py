@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import read_object
 from llm_lab.estimate.compatibility import HIDDEN_ACTS, native_architecture
 
@@ -201,7 +202,7 @@ def restore_weights(model: Any, folder: str | Path) -> bool:
 
     These are checkpoints whose weights `save_model` wrote under other names, and models with YaRN or Llama 3's RoPE: to
     find the version, the Trainer reads config.json as a plain PreTrainedConfig, which has no context length and fails
-    on the names that `older_config` adds.
+    on the names that `older_config` adds. Raises UserError if files do not have exactly the model's weights.
     """
     from safetensors.torch import load_file
     from transformers import PreTrainedConfig
@@ -222,8 +223,15 @@ def restore_weights(model: Any, folder: str | Path) -> bool:
             PreTrainedConfig.from_json_file(file)
         return False
     except AttributeError:
+        missing = {*model.state_dict()} - {*model.all_tied_weights_keys}
         for part in sorted(Path(folder).glob("model*.safetensors")):
-            model.load_state_dict(load_file(part), strict=False)  # a file lacks a tied head, or is a shard
+            weights = load_file(part)
+            missing -= weights.keys()
+            # A file is a shard, or lacks a tied head.
+            missing |= {*model.load_state_dict(weights, strict=False).unexpected_keys}
+        if missing:
+            why = f"its weights don't match the model: {min(missing)} ({len(missing)} in total)"
+            raise UserError(Problem(str(folder), why, fix="Resume from another checkpoint.")) from None
         return True
 
 

@@ -145,6 +145,21 @@ def test_the_weights_of_a_model_with_scaled_rope_are_restored_which_the_trainer_
         assert torch.equal(weight, restored), name
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.mlp.up_proj.weight"])
+def test_a_checkpoint_that_lacks_a_weight_is_not_resumed_from(tied, name, tmp_path):
+    model = LabForCausalLM(tiny_config("yarn", norm="layernorm", tie_word_embeddings=tied))
+    save_model(model, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    if name not in weights:
+        assert tied
+        assert restore_weights(model, tmp_path), "a tied head has no weights of its own"
+        return
+    save_file({key: weight for key, weight in weights.items() if key != name}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=rf"its weights don't match the model: {name} \(1 in total\)"):
+        restore_weights(model, tmp_path)
+
+
 def test_to_native_ignores_other_models():
     assert to_native(model_of(OWN["alibi"])) is None
     assert to_native(AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9))) is None
