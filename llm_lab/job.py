@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -189,7 +189,7 @@ def _full_name(text: str) -> str:
 
 
 def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Problem | str], list[str]]:
-    """Check whether data, prompts, reward functions and the token of a push exist; returns problems and remarks.
+    """Check whether data, prompts to score on and reward functions exist; returns problems and remarks.
 
     home: a pipeline's folder. Models that an earlier stage will create are not checked: the folder may contain a killed
     or an older run.
@@ -226,10 +226,6 @@ def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Pro
         columns = score.columns.model_dump(exclude_none=True) if score.columns else None
         look = partial(look_at_examples, score.path, kind="prompt", key="score", subset=score.subset, columns=columns)
         looks.append(lambda: look(split=default_split(score.path, score.split)))
-    if isinstance(recipe, ExportRecipe) and recipe.export.push:
-        from llm_lab.export.push import require_token
-
-        looks.append(require_token)
     problems: list[Problem | str] = []
     remarks = []
     for one in looks:
@@ -243,6 +239,18 @@ def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Pro
         terms = getattr(holder, "rewards", None) or ()
         problems += check_files([term.model_dump() for term in terms], key=key)
     return problems, remarks
+
+
+def problems_of_push(resolved: Resolved) -> Sequence[Problem | str]:
+    """Return the problem that a push would start without a Hub token. A plan without a start requires none."""
+    from llm_lab.export.push import require_token
+
+    if isinstance(resolved.recipe, ExportRecipe) and resolved.recipe.export.push:
+        try:
+            require_token()
+        except UserError as error:
+            return error.problems
+    return []
 
 
 def hub_models(resolved: Resolved) -> list[tuple[str, str]]:

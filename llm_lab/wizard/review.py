@@ -90,10 +90,11 @@ def settings_and_start(draft: Draft, page: Page) -> Flow[Next]:
 
 def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
     """Show the plan and start after a yes; return whether it started, and the draft with the changes from the plan."""
-    from llm_lab.job import look_at_data, problems_of_length, with_sizes
+    from llm_lab.job import look_at_data, problems_of_length, problems_of_push, with_sizes
 
     yield Wait("Reading the data ...")
     problems, remarks = look_at_data(resolved)
+    problems = [*problems, *problems_of_push(resolved)]
     notice = "\n".join(f"Note: {remark}" for remark in remarks)
     resolved = make_it_fit(with_sizes(resolved)) if not problems else resolved
     if problems := problems or [*problems_of_length(resolved)]:

@@ -1,4 +1,4 @@
-"""Fine-tuning: a model learns to write subject lines for e-mails, and you see what it wrote before and after.
+"""A model learns to write subject lines for e-mails, and you see what it wrote before and after.
 
 A model is fine-tuned on 180 e-mails with their subject lines (the built-in set email-subjects). Then the base model
 and the tuned one answer the same 36 e-mails that were held out.

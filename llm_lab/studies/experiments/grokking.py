@@ -1,4 +1,4 @@
-"""Grokking: a model first memorizes its training sums and learns the rule behind them much later.
+"""A model first memorizes its training sums, and learns the rule behind them much later.
 
 A model of one layer learns sums modulo a number (41 + 30 = 12 modulo 59) from about half of all sums. It is soon right
 on every training sum and wrong on almost all others: it has memorized them. With weight decay, which keeps the weights

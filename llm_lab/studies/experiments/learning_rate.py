@@ -1,4 +1,4 @@
-"""The learning rate: too small, right, too large, and how the right one depends on the width of the model.
+"""How the learning rate changes what a model learns, and how the right one depends on the width of the model.
 
 The same small models are pretrained on short stories for the same number of steps, with learning rates from far too
 small to far too large. Everything else is equal: the data, their order, the seed, the schedule.

@@ -1,4 +1,4 @@
-"""LoRA: how the rank of an adapter changes quality, parameters and time, with full fine-tuning for comparison.
+"""How the rank of an adapter changes quality, parameters and time, with full fine-tuning for comparison.
 
 A small model is pretrained on short stories and then fine-tuned on word problems, which it has never seen: once with
 all its weights, and once with a LoRA adapter of each rank. Every fine-tune sees the same examples in the same order.
