@@ -121,6 +121,7 @@ def _show_study(folder: RunFolder, code: int) -> int:
     from llm_lab.terminal.study_view import print_study_end
 
     if code in (DONE, STOPPED) and folder.facts():
+        print_text("")
         print_study_end(folder)
     return code
 

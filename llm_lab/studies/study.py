@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.formatting import percent
 from llm_lab.events import Event, Listener, MetricsLogged, Notice, Progress, RunWarning, TrainingStarted, ignore
 from llm_lab.runs.disk import remove_folder, write_atomically
 from llm_lab.runs.folder import RunFolder, slug
@@ -220,6 +221,11 @@ def shown(value: Cell) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def shown_result(key: str, value: Cell) -> str:
+    """Return the display text of a result of `Study.result`: of an accuracy, its percent."""
+    return percent(value) if isinstance(value, float) and "accuracy" in key else shown(value)
 
 
 def _as_progress(name: str, listener: Listener) -> Listener:

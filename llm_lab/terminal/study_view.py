@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llm_lab.runs.describe import headline_results
 from llm_lab.runs.folder import RunFolder
 from llm_lab.studies.experiment_files import Experiment, written
-from llm_lab.studies.study import REPORT_PAGE, shown
+from llm_lab.studies.study import REPORT_PAGE, shown_result
 
 from .console import make_console, one_line
 from .listing import table
@@ -66,7 +66,8 @@ def print_study_end(folder: RunFolder) -> None:
     from rich.text import Text
 
     console = make_console()
-    rows = [(key.replace("_", " "), shown(value)) for key, value in (folder.facts().get("results") or {}).items()]
+    results = folder.facts().get("results") or {}
+    rows = [(key.replace("_", " "), shown_result(key, value)) for key, value in results.items()]
     if rows:
         console.print(table("results", rows))
         console.print()

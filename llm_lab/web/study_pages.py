@@ -35,7 +35,7 @@ from llm_lab.studies.cells import CellState, commands_at_work, state_of
 from llm_lab.studies.duel import TOKENS, Comparison, compare
 from llm_lab.studies.experiment_files import defaults_of, find_experiment, read_values, written
 from llm_lab.studies.grid import Configuration
-from llm_lab.studies.study import REPORT_JSON, shown
+from llm_lab.studies.study import REPORT_JSON, shown_result
 from llm_lab.studies.sweep import FILE, Cell, Sweep, open_sweep
 from llm_lab.studies.sweep_report import build_report, describe_sweep
 
@@ -78,7 +78,8 @@ def list_results() -> list[dict[str, Any]]:
         facts = stamp and _study_facts(file.resolve(), stamp)
         if stamp and facts:
             about = facts["study"]
-            results = [f"{key.replace('_', ' ')} {shown(value)}" for key, value in (facts.get("results") or {}).items()]
+            found = (facts.get("results") or {}).items()
+            results = [f"{key.replace('_', ' ')} {shown_result(key, value)}" for key, value in found]
             if error := facts.get("error"):
                 results = [printable(str(error))]
             found.append(
@@ -169,7 +170,9 @@ def _study(run: RunFolder, status: str) -> dict[str, Any]:
         "form": _form_of(about.get("command")),
         "started": facts.get("created_at"),
         "ended": facts.get("ended_at") if status != "running" else None,
-        "results": [[key.replace("_", " "), shown(value)] for key, value in (facts.get("results") or {}).items()],
+        "results": [
+            [key.replace("_", " "), shown_result(key, value)] for key, value in (facts.get("results") or {}).items()
+        ],
         "runs": children,
         "measure": None,
         "blocks": _blocks(run.path),

@@ -17,6 +17,7 @@ from llm_lab.cli import main
 from llm_lab.events import Notice, Progress, ignore
 from llm_lab.runs.folder import RunFolder
 from llm_lab.studies.experiment_files import check_values, find_experiment
+from llm_lab.studies.study import shown_result
 from llm_lab.studies.study_process import open_study, run_study
 from llm_lab.wizard.questions import Pause, StartStudy
 from llm_lab.wizard.run_questions import checkpoints
@@ -283,3 +284,10 @@ def test_the_example_of_the_docs_runs():
     [row] = json.loads((folder.path / "tables/losses.json").read_text())
     assert row["width"] == 8
     assert folder.facts()["results"] == {"best_loss": row["validation loss"]}
+
+
+def test_the_result_of_a_study_is_rounded_and_an_accuracy_is_a_percent():
+    assert shown_result("test_accuracy", 0.0005741) == "0.1 %"
+    assert shown_result("test_accuracy_without_weight_decay", 0.9912) == "99.1 %"
+    assert shown_result("best_loss", 2.123456) == "2.123"
+    assert shown_result("learned_at_step", "not reached") == "not reached"
