@@ -78,8 +78,8 @@ def list_results() -> list[dict[str, Any]]:
         facts = stamp and _study_facts(file.resolve(), stamp)
         if stamp and facts:
             about = facts["study"]
-            found = (facts.get("results") or {}).items()
-            results = [f"{key.replace('_', ' ')} {shown_result(key, value)}" for key, value in found]
+            values = (facts.get("results") or {}).items()
+            results = [f"{key.replace('_', ' ')} {shown_result(key, value)}" for key, value in values]
             if error := facts.get("error"):
                 results = [printable(str(error))]
             found.append(
