@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ NAMES = {stage.name for stage in BUILT_IN}
 # The complete stage that docs/stages.md shows: its recipe and what runs it.
 PAGE = (ROOT / "docs" / "stages.md").read_text()
 TOY_RECIPE, TOY_MODULE, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-(GROUP,) = re.findall(r"\[project\.entry-points\.\"(.+)\"\]", PAGE)  # the group of the entry points, from the page
+(TOY_PROJECT,) = (tomllib.loads(block)["project"] for block in re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL))
 
 
 @pytest.fixture
@@ -59,11 +60,15 @@ def test_a_stage_from_another_package_runs_from_a_recipe_file(toy_stage, capsys)
 
 
 def test_the_command_knows_the_stages_of_an_installed_package(in_tmp_path):
+    name, version = TOY_PROJECT["name"], TOY_PROJECT["version"]
     site = {
         "toy_lab/__init__.py": TOY_RECIPE,
         "toy_lab/greet.py": TOY_MODULE,
-        "toy_lab-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: toy-lab\nVersion: 1.0\n",
-        "toy_lab-1.0.dist-info/entry_points.txt": f"[{GROUP}]\ntoy = toy_lab\n",
+        f"toy_lab-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"toy_lab-{version}.dist-info/entry_points.txt": "".join(
+            f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items())
+            for group, entries in TOY_PROJECT["entry-points"].items()
+        ),
     }
     for name, text in site.items():
         Path("site", name).parent.mkdir(parents=True, exist_ok=True)

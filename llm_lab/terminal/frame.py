@@ -14,7 +14,7 @@ from llm_lab.runs.glossary import name_of, quantity, write
 
 from .console import one_line, printable
 from .prompt_layout import wrapped
-from .track import EMPTY, MEASURED, Track, describe_progress, describe_sample, mix_of, shown_values
+from .track import MEASURED, Track, describe_progress, describe_sample, mix_of, shown_values, text_of_sample
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -325,7 +325,7 @@ def _sample(track: Track, columns: int, lines: int) -> list[Text]:
         return []
     step, prompt, text = track.samples[0]
     heading = textwrap.shorten(describe_sample(step, prompt), columns, placeholder=" ...")
-    return [Text(heading, style="dim"), *map(Text, _wrapped(text.strip() or EMPTY, columns)[: max(0, lines)])]
+    return [Text(heading, style="dim"), *map(Text, _wrapped(text_of_sample(text), columns)[: max(0, lines)])]
 
 
 def _wrapped(text: str, columns: int) -> list[str]:
@@ -377,7 +377,7 @@ def _sample_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
         count = f"{number} of {len(track.samples)}, " if len(track.samples) > 1 else ""
         head = [Text(line, style="title") for line in textwrap.wrap(count + describe_sample(step, prompt), columns)]
         head, each = head[: max(1, room - 1)], max(1, room - len(head))
-        lines = _wrapped(text.strip() or EMPTY, columns)
+        lines = _wrapped(text_of_sample(text), columns)
         pages += [[*head, *map(Text, lines[start : start + each])] for start in range(0, len(lines), each)]
     return pages
 

@@ -31,7 +31,7 @@ from .console import has_colors, is_plain, make_console, printable, supports_uni
 from .frame import ESCAPE, View, draw_frame, press
 from .keyboard import Keyboard, owns_terminal
 from .scores_table import print_scores
-from .track import EMPTY, Track, describe_progress, describe_row, describe_sample
+from .track import Track, describe_progress, describe_row, describe_sample, text_of_sample
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -132,7 +132,7 @@ class PlainDisplay:
                 self._say(describe_row(self._track, row))
             case SampleWritten(step, prompt, text):
                 self._say(f"{describe_sample(step, prompt)}:")
-                for line in text.splitlines() if text.strip() else [EMPTY]:
+                for line in text.splitlines() if text.strip() else [text_of_sample(text)]:
                     self._say(f"  {line}" if is_plain() else f"  | {line}")
             case CheckpointSaved(step, path):
                 self._say(f"saved step {step:,}: {path}")

@@ -18,7 +18,8 @@ from .console import one_line
 SPEED_WINDOW = 20  # log rows from which the time left is estimated
 SOURCES_SHOWN = 4
 LOG_LINES = 1_000
-EMPTY = "(empty: the model ended the text at once)"  # shown for an empty sample
+EMPTY = "(empty: the model ended the text at once)"
+BLANK = "(only spaces and line breaks)"
 # Keys that are not measurements, or that the frame shows elsewhere.
 NOT_SHOWN = {*AXES, "epoch", "mix", "epochs"}
 MEASURED = ("eval_", "exact_match")  # prefixes of the keys that are measured at evaluations only
@@ -154,6 +155,11 @@ def numbers_of(row: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[s
     """Return (name, number) of everything in a row."""
     values = values_of(row, facts)
     return [*((one_line(name_of(key)), write(key, value)) for key, value in values.items()), *mix_of(row)]
+
+
+def text_of_sample(text: str) -> str:
+    """Return a sample without the space around it, or what there is instead of a text."""
+    return text.strip() or (BLANK if text else EMPTY)
 
 
 def mix_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

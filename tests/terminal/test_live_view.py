@@ -176,10 +176,16 @@ def test_the_held_out_curve_has_a_mark_of_its_own_from_its_first_point_on(unicod
         assert any("o" in line for line in lines[legend + 1 : legend + 8])
 
 
-def test_a_sample_without_text_says_so():
+@pytest.mark.parametrize(
+    ("text", "shown"), [("", "(empty: the model ended"), (" \n\n", "(only spaces and line breaks)")]
+)
+def test_a_sample_without_text_says_so(text, shown):
     track = busy_track()
-    track.write(700, "", " ")
-    assert any("(empty: " in part.plain for part in draw_frame(track, 80, 24).renderables)
+    track.write(700, "", text)
+    assert any(shown in part.plain for part in draw_frame(track, 80, 24).renderables)
+    display = PlainDisplay(console := fake_console(terminal=False))
+    display(SampleWritten(700, "", text))
+    assert shown in console.file.getvalue()
 
 
 def test_the_frame_shows_all_numbers_the_curve_and_the_sample_at_80_by_24():
