@@ -271,7 +271,7 @@ def test_version_and_help(capsys):
         ("train my.txt", "llm-lab train: there is no such command. That is `llm-lab run RECIPE`."),
         ("web --port x", "--port = x: it is not a whole number."),
         ("web --port", "--port: requires a value: --port N."),
-        ("show a b", "llm-lab show = b: one argument too many."),
+        ("show a b", "llm-lab show ... b: one argument too many."),
     ],
 )
 def test_a_wrong_argument_is_one_paragraph_with_a_suggestion(words, said, capsys):

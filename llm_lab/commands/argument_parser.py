@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -144,7 +145,7 @@ def _unknown(word: str, parser: Parser) -> Problem:
     """Return the problem with an argument that a command does not have."""
     how = f"`{parser.prog} --help` shows its arguments."
     if not word.startswith("-"):
-        return Problem(parser.prog, "one argument too many", word, fix=how)
+        return Problem(f"{parser.prog} ... {shlex.quote(word)}", "one argument too many", fix=how)
     option = word.partition("=")[0]
     return Problem(option, f"`{parser.prog}` has no such option", fix=did_you_mean(option, parser.options) or how)
 
