@@ -293,6 +293,16 @@ The figures are those of `docs/duels.json`, which `docs/record_duel.py` writes f
 | --- | --- | --- | --- | --- | --- |
 """
 
+DUELS_AT_MICRO_SIZE = """
+## At micro size
+
+The same for models of 2.8 M parameters with a BPE tokenizer of 2,048 entries, from `configs/duels/micro.yaml`. The
+rates are those of the nano recipe. The other duels were not run at this size.
+
+| change | loss of both | difference (95 % interval) | verdict |
+| --- | --- | --- | --- |
+"""
+
 # Defaults of the shipped recipes that duels have changed.
 DEFAULTS = """
 ## Defaults
@@ -317,6 +327,13 @@ Muon's. | Not measured here. Published gains are small. |
 its own code. | Not measured here. Published gains are for models with their own code too. |
 | 2026-11-29 | `model.residual_scalars: false`, unchanged | Better with six of six seeds, by only 0.01 nats, and such \
 a model needs its own code. | Not measured here. Part of modded-nanogpt (one pass). |
+| 2026-11-29 | `model.zero_init: false`, unchanged | Zero is worse with six of six seeds, by 0.04 nats. | Not measured \
+here. Published results disagree (one pass, many passes). |
+| 2026-11-29 | `train.ema_decay: null`, unchanged | The average is worse with six of six seeds, by 0.008 nats: the \
+learning rate already falls to zero, which averages too. | Not measured here. Published gains are for many passes. |
+| 2026-11-29 | `model.num_experts: null`, unchanged | Eight experts are better with six of six seeds, by 0.05 nats, but \
+such a model has 2.4 M parameters instead of 0.8 M, and a step takes about twice as long on a CPU. | Not measured here. \
+nanochat reports no gain. |
 """
 
 
@@ -331,7 +348,13 @@ def duels_page() -> str:
         found = results.get(name)
         measured = _measured(found) if found else "- | - | not run yet"
         lines.append(f"| {duel['question']} | `{duel['change']}` | {measured} | {duel['published'].strip()} |")
-    return DUELS_PAGE + "\n".join(lines) + "\n" + DEFAULTS
+    at_micro = [
+        f"| `{duel['change']}` | {_measured(results[key])} |"
+        for name, duel in duels.items()
+        if (key := f"{name}@micro") in results
+    ]
+    larger = DUELS_AT_MICRO_SIZE + "\n".join(at_micro) + "\n" if at_micro else ""
+    return DUELS_PAGE + "\n".join(lines) + "\n" + larger + DEFAULTS
 
 
 def _measured(found: dict[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""Put a finished duel of configs/duels/duels.yaml on the page docs/duels.md: python docs/record_duel.py NAME FOLDER."""
+"""Put a finished duel of configs/duels/duels.yaml on the page docs/duels.md: python docs/record_duel.py NAME FOLDER.
+
+NAME@micro is the duel NAME with configs/duels/micro.yaml.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def read_results(name: str, folder: str) -> dict[str, Any]:
     """Return the data of a duel for the page: the values of every seed, and the tokens of a run."""
     duel = open_duel(Path(folder).name, root=Path(folder).parent)
     known = yaml.safe_load((ROOT / "configs" / "duels" / "duels.yaml").read_text(encoding="utf-8"))
-    ((key, values),) = read_grid([known[name]["change"]]).values.items()
+    ((key, values),) = read_grid([known[name.partition("@")[0]]["change"]]).values.items()
     assert list(duel.keys) == [key], f"{folder} compares {duel.keys}, not {key}"
     rows = {row.configuration.name: row for row in summarize(duel)}
     sides = [rows[one.name] for one in duel.configurations[:2]]

@@ -25,7 +25,10 @@ from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.files import read_recipe_file
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-SHIPPED = [*sorted(CONFIGS.glob("*.yaml")), *(CONFIGS / "duels" / f"{name}.yaml" for name in ("nano", "optimizers"))]
+SHIPPED = [
+    *sorted(CONFIGS.glob("*.yaml")),
+    *(CONFIGS / "duels" / f"{name}.yaml" for name in ("nano", "micro", "optimizers")),
+]
 
 
 @pytest.fixture

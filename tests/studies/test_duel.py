@@ -182,11 +182,16 @@ def test_a_slower_model_is_trained_again_in_the_time_of_the_faster_one(capsys):
     assert all(one["results"]["step"] == one["recipe"]["train"]["max_steps"] for one in facts)
 
 
-def test_every_duel_of_the_page_can_be_planned_and_is_about_one_key():
+@pytest.mark.parametrize("size", ["nano", "micro"])
+def test_every_duel_of_the_page_can_be_planned_and_is_about_one_key(size):
     folder = Path(__file__).parents[2] / "configs" / "duels"
     duels = yaml.safe_load((folder / "duels.yaml").read_text())
+    recorded = json.loads((Path(__file__).parents[2] / "docs" / "duels.json").read_text())
+    assert {key.partition("@")[0] for key in recorded} <= duels.keys()
     for name, duel in duels.items():
-        planned = plan_duel(folder / "nano.yaml", [duel["change"]], by="tokens")
+        if size == "micro" and f"{name}@{size}" not in recorded:
+            continue
+        planned = plan_duel(folder / f"{size}.yaml", [duel["change"]], by="tokens")
         first, second = (planned.jobs[one.name].stages[0].values for one in planned.configurations)
         assert first["train"]["max_steps"] == second["train"]["max_steps"], name
         assert planned.measure == "eval_loss", name
