@@ -331,9 +331,9 @@ a model needs its own code. | Not measured here. Part of modded-nanogpt (one pas
 here. Published results disagree (one pass, many passes). |
 | 2026-11-29 | `train.ema_decay: null`, unchanged | The average is worse with six of six seeds, by 0.008 nats: the \
 learning rate already falls to zero, which averages too. | Not measured here. Published gains are for many passes. |
-| 2026-11-29 | `model.num_experts: null`, unchanged | Eight experts are better with six of six seeds, by 0.05 nats, but \
-such a model has 2.4 M parameters instead of 0.8 M, and a step takes about twice as long on a CPU. | Not measured here. \
-nanochat reports no gain. |
+| 2026-11-29 | `model.num_experts: null`, unchanged | Eight experts are better with six of six seeds, by 0.05 nats, \
+but such a model has 2.4 M parameters instead of 0.8 M, and a step takes about twice as long on a CPU. | Not measured \
+here. nanochat reports no gain. |
 """
 
 
