@@ -96,7 +96,7 @@ def _describe(
         "stage": facts.get("stage") or kind,
         "status": _status_of_sweep(path, sweep, parts) if sweep else status_of(path, facts, damage),
         "created_at": created,
-        "active_at": max(created, *active),
+        "active_at": max([created, *active]),
         "parameters": facts.get("parameters") or next(filter(None, _parameters(parts)), None),
         "bytes": bytes_under(path),
         "step": results.get("step"),

@@ -68,6 +68,15 @@ def test_the_list_shows_stage_size_age_status_and_result_and_can_be_filtered_and
     assert main(["list", "data", "--stage", "sft"]) == 2
 
 
+def test_a_sweep_stopped_before_its_first_run_is_listed_with_all_other_runs(lab, capsys):
+    Path("checkpoints/early").mkdir()
+    Path("checkpoints/early/sweep.json").write_text(json.dumps({"created_at": 1.0, "cells": []}))
+    assert main(["list", "runs"]) == 0
+    listed = capsys.readouterr().out
+    assert "early" in listed
+    assert "tiny-sft" in listed
+
+
 def test_each_order_of_the_list_is_the_one_it_is_named_after(lab):
     entries = list_entries()
     select_by = lambda sort: select(entries, stage=None, status=None, text=None, sort=sort)  # noqa: E731
