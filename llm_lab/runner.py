@@ -27,6 +27,7 @@ from llm_lab.runs.disk import remove_folder
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, require_no_links, runs_named, unstarted_runs
 from llm_lab.runs.lock import in_progress, this_process
 from llm_lab.runs.processes import (
+    any_process,
     connected,
     from_first_process,
     is_first_process,
@@ -48,6 +49,7 @@ from llm_lab.runs.resume import (
     with_batch,
 )
 
+STOP_REQUESTED = "stop_requested"  # in the facts that a run returns, not in run.json: see Result
 MIN_STEPS_TO_MEASURE = 100  # in shorter runs the speed is not reliable
 PACKAGES = ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
 
@@ -314,6 +316,8 @@ def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: boo
                     facts = _run_stage(moved, folder, listener, resume=resume)
             except LabError as error:
                 raise error_within_stage(index, moved, error) from error
+            if facts[STOP_REQUESTED] and index + 1 < len(names):
+                facts["status"] = "stopped"  # Ctrl-C came in the last step of a stage
             if facts["status"] != "done":
                 break
     except BaseException as error:
@@ -398,7 +402,7 @@ def _run_stage_here(resolved: Resolved, folder: RunFolder, listener: Listener, *
             _keep_speed(resolved, folder, results)
         _write_report_and_card(folder)
     wait_for_all()
-    return {**folder.facts(), "path": str(folder.path)}
+    return {**folder.facts(), "path": str(folder.path), STOP_REQUESTED: any_process(result.stop_requested)}
 
 
 def _run_or_roll_back(module: Any, resolved: Resolved, folder: RunFolder, listener: Listener, *, resume: bool) -> Any:

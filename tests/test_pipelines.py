@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import write_text
+from conftest import tiny_recipe, write_text
 from rich.console import Console
 from support.post_runs import rows_of, write_preferences, write_questions
 
@@ -20,6 +20,7 @@ from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.glossary import name_of
 from llm_lab.runs.report import describe_scores
+from llm_lab.studies.child_run import run_child
 from llm_lab.terminal.progress import PlainDisplay
 
 NAMES = ["pretrain", "sft", "merge", "reward", "dpo", "grpo", "ppo"]
@@ -324,6 +325,37 @@ def test_an_error_in_a_running_stage_is_reported_with_its_stage():
     with pytest.raises(UserError) as caught:
         run({"name": "cut", "device": "cpu", "stages": [pretrain, sft]})
     assert [problem.key for problem in caught.value.problems] == ["stages.1.data.0.path"]
+
+
+class StoppingAtTheEnd:
+    """A listener whose user presses Ctrl-C when the last step of a stage is logged."""
+
+    def __call__(self, event):
+        match event:
+            case MetricsLogged(row) if row["step"] == 4 and "loss" in row:
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def short(name: str) -> dict:
+    keys = {"train.max_steps": 4, "train.logging_steps": 1, "train.eval_steps": 4, "train.save_steps": 4}
+    return tiny_recipe(name=name, **keys)
+
+
+def test_ctrl_c_in_the_last_step_of_a_stage_stops_the_pipeline_before_the_next_stage():
+    stages = [short("one"), short("two")]
+    for stage in stages:
+        del stage["device"]
+    stopped = run({"name": "late", "device": "cpu", "stages": stages}, listener=StoppingAtTheEnd())
+    assert stopped["status"] == "stopped"
+    assert [facts.get("status") for facts in stages_of(stopped["path"]).values()] == ["done", None]
+    assert run(stopped["path"], resume=True)["status"] == "done"
+
+
+def test_ctrl_c_in_the_last_step_of_a_run_of_a_study_stops_the_study_too():
+    with pytest.raises(KeyboardInterrupt):
+        run_child(short("alone"), Path("checkpoints/alone"), listener=StoppingAtTheEnd())
+    assert RunFolder(Path("checkpoints/alone")).status() == "done"
+    assert run_child(short("alone"), Path("checkpoints/alone")).status() == "done"
 
 
 def test_a_silent_listener_accepts_the_scores():

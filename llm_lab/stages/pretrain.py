@@ -241,7 +241,8 @@ def fit(
         folder.update(mix=progress.facts(trainer.state.global_step))
     with average.applied() if average else nullcontext():
         write_model(folder, model, partial(save_model, model, tokenizer=data.tokenizer))
-    return Result("done" if finished else "stopped", folder.results_at(trainer.state.global_step))
+    status, results = "done" if finished else "stopped", folder.results_at(trainer.state.global_step)
+    return Result(status, results, trainer.interruption.requested)
 
 
 class PretrainEvaluation:

@@ -28,13 +28,16 @@ BUSY = 75  # exit code of a child if another process works in its folder
 def run_child(recipe: Mapping[str, Any], folder: Path, *, listener: Listener = ignore) -> RunFolder:
     """Run a recipe in a folder, or what remains of it there; return the run, which has the name of the folder.
 
-    The status of the run is done, or stopped after Ctrl-C. UserError or MachineError if the recipe, its data or the
+    The status of the run is done, or stopped after Ctrl-C. KeyboardInterrupt if Ctrl-C came too late to stop the run:
+    it is done, and whatever comes after it must not start. UserError or MachineError if the recipe, its data or the
     machine doesn't fit, if the run in the folder has another recipe, or if another process works in it.
     """
     from llm_lab.job import check
-    from llm_lab.runner import run_job_in
+    from llm_lab.runner import STOP_REQUESTED, run_job_in
 
-    run_job_in(check({**recipe, "name": folder.name}), folder, listener=listener)
+    facts = run_job_in(check({**recipe, "name": folder.name}), folder, listener=listener)
+    if facts["status"] == "done" and facts.get(STOP_REQUESTED):
+        raise KeyboardInterrupt
     return RunFolder(folder)
 
 

@@ -26,6 +26,7 @@ class Result:
 
     status: str
     results: dict[str, float]
+    stop_requested: bool = False  # also True if Ctrl-C came too late to stop this stage: then the next must not start
 
 
 @dataclass(frozen=True)

@@ -378,4 +378,4 @@ def fit(
     if not finished and getattr(trainer, "collapsed", False):
         step = return_to_best(trainer, folder, listener)
     write_model(folder, model, partial(save, model, tokenizer=tokenizer))
-    return Result("done" if finished else "stopped", folder.results_at(step))
+    return Result("done" if finished else "stopped", folder.results_at(step), trainer.interruption.requested)
