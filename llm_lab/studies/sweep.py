@@ -220,7 +220,10 @@ def _with_preset(
 
 def _require_values(grid: Grid) -> None:
     if grid.fixed:
-        key, _, value = grid.fixed[0].partition("=")
+        key, equals, value = grid.fixed[0].partition("=")
+        if not equals:
+            fix = f"Write key=value, several values separated by commas: {key}=VALUE,VALUE."
+            raise UserError(Problem(key, "no value is given for this key", fix=fix))
         inside = value.strip()[1:-1] if value.strip()[:1] == "[" else ""
         fix = f"List them with commas: {key}={value},..."
         if len(split_values(inside)) > 1:

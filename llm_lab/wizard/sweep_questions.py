@@ -286,8 +286,16 @@ def _takes_too_long(planned: Sweep) -> bool:
     return takes_too_long(len(planned.seeds) * cost_of_a_seed(planned)[0])
 
 
+def _without_spaces(found: re.Match[str]) -> str:
+    return found[1] or ("=" if "=" in found[0] else "")
+
+
 def words_in(text: str) -> tuple[str, ...]:
-    """Return the words of a typed text; a space after a comma does not end a word, unless a key follows."""
+    """Return the words of a typed text.
+
+    A space around = or before a comma does not end a word, nor does one after a comma, unless a key follows.
+    """
+    text = re.sub(r"""("[^"]*"|'[^']*')|\s*=\s+(?!\S*=)|\s+(?=[=,])""", _without_spaces, text)
     return tuple(shlex.split(re.sub(r"""("[^"]*"|'[^']*')|(?<=,)\s+(?!\S*=)""", lambda found: found[1] or "", text)))
 
 

@@ -69,10 +69,11 @@ def test_a_duel_is_between_two_values_of_a_key():
     assert visit.effects == [StartDuel("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 6)]
 
 
-def test_a_space_after_a_comma_does_not_separate_values():
+def test_spaces_around_commas_and_equals_signs_do_not_separate_values():
     visit = answers(duel, ["mine", "one key changed", "optimizer.name=adamw, muon  train.max_steps=4", ENTER, "Yes"])
     assert visit.effects[0] == StartDuel("configs/mine.yaml", ("optimizer.name=adamw,muon", "train.max_steps=4"), 6)
     assert words_in("name='a, b' betas=[0.9, 0.95],[0.9, 0.99]") == ("name=a, b", "betas=[0.9,0.95],[0.9,0.99]")
+    assert words_in("optimizer.name = adamw , muon  a= 'x = y'") == ("optimizer.name=adamw,muon", "a=x = y")
     assert words_in("a=1,2, b=3") == ("a=1,2,", "b=3"), "another key is not taken for a value"
 
 
