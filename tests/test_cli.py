@@ -260,6 +260,11 @@ def test_version_and_help(capsys):
     ("words", "said"),
     [
         ("chta x", "llm-lab chta: there is no such command. Did you mean chat?"),
+        ("rum x", "llm-lab rum: there is no such command. Did you mean rm or run?"),
+        (
+            "study attention --steps 9",
+            "--steps: `llm-lab study` has no such option. Options of the study are written without --: steps=VALUE.",
+        ),
         ("run demo --dryrun", "--dryrun: `llm-lab run` has no such option. Did you mean --dry-run?"),
         (
             "list runz",

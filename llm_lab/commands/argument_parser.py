@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import SIMILAR, Problem, UserError, did_you_mean, one_of
 
 # Names of commands in other programs, with ours.
 SAID_ELSEWHERE = {
@@ -25,6 +26,7 @@ SAID_ELSEWHERE = {
     "remove": "rm RUN",
     "help": "--help",
 }
+STUDY_OPTION = "option=value"
 PLAIN = "lines only, without frames, colors and redrawing, for screen readers (or LLM_LAB_PLAIN=1)"
 # Messages of argparse about a value, with ours.
 NOT_OF_A_TYPE = {"int": "it is not a whole number", "float": "it is not a number"}
@@ -129,7 +131,7 @@ def parse_with(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     commands = commands_of(parser)
     name = next((word for word in words if not word.startswith("-")), None)
     if name is not None and name not in commands:
-        meant = f"That is `llm-lab {SAID_ELSEWHERE[name]}`." if name in SAID_ELSEWHERE else did_you_mean(name, commands)
+        meant = f"That is `llm-lab {SAID_ELSEWHERE[name]}`." if name in SAID_ELSEWHERE else _similar(name, commands)
         fix = meant or "`llm-lab --help` lists the commands."
         raise UserError(Problem(f"llm-lab {name}", "there is no such command", fix=fix))
     arguments, rest = parser.parse_known_args(words)
@@ -141,13 +143,23 @@ def parse_with(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+def _similar(name: str, commands: Iterable[str]) -> str | None:
+    """Return 'Did you mean X?' with the closest command, or None. One that deletes files is not named alone."""
+    near = difflib.get_close_matches(name, list(commands), n=2, cutoff=SIMILAR)
+    shown = near if near[:1] == ["rm"] else near[:1]
+    return f"Did you mean {' or '.join(shown)}?" if shown else None
+
+
 def _unknown(word: str, parser: Parser) -> Problem:
     """Return the problem with an argument that a command does not have."""
     how = f"`{parser.prog} --help` shows its arguments."
     if not word.startswith("-"):
         return Problem(f"{parser.prog} ... {shlex.quote(word)}", "one argument too many", fix=how)
     option = word.partition("=")[0]
-    return Problem(option, f"`{parser.prog}` has no such option", fix=did_you_mean(option, parser.options) or how)
+    fix = did_you_mean(option, [known for known in parser.options if known != "--help"])
+    if fix is None and any(action.metavar == STUDY_OPTION for action in parser._actions):
+        fix = f"Options of the study are written without --: {option.lstrip('-')}=VALUE."
+    return Problem(option, f"`{parser.prog}` has no such option", fix=fix or how)
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, Parser]:

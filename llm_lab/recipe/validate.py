@@ -313,13 +313,16 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     fix = _of_another(last, parent_path, groups_of(parent.info)) if parent else None
     if path == "weights" and "data" in schema.model_fields:
         fix = _where_weights_go(raw)
-    fix = fix or _elsewhere(last, schema) or _by_ending(last, schema) or did_you_mean(last, names)
+    fix = fix or _elsewhere(last, schema) or _by_ending(last, schema, parent_path) or did_you_mean(last, names)
     fix = fix or _by_meaning(last, keys)
     return Problem(path, f"unknown key of {where}", allowed=None if fix else one_of([*names]), fix=fix)
 
 
-def _by_ending(name: str, schema: type[Group]) -> str | None:
-    """Suggest the keys of all groups that end with a name such as steps, epochs or batch_size."""
+def _by_ending(name: str, schema: type[Group], parent_path: str) -> str | None:
+    """Suggest the keys that end with a name such as steps, epochs or batch_size.
+
+    Of all groups, or, inside a group, of those that count something: others have a different meaning elsewhere.
+    """
     found = [
         f"{top}.{key}"
         for top, info in schema.model_fields.items()
@@ -328,6 +331,7 @@ def _by_ending(name: str, schema: type[Group]) -> str | None:
         if key.endswith(f"_{name.lower()}")
     ]
     whole = [key for key in found if key.split(".")[1].startswith(("max_", "num_"))]
+    found = [key for key in found if not parent_path or key.startswith(f"{parent_path}.")]
     found = list(dict.fromkeys(whole or found))
     return f"Did you mean {' or '.join(found)}?" if 0 < len(found) <= MOST_NAMED else None
 

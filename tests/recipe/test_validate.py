@@ -45,6 +45,13 @@ def test_a_missing_required_key_is_reported_together_with_the_mistyped_one():
     assert "required. Maximum vocabulary size" in found["tokenizer.bpe"]
 
 
+def test_a_key_of_a_group_is_not_taken_for_one_that_means_something_else_elsewhere():
+    recipe = {"stage": "grpo", "model": {"checkpoint": "x"}, "data": [{"path": "builtin:sums"}]}
+    found = problems_of({**recipe, "rewards": [{"type": "exact_number"}]})["rewards.0.type"]
+    assert "Did you mean" not in found
+    assert "Allowed: name, model" in found
+
+
 def test_an_unknown_key_without_a_similar_one_lists_the_allowed_keys():
     assert (
         "Allowed: fraction, from, max_tokens, stream_documents."
