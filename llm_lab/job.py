@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+<<<<<<< HEAD
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+=======
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+>>>>>>> eb30456 (Name the reward functions, and fixes that fit the cause)
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -94,6 +99,11 @@ def find_recipe(name: str | Path) -> Path:
     run = find_run(str(name))
     if run is not None and (run / "recipe.yaml").is_file():
         return run
+    if run is not None:
+        facts = RunFolder(run).facts()
+        again = (facts.get("study") or {}).get("command")
+        fix = f"Its command: {again}" if again else f"What is known about it: llm-lab show {shlex.quote(run.name)}"
+        raise UserError(Problem(str(name), f"{run} has no recipe.yaml, so it can't be run or resumed", fix=fix))
     if path.parent == Path() and not path.suffix:
         known = [file.stem for file in list_recipes()] + [run.path.name for run in list_runs()]
         raise UserError(Problem(str(name), "there is no such recipe", fix=suggest(str(name), known, "There are none.")))

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from llm_lab import __version__
 from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
 
-from .argument_parser import PLAIN, Commands, Parser, parse_with
+from .argument_parser import PLAIN, STUDY_OPTION, Commands, Parser, parse_with
 
 PRESETS = "learning-rate, lora-rank, optimizer, position-embedding, seeds"  # a test compares them
 MODEL = "a run, a Hugging Face folder, a GGUF file, or a name on the Hub"
@@ -114,7 +114,9 @@ def _new(commands: Commands) -> None:
         "new sft model.checkpoint=stories data.0.path=chats.jsonl --out chats.yaml",
         more="In a terminal it opens the wizard at the stage, with the given values. With --out it writes a recipe and "
         "asks nothing; without a terminal it prints the recipe. Keys that you don't give have their default "
-        'values; "Train on my text" in the wizard chooses other values for a short first run.',
+        'values; "Train on my text" in the wizard chooses other values for a short first run. grpo and ppo need a '
+        "reward, such as rewards.0.name=exact_number (`llm-lab list parts` lists all), or a reward model: "
+        "rewards.0.model=RUN.",
     )
     parser.add_argument("stage", help="pretrain, sft, reward, dpo, grpo, ppo, merge, eval or export")
     _override_argument(parser, "data.0.path=my-text.txt")
@@ -467,9 +469,7 @@ def _study(commands: Commands) -> None:
         "study attention --dry-run",
     )
     parser.add_argument("name", nargs="?", help="a study's name; default: list all")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="option=value", help="options of the study to change"
-    )
+    parser.add_argument("overrides", nargs="*", default=[], metavar=STUDY_OPTION, help="options of the study to change")
     parser.flag("--dry-run", "show what it does and its options, without running it")
     parser.flag("--overwrite", "replace the study of the same name")
     parser.add_argument("--in-folder", type=Path, help=argparse.SUPPRESS)  # for the process that a study runs in

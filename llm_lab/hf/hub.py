@@ -187,6 +187,9 @@ def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem
     elif "does not support" in text and "attention" in lowered:
         why = f"it does not support this attention kernel: {text.splitlines()[0][:120]}"
         fix = "Set train.attn_implementation=eager."
+    elif Path(name).expanduser().exists():
+        fix = "Its files may be damaged or incomplete. Use another checkpoint, or make it again."
+        return Problem(key, f"the {what} can't be loaded: {first_line(error)}", value=name, fix=fix)
     else:
         why, fix = f"the {what} can't be loaded: {first_line(error)}", None
     if fix and (near := near_folder(name)):

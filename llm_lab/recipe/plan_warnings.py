@@ -114,6 +114,8 @@ def _never_answered(resolved: Resolved) -> Iterator[tuple[str, str]]:
     """Warn of learning from rewards with a model that was only pretrained, so it can't answer yet."""
     if resolved.stage.examples != "prompt":
         return
+    if any(reward.get("model") for reward in resolved.values.get("rewards") or ()):
+        return  # a reward model scores every output
     run = Path(str(resolved.values["model"]["checkpoint"])).expanduser()
     parent = _facts(next((one for one in (run, run.parent) if (one / "run.json").is_file()), run))
     sets = {source.get("path") for source in resolved.values.get("data") or ()}

@@ -123,6 +123,18 @@ def _cost(sweep: Sweep, name: str) -> tuple[float, int]:
     return seconds and seconds + START_SECONDS, sum(cost.disk_bytes for cost in costs)
 
 
+def _of_one(words: str) -> str:
+    """Return the words about runs as words about one run."""
+    for several, one in (
+        ("have not", "has not"),
+        ("are ", "is "),
+        ("were ", "was "),
+        ("; they continue", "; it continues"),
+    ):
+        words = words.replace(several, one)
+    return words
+
+
 def what_is_missing(rows: Sequence[Row]) -> list[str]:
     """Return remarks about cells without a result."""
     states = [state for row in rows for state in row.states]
@@ -136,7 +148,7 @@ def what_is_missing(rows: Sequence[Row]) -> list[str]:
     found = []
     for status, words in missing.items():
         if number := sum(state.status == status for state in states):
-            found.append(f"{number} of {len(states)} runs {words}.")
+            found.append(f"{number} of {len(states)} runs {words if number > 1 else _of_one(words)}.")
     if without := sum(state.status == "done" and state.value is None for state in states):
         found.append(f"{without} of {len(states)} runs are done, but have no result to compare by.")
     return found

@@ -18,6 +18,7 @@ from llm_lab.hf.hub import lfs_pointers
 from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.scoring import REWARDS
 from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.recipe.what_fits import FULL, LORA, QLORA, LibraryEntry, library
 from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_results, warnings_of
@@ -57,6 +58,7 @@ PARTS: dict[str, Mapping[str, str]] = {
     "model.activation": ACTIVATIONS,
     "optimizer.name": OPTIMIZERS,
     "scheduler.name": SCHEDULERS,
+    "rewards.0.name": REWARDS,
 }
 
 

@@ -290,6 +290,9 @@ def sample_weights(model: torch.nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().flatten()[:SAMPLED_WEIGHTS].clone() for parameter in trained]
 
 
+SAME_REWARDS = "all answers to each prompt got the same reward"
+
+
 def why_nothing_moved(rows: Sequence[Mapping[str, Any]], *, weights_changed: bool) -> str | None:
     """Return, in words, how the metrics of a complete run show that it learned nothing; None if they don't.
 
@@ -301,7 +304,7 @@ def why_nothing_moved(rows: Sequence[Mapping[str, Any]], *, weights_changed: boo
     if not weights_changed:
         return "no trained weight has changed"
     if all(row.get("zero_spread_share", 0.0) >= 1.0 for row in trained):
-        return "in every step, all answers to each prompt got the same reward, so there was nothing to learn from"
+        return f"in every step, {SAME_REWARDS}, so there was nothing to learn from"
     if all(row.get("grad_norm", 1.0) < 1e-9 for row in trained):
         return "the gradient was 0 in every step"
     measured = [row for row in rows if "loss" not in row]
@@ -333,5 +336,7 @@ def warn_of_standstill(trainer: Any, before: Sequence[torch.Tensor] | None, list
         return
     folder.update(unmoved=why)
     if why is not None:
-        fix = "Use a larger optimizer.learning_rate, more steps, or, with rewards, easier or harder prompts."
+        fix = "Use a larger optimizer.learning_rate or more steps."
+        if SAME_REWARDS in why:
+            fix = "Fine-tune the model on answers first (SFT), or use easier or harder prompts, or a finer reward."
         listener(RunWarning(f"Nothing was learned: {why}. {fix}"))

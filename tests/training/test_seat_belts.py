@@ -251,6 +251,21 @@ def test_a_run_whose_weights_did_not_change_says_so_at_its_end(in_tmp_path):
     assert run.facts()["unmoved"] is None
 
 
+@pytest.mark.parametrize(
+    ("row", "fix"),
+    [({"zero_spread_share": 1.0}, "answers first (SFT)"), ({"grad_norm": 0.0}, "optimizer.learning_rate")],
+)
+def test_the_fix_for_a_run_that_learned_nothing_is_one_for_its_cause(row, fix, in_tmp_path):
+    model = torch.nn.Linear(4, 4)
+    run, seen = create_run("still"), []
+    run.append_metrics({"step": 1, "loss": 1.0, "learning_rate": 0.1, **row})
+    before = sample_weights(model)
+    with torch.no_grad():
+        model.weight += 1.0
+    warn_of_standstill(SimpleNamespace(model=model, run=run), before, seen.append)
+    assert fix in seen[0].text
+
+
 def test_a_run_that_learned_nothing_does_not_end_with_a_plain_done(capsys):
     print_closing({"path": "checkpoints/a", "status": "done", "stage": "sft", "unmoved": "the gradient was 0"})
     assert "Done, but nothing was learned: the gradient was 0." in " ".join(capsys.readouterr().out.split())
