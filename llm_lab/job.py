@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-<<<<<<< HEAD
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-=======
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
->>>>>>> eb30456 (Name the reward functions, and fixes that fit the cause)
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
