@@ -197,7 +197,7 @@ def _ask_ddgs(_: str, query: str, n: int, seconds: float) -> list[dict[str, Any]
     try:
         rows = Engines(timeout=max(1, int(seconds / 2))).text(query, max_results=n)
     except RatelimitException:
-        raise _too_many("the search engines refuse more requests") from None
+        raise _too_many("the search engines refuse further requests for now") from None
     except TimeoutException:
         raise _slow(seconds) from None
     except DDGSException as error:
@@ -285,7 +285,9 @@ def _refused(address: str, error: urllib.error.HTTPError) -> LabError:
         fix = "In SearXNG's settings.yml, add json to search: formats: [html, json], and restart it."
         return UserError(Problem(KEY, why, value=address, fix=fix))
     if error.code == 429:
-        return _too_many(f"{address} refuses more requests (429); its limiter may block programs (server: limiter)")
+        return _too_many(
+            f"{address} refuses further requests for now (429); its limiter may block programs (server: limiter)"
+        )
     if 300 <= error.code < 400:
         to = _one_line(error.headers.get("Location"), LONGEST_ADDRESS)
         return UserError(

@@ -272,7 +272,9 @@ def _show(commands: Commands) -> None:
         "show stories",
         "show checkpoints/demo/sft",
     )
-    parser.add_argument("path", metavar="model", help="a run, one of its checkpoints, or a Hugging Face folder")
+    parser.add_argument(
+        "path", metavar="model", help="a run, one of its checkpoints, a Hugging Face folder, or a GGUF file"
+    )
     _json_argument(parser)
 
 
@@ -368,8 +370,8 @@ def _export(commands: Commands) -> None:
     parser.flag("--public", "create the repository as public")
     parser.option("--author", "NAME", "author, for all model cards; saved for later exports")
     parser.option("--license", "ID", "license, for all model cards, such as apache-2.0 or mit; saved")
-    parser.option("--intended-use", "TEXT", "for the model card of this model; saved")
-    parser.option("--limitations", "TEXT", "for the model card of this model; saved")
+    parser.option("--intended-use", "TEXT", "what this model is for, for its model card; saved")
+    parser.option("--limitations", "TEXT", "what this model can't do, for its model card; saved")
     parser.flag("--dry-run", "show compatibility and the files, without writing anything")
     _trust_argument(parser)
 
@@ -479,7 +481,7 @@ def _study(commands: Commands) -> None:
 def _web(commands: Commands) -> None:
     parser = commands.add(
         "web",
-        "serve the lab as a web page for the browser of this machine",
+        "serve the lab as a web page, for a browser on this machine",
         "machine_commands.serve_web",
         "web",
         "web --port 8000",

@@ -1,4 +1,4 @@
-"""What a fine-tune forgets: bits per byte of general text, compared with the start model."""
+"""What a fine-tune forgets: bits per byte of general text, compared with the starting model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def forgetting_measure(
 ) -> Callable[[int], dict[str, float]]:
     """Return a function that measures the general text at a step: its bits per byte, and their rise since the start.
 
-    The start model is measured at step 0 and kept in run.json, so a resumed run compares with the same number.
+    The starting model is measured at step 0 and kept in run.json, so a resumed run compares with the same number.
     Raises UserError if the text can't be read, or has changed since the run began.
     """
     given = options.model_dump(exclude={"max_tokens", "threshold"})
@@ -64,7 +64,7 @@ def forgetting_measure(
 def _warning(options: Forgetting, step: int, before: float, now: float) -> str:
     return (
         f"at step {step:,} the model forgets: {options.path} takes {now:.3f} bits per byte, {now - before:.3f} more "
-        f"than with the start model (forgetting.threshold = {options.threshold:g}). To forget less, use a smaller "
+        f"than with the starting model (forgetting.threshold = {options.threshold:g}). To forget less, use a smaller "
         "learning rate, fewer steps, a LoRA adapter, or general text in the data."
     )
 

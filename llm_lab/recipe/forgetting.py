@@ -22,7 +22,7 @@ class Forgetting(EvalText):
     )
     max_tokens: Int = option(20_000, help="number of tokens that are measured, from the beginning of the text", ge=2)
     threshold: Float = option(
-        0.1, help="warn if the bits per byte of the text are this much above those of the start model", gt=0.0
+        0.1, help="warn if the bits per byte of the text are this much above those of the starting model", gt=0.0
     )
 
 

@@ -18,7 +18,7 @@ OPTIMIZERS = {
     "adamw_8bit": "AdamW with 8-bit moments, a quarter of their memory; requires CUDA and bitsandbytes",
     "lion": "sign of the momentum; half of AdamW's memory, a smaller learning rate",
     "sophia": "momentum over estimated curvature, clipped; an extra pass every k steps",
-    "adafactor": "factored second moments; almost no memory",
+    "adafactor": "factored second moments, which take almost no memory",
 }
 
 

@@ -246,7 +246,7 @@ class ModelParts(Group):
     sliding_window_pattern: Annotated[str, Field(pattern="^[SL]+$")] | None = option(
         help="which layers have the sliding window: a text of S (with the window) and L (the whole context), repeated "
         "over the layers; the last layer is always L; null: all layers have the window",
-        question="Pattern of windows, as SSSL (empty: a window in every layer)?",
+        question="Pattern of windows, such as SSSL (empty: a window in every layer)?",
         why="Most layers need little context, and a few with the whole context pass it on: as in Gemma 2 and GPT-3, "
         "and SSSL in nanochat. Long contexts get cheaper and the KV cache smaller; at short ones there is nothing to "
         "gain.",
@@ -274,8 +274,8 @@ class ModelParts(Group):
         help="two learned numbers per layer, which weight the residual stream and the token embeddings in the layer's "
         "input",
         question="Learned scalars for the residual stream and the embeddings?",
-        why="As in modded-nanogpt and nanochat, which gained 0.4 to 1 % of the loss at 12 to 20 layers, more in small "
-        "models. It costs two numbers per layer, and the model needs its own code.",
+        why="As in modded-nanogpt and nanochat, where they lower the loss by 0.4 to 1 % at 12 to 20 layers, and "
+        "by more in small models. It costs two numbers per layer, and the model needs its own code.",
         advanced=True,
     )
     value_embeddings: Bool = option(

@@ -40,7 +40,7 @@ def _plain_texts(resolved: Resolved) -> Iterator[tuple[str, str]]:
     for index, source in enumerate(resolved.values.get("data") or ()):
         if str(source["path"]).lower().endswith(PLAIN_TEXT):
             text = (
-                f"{source['path']} is a plain text, so it would be a single example. To train on plain text, use "
+                f"{source['path']} is plain text, so it would be a single example. To train on plain text, use "
                 "stage: pretrain"
             )
             yield f"data.{index}.path", f"{text}; conversations are rows of a jsonl, csv or parquet file"

@@ -259,8 +259,8 @@ def max_completion_length() -> Any:
     return option(
         help="maximum length of an output, in tokens",
         question="Maximum length of an output, in tokens?",
-        why="Most of the time of a step goes into sampling outputs, and it grows with this length. An output that is "
-        "cut off never reaches its answer, so its reward is usually 0.",
+        why="Most of the time of a step goes into sampling outputs, and it grows with this length. A truncated "
+        "output never reaches its answer, so its reward is usually 0.",
         derived=f"{ANSWER_LENGTH}, at most half of train.max_length",
         ge=1,
     )

@@ -112,7 +112,7 @@ def _loss(history: History, values: list[float]) -> Health:
     if found.is_good is False:
         return Health(False, "rising: the learning rate may be too high")
     if is_level(history):
-        return Health(None, f"level over the last {LONG} log rows")
+        return Health(None, f"level over the last {LONG} log lines")
     return found
 
 
@@ -136,12 +136,12 @@ def _gradient(history: History, values: list[float]) -> Health:
     usual = median(values)
     spikes = sum(value > SPIKE * usual for value in values)
     if spikes > MOST_SPIKES:
-        return Health(False, f"{spikes} spikes of more than {SPIKE:g} times the usual in {len(values)} log rows")
+        return Health(False, f"{spikes} spikes of more than {SPIKE:g} times the usual in {len(values)} log lines")
     if values[-1] > SPIKE * usual:
         return Health(None, "a spike; single ones are harmless")
     direction = trend(values)
     if direction == 1 and median(values[-FEW:]) > SPIKE * median(values[:FEW]):
-        return Health(False, f"growing: more than {SPIKE:g} times as large as {len(values)} log rows ago")
+        return Health(False, f"growing: more than {SPIKE:g} times as large as {len(values)} log lines ago")
     return Health(True, {1: "rising slowly", -1: "falling"}.get(direction or 0, "steady"))
 
 
@@ -196,7 +196,7 @@ def _length(history: History, values: list[float]) -> Health:
     first, last = median(values[:FEW]), median(values[-FEW:])
     if trend(values) == 1 and last > 1.5 * first:
         return Health(
-            False, f"{last / first:.1f} times as long as {len(values)} log rows ago: does the reward favor it?"
+            False, f"{last / first:.1f} times as long as {len(values)} log lines ago: does the reward favor it?"
         )
     return Health(True, "stable" if abs(last - first) < 0.2 * first else "changing slowly")
 
@@ -242,7 +242,7 @@ RULES: Mapping[str, Callable[[History, list[float]], Health]] = {
     "kl": _kl,
     "clip_fraction": _within(0.0, MOST_CLIPPED, "", "high: the steps are too large", "in the usual range"),
     "completion_length": _length,
-    "cut_off_share": _within(0.0, MOST_CUT_OFF, "", "most outputs are cut off", "in the usual range"),
+    "cut_off_share": _within(0.0, MOST_CUT_OFF, "", "most outputs are truncated", "in the usual range"),
     "explained_variance": _explained,
 }
 
@@ -268,7 +268,7 @@ def concerns(history: History, share_done: float) -> Iterator[tuple[str, str]]:
     if is_level(history) and share_done < 0.8 and "reward" not in history:
         yield (
             "The training loss no longer falls",
-            f"it is level over the last {LONG} log rows. Try another learning rate or a larger model, or stop here.",
+            f"it is level over the last {LONG} log lines. Try another learning rate or a larger model, or stop here.",
         )
     alike = _recent(history, "zero_spread_share", FEW)
     if len(alike) == FEW and sum(alike) / FEW > MOST_ALIKE and min(alike) < ALL_ALIKE:

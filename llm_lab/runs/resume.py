@@ -138,7 +138,9 @@ def require_same_beginning(run: RunFolder, *, files_of: Callable[[str], Mapping[
     if train.get(ROWS) and train.get(BATCHES):
         batch, before = batch_to_resume(run, _batch_of(train))
         if batch is None:
-            why = f"{process_count()} processes can't share the rows of a step evenly; the run was in {before}"
+            why = (
+                f"{process_count()} processes can't share the rows of a step evenly; until now the number was {before}"
+            )
             how = f"Resume with --nproc {before}." if before > 1 else "Resume without --nproc."
             problems.append(Problem("--nproc", why, value=process_count(), fix=how))
     for key, known in _recorded(facts):

@@ -115,7 +115,7 @@ def train_and_measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> d
     """
     kept = find_result(plan, folder)
     if kept is not None:
-        say(f"{plan.name}: done before")
+        say(f"{plan.name}: already done")
         return kept
     task, model = plan.task, build_model(plan)
     test, tokenizer = held_out(task), task.tokenizer()

@@ -83,7 +83,7 @@ def plan_duel(
     with every problem of both.
     """
     if by not in (TOKENS, TIME, BOTH):
-        raise UserError(Problem("--by", "what is held equal", value=by, allowed=f"{TOKENS}, {TIME}, {BOTH}"))
+        raise UserError(Problem("--by", "a duel can't hold this equal", value=by, allowed=f"{TOKENS}, {TIME}, {BOTH}"))
     seeds = MIN_SEEDS if seeds is None else seeds
     require_seeds(seeds, "duel")
     grid = read_grid(words)

@@ -124,7 +124,7 @@ def train_sums(plan: SumPlan, folder: Path, name: str, say: Callable[[str], None
     try:
         kept = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         if kept.get("plan") == asdict(plan):
-            say(f"{name}: done before")
+            say(f"{name}: already done")
             return kept
     except (OSError, ValueError, AttributeError):
         pass

@@ -74,7 +74,7 @@ class Study:
             remove_folder(child.path)
         self.run.update(children=children | {name: wanted})
         if child.status() == "done":
-            self.say(f"{name}: done before")
+            self.say(f"{name}: already done")
             return child
         run_child(wanted, child.path, listener=_as_progress(name, self._listener))
         if child.status() == "stopped":

@@ -149,8 +149,8 @@ def with_remembered_batch(recipe: Any, folder: RunFolder, listener: Listener) ->
             folder.update(**{BATCH: {"from_step": max((step for step, _ in folder.checkpoints()), default=0), **known}})
         listener(
             Notice(
-                f"The run continues in {process_count()} instead of {before} processes: each step reads the same rows, "
-                f"{batch.rows} at a time and {batch.batches} times in each process. Sums are rounded in "
+                f"The run continues with {process_count()} instead of {before} processes: each step reads the same "
+                f"rows, {batch.rows} at a time and {batch.batches} times in each process. Sums are rounded in "
                 "a different order, and dropout is drawn again."
             )
         )

@@ -226,7 +226,7 @@ BELTS: tuple[Belt, ...] = (
         "rate or a KL penalty.",
     ),
     _Truncation(
-        "More than half of the outputs are cut off",
+        "More than half of the outputs are truncated",
         "they are scored without their end. Use a larger max_completion_length or a reward for shorter outputs.",
     ),
     _Divergence(

@@ -16,8 +16,9 @@ from .questions import BackTo, Choice, Flow, Question, yes_no
 
 Term = dict[str, Any]
 WHY = (
-    "The reward is a weighted sum. A verifiable reward (exact_number, exact_match) can't be exploited; a reward model "
-    "can, so watch the held-out score too. Small terms for format or length keep the answers short and well-formed."
+    "The reward is a weighted sum. A reward that checks the answer (exact_number, exact_match) is hard to exploit; a "
+    "reward model is not, so watch the held-out score too. Small terms for format or length keep the answers short "
+    "and well-formed."
 )
 PYTHON_WHY = (
     "def polite(completions, **columns): return a list of numbers, one for each completion; columns holds the other "
@@ -26,7 +27,7 @@ PYTHON_WHY = (
 DEFAULTS = {"pattern": "The answer is -?[0-9]+", "length": "200", "ngram": ""}
 QUESTIONS = {
     "pattern": "Which regular expression?",
-    "length": "From how many characters on is the reward 0?",
+    "length": "At how many characters does the reward reach 0?",
     "ngram": "Words per n-gram (empty: 3)?",
 }
 DONE = "done"

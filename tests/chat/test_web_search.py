@@ -175,7 +175,7 @@ def test_ddgs_results_are_read(ddgs):
 @pytest.mark.parametrize(
     ("query", "why"),
     [
-        ("limited", "refuse more requests"),
+        ("limited", "refuse further requests"),
         ("slow", "no answer within"),
         ("none", "nothing was found"),
         ("offline", "Check the network connection"),

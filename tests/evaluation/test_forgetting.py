@@ -1,4 +1,4 @@
-"""The forgetting meter: general text measured at every evaluation, compared with the start model, with a warning."""
+"""The forgetting meter: general text measured at every evaluation, compared with the starting model, with a warning."""
 
 import json
 import shutil
@@ -80,7 +80,7 @@ def test_a_resumed_run_keeps_the_measurement_of_its_start_model():
     kept = json.loads(folder.run_json.read_text())["forgetting"]
     folder.update(forgetting=kept | {"start_bits_per_byte": 1.0})
     run(raw, resume=True)
-    assert general(whole["path"])[-1][2] == before[-1][1] - 1.0, "the start model is not measured again"
+    assert general(whole["path"])[-1][2] == before[-1][1] - 1.0, "the starting model is not measured again"
 
     shutil.rmtree(folder.steps_path / "checkpoint-6")
     Path("general.txt").write_text("Another text.\n" * 9)

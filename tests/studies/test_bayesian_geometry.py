@@ -59,7 +59,7 @@ def test_a_stopped_study_resumes_without_training_what_is_finished(tiny_study):
     before = folder.facts()["results"]
     again, resumed = run_tiny(folder.path.parent)
     assert again.path == folder.path
-    assert sum(text.endswith("done before") for text in resumed) == 2 * len(NAMES) - 1
+    assert sum(text.endswith("already done") for text in resumed) == 2 * len(NAMES) - 1
     last = next(text for text in resumed if text.startswith("lstm-seed-1: step 12"))
     assert last.split("bits")[0] in "\n".join(said)
     assert again.facts()["results"] == before | {

@@ -51,7 +51,7 @@ def test_a_result_is_stored_with_a_model_that_opens_and_is_not_computed_twice(tm
     first = train_sums(TINY, tmp_path, "sums", said.append)
     again = train_sums(TINY, tmp_path, "sums", said.append)
     assert again == json.loads(json.dumps(first))
-    assert said[-1] == "sums: done before"
+    assert said[-1] == "sums: already done"
     _, test = split_sums(7, 0.6, 0)
     found = score_sums(load_model(str(tmp_path / "model")), test)
     assert found == pytest.approx((first["curve"][-1]["test_accuracy"], first["curve"][-1]["test_loss"]), abs=1e-5)

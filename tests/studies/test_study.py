@@ -242,7 +242,7 @@ def test_a_killed_study_resumes_and_ends_equal(trains):
     assert (resumed, resumes) == (folder, True)
     said = []
     run_study(folder, lambda event: said.append(event.text) if isinstance(event, Notice) else None)
-    assert said == ["steps-2: done before", "steps-4: done"]
+    assert said == ["steps-2: already done", "steps-4: done"]
     assert (folder.path / "steps-2/run.json").read_bytes() == before
 
     whole, resumes = open_study(trains, options)

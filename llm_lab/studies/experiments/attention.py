@@ -8,10 +8,10 @@ head in an earlier layer that marks every position with the letter before it (a 
 What to expect, with the default options: for the first 90 steps the loss is no better than that of guessing. Between
 steps 90 and 150 it falls from 3.2 to below 0.3 nats on repeated text, and the induction score of a head in the second
 layer rises from 0.1 to above 0.5 at the same time. Removing the previous-token head destroys the ability; removing the
-best induction head alone costs 0.2 nats, because others do the same, and removing all three 4.4. A model of one layer
-stays at 1.7 nats: it can only prefer letters that occurred before.
+best induction head alone costs 0.2 nats, because two others do the same, and removing all three costs 4.4. A model of
+one layer stays at 1.7 nats: it can only prefer letters that occurred before.
 
-What it teaches: abilities can appear abruptly while the loss curve of the training looks unremarkable; a pattern in the
+What it teaches: abilities can appear abruptly, after many steps in which the loss hardly changes; a pattern in the
 attention is only evidence, so the report removes each head and measures what is lost; and the same test works on any
 model (`llm-lab look` gives the scores of every head).
 
@@ -190,13 +190,13 @@ def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment
         study.text(
             f"The best induction score at the end is {score:.2f}, of {_name(induction)}; from {STRONG} on, a head "
             f"counts as an induction head here. After {moments[-1].step:,} steps, this model has none. With more steps "
-            "one may appear: with the default options it takes about 150."
+            "one may appear: with the default options it takes about 150 steps."
         )
     study.text(
         f"The heads are measured on {TEST_ROWS} sequences of {TEST_LENGTH} random characters, each followed by a copy. "
         "The induction score of a head is its mean attention, from the copy, to the character after the first "
         "occurrence of the current one. The previous-token score is its mean attention to the position before. "
-        f"Losses are shares of that of guessing among {len(CHARACTERS)} characters, {guessing:.2f} nats."
+        f"Losses are relative to the loss of guessing among {len(CHARACTERS)} characters, {guessing:.2f} nats."
     )
     study.picture(
         "appearance",

@@ -1,4 +1,4 @@
-"""What a fine-tune forgets: the general text that a model could predict before, by learning rate, LoRA and replay.
+"""How much general text a model forgets in a fine-tune, with different learning rates, LoRA and replay.
 
 A small model is pretrained on short stories and then fine-tuned on word problems in several ways. Throughout, the
 bits per byte of stories that no model was trained on are measured: the recipe key `forgetting` does that.
@@ -128,7 +128,7 @@ def _report(
     rows: list[tuple[str, float, float, float]] = [("before", before, start, 0.0)]
     rows += [(name, learned[name], general[name], rises[name]) for name in runs]
     head = ["fine-tune", "new task: nats per token", "old text: bits per byte", "forgetting"]
-    study.table("forgetting", head, rows, "Both are measured on text that no model was trained on. Less is better.")
+    study.table("forgetting", head, rows, "Both are measured on text that no model was trained on. Lower is better.")
     worst, best = max(rises, key=lambda name: rises[name]), min(learned, key=lambda name: learned[name])
     study.result("old_text_before", start)
     study.result("most_forgetting", rises[worst])
@@ -164,4 +164,6 @@ def _report(
         for name in runs
         if not any(learned[other] < learned[name] and rises[other] < rises[name] for other in runs)
     ]
-    study.text(f"The best trade-offs: {', '.join(front)}. For each of the other fine-tunes, one of these is better.")
+    study.text(
+        f"The best trade-offs: {', '.join(front)}. Each of the others learned less and forgot more than one of these."
+    )

@@ -5,11 +5,11 @@ on every training sum and wrong on almost all others: it has memorized them. Wit
 small, it later becomes right on the others too, long after the training loss is close to 0. Without weight decay the
 same model only memorizes.
 
-What to expect, with the default options: after about 150 steps the model is right on
-all training sums, and until step 500 on almost none of the others, about which it gets more and more wrong. Then the
-test accuracy rises, to 90 % at about step 1,750; without weight decay it stays below 10 %. The embeddings of the
-numbers end up on a few circles: eight of 29 frequencies have almost 90 % of their spectrum, because the model adds by
-rotating angles, as on a clock.
+What to expect, with the default options: after about 150 steps the model is right on all training sums. Until step 500
+it is wrong on almost all others, and more and more certain of its wrong answers. Then the test accuracy rises, to 90 %
+at about step 1,750; without weight decay it stays below 10 %. The embeddings of the numbers end up on a few circles:
+eight of the 29 frequencies in their spectrum have almost 90 % of its power, because the model adds by rotating angles,
+as on a clock.
 
 What it teaches: a flat training curve says little about what the model has learned; weight decay prefers the
 rule, which needs smaller weights than a table of answers; and a mechanism can be recognized in the weights. It also
@@ -183,8 +183,8 @@ def _when(memorized: int | None, learned: int | None) -> str:
     if memorized is None:
         return "The model did not reach 99 % of the training sums; give it more steps."
     if learned is None:
-        return f"The training sums were right at step {memorized:,}; 90 % of the test sums never were."
+        return f"The model got 99 % of the training sums right at step {memorized:,}, but never 90 % of the test sums."
     return (
-        f"With weight decay, 99 % of the training sums were right at step {memorized:,} and 90 % of the test sums at "
-        f"step {learned:,}, {learned / memorized:.1f} times as many."
+        f"With weight decay, the model got 99 % of the training sums right at step {memorized:,}, and 90 % of the test "
+        f"sums at step {learned:,}, {learned / memorized:.1f} times as many steps."
     )

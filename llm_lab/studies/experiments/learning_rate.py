@@ -3,15 +3,16 @@
 The same small models are pretrained on short stories for the same number of steps, with learning rates from far too
 small to far too large. Everything else is equal: the data, their order, the seed, the schedule.
 
-What to expect: the validation loss over the learning rate is a valley. On its left side the model learns too slowly:
-the loss still falls when the run ends. On its right side the steps are so large that the model overshoots: the loss
-jumps, ends higher, or the run diverges. The valley is wide on a logarithmic axis, so a rate that is off by a factor of
-two costs little, and one that is off by ten costs much. That is why learning rates are searched in factors.
+What to expect: plotted against the learning rate, the validation loss is a valley. On its left side the model learns
+too slowly: the loss still falls when the run ends. On its right side the steps are so large that the model overshoots:
+the loss jumps, ends higher, or the run diverges. The valley is wide on a logarithmic axis, so a rate that is off by a
+factor of two costs little, and one that is off by ten costs much. That is why learning rates are searched on a
+logarithmic scale.
 
 What it teaches: read the training curve to see on which side you are. A smooth curve that is still falling steeply at
 the end means too small; a curve that jumps or flattens early at a high loss means too large. With AdamW, the best rate
 of a model's matrices falls in proportion to 1 / width as a model grows (Yang et al. 2022, Tensor Programs V). At these
-small sizes and short runs the effect can be weaker than a step of the grid, and the report says what was found.
+small sizes and in such short runs the effect can be weaker than a step of the grid, and the report says what was found.
 """
 
 from __future__ import annotations

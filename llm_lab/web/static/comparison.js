@@ -93,7 +93,7 @@ form.append(
     isDuel ? field("What is held equal", bound("by", by, "change")) : "",
     field("Measure", text("measure", { placeholder: "the held-out result of the stage" }), "The result to compare by, such as eval_loss."),
     field("Name", text("name", { placeholder: "derived from the recipe and the keys" }), "The name of its folder in checkpoints/. The name of an existing one resumes it."),
-    field("Runs at a time", text("jobs", { inputmode: "numeric" }), "They share the cores; on several GPUs, each gets one.")),
+    field("Runs at a time", text("jobs", { inputmode: "numeric" }), "They share the cores; with several GPUs, each run gets one.")),
 );
 form.addEventListener("submit", (event) => {
   event.preventDefault();

@@ -101,7 +101,7 @@ export class Curves {
   // --- the tools above the charts
 
   buildTools() {
-    this.axisButtons = el("div.segmented", { role: "group", "aria-label": "Draw over" });
+    this.axisButtons = el("div.segmented", { role: "group", "aria-label": "Horizontal axis" });
     const slider = el("input", {
       type: "range", min: "0", max: "0.99", step: "0.01", id: "smoothing", value: String(this.smoothing),
       oninput: () => {
