@@ -92,7 +92,7 @@ def _if_empty(draft: Draft, path: str, key: Key) -> str:
     if key.required:
         return ""
     open_ = draft.set_back(path)
-    value, origin = open_.value(path), ": ".join(filter(None, open_.origin(path)))
+    value, origin = open_.run_name if path == "name" else open_.value(path), ": ".join(filter(None, open_.origin(path)))
     if value is None:
         return f" Empty: derived ({key.derived})." if key.derived else " Empty: none."
     shown = value if key.kind == "text" else format_value(value)

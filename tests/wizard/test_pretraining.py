@@ -162,6 +162,9 @@ def test_a_replacement_for_a_taken_name_is_the_same_on_the_page_and_in_the_plan(
     plan = dict((name, text) for name, text, _ in plan_lines(draft.look()[0]))
     assert "in checkpoints/first-2/" in plan["disk"]
     assert "Empty: my-run (default)." in name.question().allowed
+    Path("checkpoints/my-run").mkdir()
+    assert "Empty: my-run-2 (default: my-run is taken)." in name.question().allowed
+    Path("checkpoints/my-run").rmdir()
     back = page.form.change("name", UNSET).form.row("name")
     assert (back.value, back.origin) == ("my-run", "default")
 
