@@ -218,6 +218,15 @@ def test_a_mistyped_run_name_gets_a_suggestion(trained, capsys, monkeypatch):
     assert "Did you mean checkpoints/tiny?" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_resumed_says_why_and_does_not_suggest_itself(in_tmp_path, capsys):
+    Path("checkpoints/torn").mkdir(parents=True)
+    Path("checkpoints/torn/run.json").write_text("[not json")
+    assert main(["run", "torn", "--resume"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "checkpoints/torn has no recipe.yaml, so it can't be run or resumed" in said
+    assert "Did you mean" not in said
+
+
 def test_chat_with_a_prompt_prints_only_the_answer(trained):
     words = ("chat", "checkpoints/tiny", "--prompt", "the", "--seed", "1", "--max-new-tokens", "8")
     first = run_forked(*words, cwd=trained, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -92,11 +92,12 @@ def plan_rows(
     kept = f" ({', '.join(filter(None, before))})" if any(before) else ""
     how = "one after the other" if jobs == 1 else f"{jobs} at a time"
     first = next(iter(sweep.jobs.values())).stages[0]
+    unknown = "not known" if left else "none: all runs are done"
     too_long = [("note", TOO_LONG)] if takes_too_long(seconds) else []
     return [
         ("compares", describe_sweep(sweep)),
         ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
-        ("time", f"{about(seconds)}, with {START_SECONDS} s for the start of each run" if seconds else "not known"),
+        ("time", f"{about(seconds)}, with {START_SECONDS} s for the start of each run" if seconds else unknown),
         ("disk", f"{size(sum(disk_bytes for _, disk_bytes in costs))} in {sweep.folder}/"),
         *([("then", then)] if then else []),
         *too_long,
@@ -198,6 +199,8 @@ def _spread(measure: str, row: Row) -> str:
 def how_to_read(sweep: Sweep, rows: Sequence[Row]) -> str:
     """Return to what extent the order of the table can be trusted."""
     most = max((row.n for row in rows), default=0)
+    if not most:
+        return "No run has a result yet."
     if most < 2:
         text = "One seed each: the spread between seeds is not known, so small differences mean nothing."
     else:

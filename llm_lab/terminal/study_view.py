@@ -74,7 +74,9 @@ def print_study_end(folder: RunFolder) -> None:
     if folder.status() == "done":
         line = f"Report: {folder.path / REPORT_PAGE} (or {folder.report_path.name})"
     else:
-        line = f"{folder.path}: {folder.status()}. Start it again with the same options to resume."
+        command = (folder.facts().get("study") or {}).get("command")
+        line = f"{folder.path}: {folder.status()}.\nStart it again with the same options to resume"
+        line += f": {one_line(str(command))}" if command else "."
     console.print(Text(line), soft_wrap=True)
 
 

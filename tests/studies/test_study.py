@@ -149,7 +149,7 @@ def test_ctrl_c_stops_a_study_and_the_same_command_resumes_it():
     process.send_signal(signal.SIGINT)
     printed = process.stdout.read()
     assert process.wait(timeout=20) == 130
-    assert "Start it again with the same options to resume" in printed
+    assert "Start it again with the same options to resume: llm-lab study sums ending=wait" in printed
     assert study_facts()["status"] == "stopped"
     experiment = find_experiment("sums")
     wait = check_values(experiment, {"ending": "wait"})

@@ -1,6 +1,7 @@
 """What a sweep will run: the grid, its recipes, and what is refused before anything runs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_recipe, write_text
@@ -11,6 +12,7 @@ from llm_lab.errors import UserError
 from llm_lab.studies.grid import read_grid, short_keys, split_values
 from llm_lab.studies.presets import PRESETS
 from llm_lab.studies.sweep import open_sweep, plan_sweep
+from llm_lab.studies.sweep_report import how_to_read, what_is_missing
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = "optimizer.learning_rate=0.01,0.02"
@@ -220,3 +222,20 @@ def test_the_stages_of_a_pipeline_get_the_seeds_too():
     recipe = {"name": "two", "device": "cpu", "stages": [pretrain, second]}
     sweep = plan_sweep(recipe, ["stages.0.optimizer.learning_rate=0.01,0.02"], seeds=2)
     assert {(c.recipe["seed"], c.recipe["stages"][1]["seed"]) for c in sweep.cells()} == {(1337, 7), (1338, 8)}
+
+
+def test_a_sweep_without_a_result_explains_no_result_and_counts_its_runs_in_words():
+    def rows(*statuses):
+        return [SimpleNamespace(n=0, states=[SimpleNamespace(status=status, value=None) for status in statuses])]
+
+    assert how_to_read(None, rows("waiting")) == "No run has a result yet."
+    assert what_is_missing(rows("waiting", "stopped")) == [
+        "1 of 2 runs has not run yet.",
+        "1 of 2 runs was stopped; it continues when this is resumed.",
+    ]
+    assert what_is_missing(rows("waiting", "waiting")) == ["2 of 2 runs have not run yet."]
+
+
+def test_a_sweep_without_an_equals_sign_says_how_to_write_it():
+    with pytest.raises(UserError, match=r"Write key=value, several values separated by commas: optimizer\.name=VALUE"):
+        plan_sweep(tiny_recipe(), ["optimizer.name", "adamw,muon"])
