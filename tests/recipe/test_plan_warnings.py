@@ -123,5 +123,5 @@ def test_rewards_for_a_model_that_only_continues_text_get_a_warning(stage, paren
 def test_a_reward_model_scores_every_output_so_no_plan_says_that_rewards_are_rare(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"stage": "pretrain", "data": [{"path": "builtin:stories"}]}))
     recipe = {"stage": "ppo", "device": "cpu", "model": {"checkpoint": str(tmp_path)}}
-    recipe |= {"data": [{"path": "builtin:word-problems"}], "rewards": [{"model": "judge"}]}
+    recipe |= {"data": [{"path": "builtin:word-problems"}], "rewards": [{"model": "scorer"}]}
     assert [text for key, text in plan_warnings(resolve(recipe)) if key == "model.checkpoint"] == []
