@@ -94,7 +94,8 @@ class GrpoOptions(Group):
         question="How are rewards scaled?",
         choices=REWARD_SCALES,
         advanced=True,
-        why="Scaled by group, prompts on which almost all outputs agree count as much as others. none avoids that.",
+        why="Scaled by group, prompts on which almost all outputs agree count as much as others. Without "
+        "scaling, they count less.",
     )
     mask_truncated_completions: Bool = option(
         False,

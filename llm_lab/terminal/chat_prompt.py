@@ -65,7 +65,7 @@ class Loading:
         seconds = int(time.monotonic() - self._begun) if self._begun else 0
         since = f" ({seconds} s)" if seconds > 2 else ""
         text = f"Loading {one_line(self.name)} ...{since}"
-        whole = f"{text} You can type already."
+        whole = f"{text} You can already type."
         return whole if len(whole) < columns() else text
 
     def _run(self) -> None:

@@ -108,7 +108,9 @@ def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = 
     needs += [about_time(cost.wall_seconds)] if cost.wall_seconds else []
     if needs and resolved.is_upper_estimate:
         console.print(Text(f"{parameters}{_length(values, cost)}"))
-        at_most = f"at most {' and '.join(needs).replace('about ', '')} with full sequences; the plan measures yours"
+        at_most = (
+            f"at most {' and '.join(needs).replace('about ', '')} with full sequences; the plan measures your data"
+        )
         console.print(Text(wrapped(at_most, console.width)))
     else:
         console.print(Text(", ".join([f"{parameters}{_length(values, cost)}", *needs])))

@@ -50,7 +50,7 @@ def design_paths(*, advanced: bool) -> tuple[str, ...]:
 
 def design_actions(draft: Draft) -> tuple[Choice, ...]:
     """Return the actions that end the page of a design."""
-    return (Choice(SAVE, "Save this design", require_no_problem(draft)), Choice(MENU, "Menu, keep the draft"))
+    return (Choice(SAVE, "Save this design", require_no_problem(draft)), Choice(MENU, "Menu (keeps the draft)"))
 
 
 def design_page() -> Page:

@@ -55,7 +55,7 @@ def run_actions(draft: Draft) -> tuple[Choice, ...]:
         *tokens,
         *([Choice("card", "Author, license, use")] if stage is EXPORT else []),
         Choice("save", "Save the recipe", why_not),
-        Choice("menu", "Menu, keep the draft"),
+        Choice("menu", "Menu (keeps the draft)"),
     )
 
 

@@ -56,7 +56,7 @@ WHAT_WHY = (
     "'other keys' takes one or more keys of the recipe; with several, every combination is a run."
 )
 SEEDS_WHY = (
-    "Every value is trained once for each seed: with different initial weights and the data in a different order. "
+    "There is one run for each value and seed. A seed sets the initial weights and the order of the data. "
     "One seed shows large differences; for small ones, use three or more. To be sure about two values, use a duel."
 )
 START_WHY = (

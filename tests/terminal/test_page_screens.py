@@ -78,7 +78,7 @@ def test_the_memory_of_examples_that_were_not_read_yet_is_an_upper_limit_that_sa
     assert max(map(len, lines)) < columns
     shown = " ".join(" ".join(lines).split())
     assert re.search(
-        r"at most [\d.]+ [MG]iB of memory and [\d:]+ \w+ with full sequences; the plan measures yours", shown
+        r"at most [\d.]+ [MG]iB of memory and [\d:]+ \w+ with full sequences; the plan measures your data", shown
     )
     assert re.search(r"(Up to|Does not fit: up to) [\d.]+ [MG]iB of 7.0 GiB", shown)
 

@@ -146,7 +146,7 @@ def test_the_help_of_each_question_of_a_sweep_is_about_that_question():
     visit = answers(sweep, ["mine", "optimizer", ENTER, ENTER, ENTER, ENTER])
     helps = {question.key: question.why for question in visit.questions}
     assert "optimizer.name: the optimizer" in helps["sweep.optimizer.name"]
-    assert "once for each seed" in helps["sweep.seeds"]
+    assert "one run for each value and seed" in helps["sweep.seeds"]
     assert "Ctrl-C stops it" in helps["sweep.start"]
     assert len({*helps.values()}) == len(helps)
 

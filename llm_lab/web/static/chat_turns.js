@@ -138,7 +138,7 @@ function draw(turn, key) {
   part(".text").hidden = !given?.text;
   part(".problem").hidden = !given?.error;
   fill(part(".problem"), withCode(given?.error ?? ""));
-  const remarks = [given?.notice, key === "b" && modesDiffer() && !writing && state.turns.length > 1 && "This model gets only the last message: it works in another mode than A."];
+  const remarks = [given?.notice, key === "b" && modesDiffer() && !writing && state.turns.length > 1 && "This model gets only the last message: its mode differs from that of A."];
   part(".remark").textContent = remarks.filter(Boolean).join(" ");
   part(".remark").hidden = !part(".remark").textContent;
   renderSources(given?.sources ?? [], part(".found"));
