@@ -232,7 +232,7 @@ RULES: Mapping[str, Callable[[History, list[float]], Health]] = {
     "critic_grad_norm": _gradient,
     "learning_rate": _rate,
     "tokens_per_second": _speed,
-    "unclipped_share": _within(0.1, 0.5, "low: lower optimizer.rho", "high: raise optimizer.rho", "in the usual range"),
+    "unclipped_share": _within(0.1, 0.5, "low: raise optimizer.rho", "high: lower optimizer.rho", "in the usual range"),
     "entropy": _entropy,
     "accuracy": _accuracy,
     "eval_accuracy": _accuracy,
