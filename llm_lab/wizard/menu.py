@@ -24,7 +24,15 @@ from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
 from . import look_inside, run_questions
 from .home import EVALUATE, GROUPS, LOOK, MENU_WHY, QUICK_START, REPLAY, STUDY, Entry, line_of
 from .model_design import design
-from .model_questions import WHY, generating_runs, is_adapter, name_in_lists, pick_run, runs_with_a_model
+from .model_questions import (
+    WHY,
+    generating_runs,
+    is_adapter,
+    name_in_lists,
+    pick_run,
+    runs_with_a_model,
+    trained_reward_model,
+)
 from .questions import (
     BackTo,
     Choice,
@@ -137,7 +145,8 @@ def group(name: str) -> Flow[Next]:
 
 def chat() -> Flow[None]:
     """Choose a model and chat with it."""
-    path = yield from ask_checkpoint("Chat", "Chat with which model?", runs_with_a_model())
+    runs = [run for run in runs_with_a_model() if not trained_reward_model(run)]
+    path = yield from ask_checkpoint("Chat", "Chat with which model?", runs)
     if not (yield OpenChat(path)):
         yield BackTo("checkpoint")
 

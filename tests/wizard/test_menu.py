@@ -127,6 +127,15 @@ def test_a_group_shows_stages_of_other_packages(monkeypatch):
     assert flow_named("distill").args == ("distill",)
 
 
+def test_a_reward_model_is_not_offered_for_a_chat():
+    shutil.copytree("checkpoints/base", "checkpoints/scorer")
+    facts = json.loads(Path("checkpoints/scorer/run.json").read_text())
+    Path("checkpoints/scorer/run.json").write_text(json.dumps(facts | {"name": "scorer", "stage": "reward"}))
+    offered = [choice.value for choice in answers(chat, [MODEL]).questions[0].choices]
+    assert "checkpoints/base" in offered
+    assert "checkpoints/scorer" not in offered
+
+
 def test_chat_opens_with_the_model_that_was_chosen():
     assert answers(chat, [MODEL]).effects == [OpenChat("checkpoints/base")]
     typed = answers(chat, ["another folder", Refused("./no/such", "does not exist"), "owner/name"])
