@@ -327,6 +327,11 @@ there were chosen for plain Muon. | Not measured here. Published gains are small
 its own code. | Not measured here. Published gains are for models with their own code too. |
 | 2026-11-29 | `model.residual_scalars: false`, unchanged | Better with six of six seeds, by only 0.01 nats, and such \
 a model needs its own code. | Not measured here. Part of modded-nanogpt (one pass). |
+| 2026-11-29 | `model.rope_theta: 1000` in the recipes for CPUs and the quick start on a CPU | Better with six of six \
+seeds, by 0.015 nats, in rows of 128 tokens. | Unchanged: rows are longer there. |
+| 2026-11-29 | `model.position_embedding: rope`, unchanged | ALiBi is better with six of six seeds, by 0.016 nats, \
+about as much as the smaller base of RoPE gains; such a model needs its own code. | Not measured here. RoPE is the \
+standard. |
 | 2026-11-29 | `model.zero_init: false`, unchanged | Zero is worse with six of six seeds, by 0.04 nats. | Not measured \
 here. Published results disagree (one pass, many passes). |
 | 2026-11-29 | `train.ema_decay: null`, unchanged | The average is worse with six of six seeds, by 0.008 nats: the \

@@ -193,6 +193,7 @@ def recipe_of(
     if words := first_words(data[0]["path"]):  # without it, a text of one document never shows how a text begins
         raw["samples"] = {"prompts": [words]}
     if device == "cpu":
+        raw["model"]["rope_theta"] = 1000.0  # for short rows: docs/duels.md, "Defaults"
         raw["validation"] = {"max_tokens": CPU_EVAL_TOKENS}
     train = _batch(raw, whole, machine)
     return {**raw, "train": {**train, "max_steps": times * _steps({**raw, "train": train}, whole, machine)}}
