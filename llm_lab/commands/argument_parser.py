@@ -58,9 +58,10 @@ class Parser(argparse.ArgumentParser):
 
     def _problem(self, message: str) -> Problem:
         how = f"`{self.prog} --help` shows its arguments."
+        # The value of an unknown option is taken for an argument, or leaves none.
+        if unknown := next(filter(self._is_unknown_option, self._words), None):
+            return _unknown(unknown, self)
         if missing := re.fullmatch(r"the following arguments are required: (.+)", message):
-            if unknown := next(filter(self._is_unknown_option, self._words), None):
-                return _unknown(unknown, self)
             fix = f"For example: {self.examples[0]}" if self.examples else how
             names = missing[1].split(", ")
             are = f"the argument {names[0]} is" if len(names) == 1 else f"the arguments {' and '.join(names)} are"
@@ -89,7 +90,8 @@ class Parser(argparse.ArgumentParser):
         """Return whether a word looks like an option but is not one; options may be shortened."""
         name = word.partition("=")[0]
         known = [text for action in self._actions for text in action.option_strings]
-        return len(name) > 1 and name.startswith("-") and not any(text.startswith(name) for text in known)
+        is_option = re.match(r"-[^\d.]", name) is not None
+        return is_option and not any(text.startswith(name) for text in known)
 
     def format_help(self) -> str:
         """Return the help; its usage names the arguments in the order in which they are written."""
