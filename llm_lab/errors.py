@@ -17,7 +17,7 @@ _NO_VALUE = object()
 DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also for a quota, or the maximum size of a file
 # Maximum characters of a key and of each part of an error, and maximum number of problems in one error.
-LONGEST_KEY, LONGEST, MOST_PROBLEMS = 300, 2000, 50
+LONGEST_KEY, LONGEST_PATH, LONGEST, MOST_PROBLEMS = 300, 160, 2000, 50
 SIMILAR = 0.6  # minimum ratio of difflib for a suggestion
 MOST_NAMED = 8  # maximum number of names in a suggestion
 
@@ -155,6 +155,11 @@ def file_error(error: Exception) -> LabError | None:
         where = str(error.filename or "the disk")
         return MachineError(Problem(where, "the disk is full", fix="Free some space, then resume with --resume."))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP) and error.filename:
-        fix = "Choose another path, or change its permissions."
-        return UserError(Problem(str(error.filename), os.strerror(error.errno), fix=fix))
+        fix = {
+            errno.ENAMETOOLONG: "Choose a shorter name.",
+            errno.ELOOP: "Choose another path: links in this one lead in a circle.",
+        }.get(error.errno, "Choose another path, or change its permissions.")
+        name = str(error.filename)
+        name = name if len(name) <= LONGEST_PATH else f"{name[:40]}...{name[-20:]}"
+        return UserError(Problem(name, os.strerror(error.errno), fix=fix))
     return None

@@ -13,7 +13,7 @@ from support.forked_command import run_forked
 from llm_lab import load, run
 from llm_lab.cli import main
 from llm_lab.data.sources import open_source
-from llm_lab.errors import MachineError, UserError
+from llm_lab.errors import MachineError, UserError, file_error
 from llm_lab.job import read_job
 from llm_lab.recipe.files import apply_overrides, format_value
 
@@ -66,6 +66,12 @@ def test_a_path_that_is_too_long_is_not_an_internal_error(words, text, capsys):
         file.write(format_value(tiny_recipe(text)))
     assert main(words) == 2
     assert "Internal error" not in capsys.readouterr().err
+
+
+def test_the_error_of_a_long_path_is_short_and_asks_for_a_shorter_name():
+    problem = file_error(OSError(errno.ENAMETOOLONG, "", "checkpoints/" + 300 * "x")).problems[0]
+    assert len(problem.key) < 80
+    assert problem.fix == "Choose a shorter name."
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.EROFS, 2), (errno.ENOSPC, 3), (errno.EIO, 1)])
