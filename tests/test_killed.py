@@ -15,7 +15,7 @@ from support.pretrain_runs import losses, weights
 
 from llm_lab.events import RunWarning
 from llm_lab.job import check
-from llm_lab.runner import run
+from llm_lab.runner import STOP_REQUESTED, run
 from llm_lab.runs.disk import TEMPORARY
 from llm_lab.runs.evaluations import evaluations_of
 from llm_lab.runs.folder import RunFolder
@@ -51,7 +51,7 @@ def test_a_run_killed_before_its_first_step_has_a_complete_record_after_the_resu
         (TINY.path / name).unlink()
     TINY.run_json.write_text(json.dumps({"name": "tiny", "asked_name": "tiny", "stage": "pretrain", **GONE}))
     resumed = run(tiny_recipe(), resume=True)
-    assert resumed.keys() - {"path", "resumed_at"} == facts.keys() - {"path"}
+    assert resumed.keys() - {"path", "resumed_at", STOP_REQUESTED} == facts.keys() - {"path"}
 
 
 def test_leftovers_of_a_killed_process_are_deleted_by_the_next_start(finished_run):
