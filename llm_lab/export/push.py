@@ -95,21 +95,21 @@ def _require_permission(repo: str, identity: dict[str, Any]) -> None:
             raise UserError(Problem(KEY, why, value=repo, fix=LOG_IN))
 
 
-def require_token() -> None:
-    """Raise UserError if there is no Hub token in HF_TOKEN and no login. The Hub is not asked."""
+def require_token() -> str:
+    """Return the Hub token from HF_TOKEN or the login; raise UserError if there is none. The Hub is not asked."""
     from huggingface_hub import get_token
 
-    if not get_token():
+    token = get_token()
+    if not token:
         raise UserError(Problem(KEY, "no Hub token found", fix=LOG_IN))
+    return token
 
 
 def connect(endpoint: str | None) -> tuple[Any, str]:
     """Return the Hub client and the token from HF_TOKEN or the login. Raises UserError if there is none."""
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
-    require_token()
-    token = get_token()
-    assert token is not None
+    token = require_token()
     return HfApi(endpoint=endpoint, token=token), token
 
 

@@ -90,6 +90,13 @@ def test_enter_alone_leads_from_home_to_the_training_in_at_most_five_screens(mon
     assert check(recipe).stages[0].values["train"]["max_steps"] == recipe["train"]["max_steps"]
 
 
+@pytest.mark.parametrize(("machine", "rope_theta"), [(CPU, 1000.0), (GPU, 10_000.0)], ids=["CPU", "GPU"])
+def test_the_short_rows_of_a_cpu_get_a_smaller_rope_base(machine, rope_theta):
+    raw = recipe_of("nano", [({"path": "builtin:stories"}, None)], machine)
+    assert raw["model"]["qk_norm"]
+    assert check(raw, machine=machine).stages[0].values["model"]["rope_theta"] == rope_theta
+
+
 def test_several_texts_are_read_in_proportion_to_their_size():
     short = Refused(["book.txt", "more/one.txt"], "at least 4,000 are needed")
     visit = answers(quick_start, [short, ["book.txt", "note.md"], "nano", ENTER])
