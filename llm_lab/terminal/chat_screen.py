@@ -20,7 +20,7 @@ from .chat_prompt import PROMPT, Loading, typed_lines
 from .clipboard import copy
 from .compare_screen import print_side_by_side
 from .console import is_plain, is_terminal, make_console, one_line, print_error, printable
-from .streamed_text import stopped_by_escape, stream
+from .streamed_text import stopped_by_escape, stream, typed_text
 
 COMMANDS = {
     "help": ("[COMMAND]", "the commands, or what one of them does"),
@@ -159,13 +159,17 @@ class _Screen:
         return edits
 
     def take(self, text: str) -> bool:
-        """Answer a message or run a command; return False to leave. Esc stops it, as Ctrl-C does."""
+        """Answer a message or run a command; return False to leave. Esc stops it, as Ctrl-C does.
+
+        What the user types in the meantime is the beginning of the next message.
+        """
         text = valid_text(text)
         if self._interactive and text.strip() == "?":  # ? is the key for help on every other screen
             text = "/help"
         edits = self._end_edit()
+        keys: list[str] = []
         try:
-            with stopped_by_escape() if self._interactive else contextlib.nullcontext():
+            with stopped_by_escape() if self._interactive else contextlib.nullcontext(keys) as keys:
                 if text.startswith("/") and not text.startswith("//"):
                     return self._command(text[1:])
                 text = text.removeprefix("/")
@@ -181,6 +185,8 @@ class _Screen:
             print_error(for_user)
         except KeyboardInterrupt:
             self._say("Stopped.", "dim")
+        finally:
+            self._draft = self._draft or typed_text("".join(keys))
         return True
 
     def show_header(self) -> None:

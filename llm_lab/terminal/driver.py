@@ -213,7 +213,7 @@ class Wizard:
             with ignored_keys() as keyboard:
                 yield
         finally:
-            self._has_ignored = self._has_ignored or keyboard.dropped
+            self._has_ignored = self._has_ignored or bool(keyboard.unread)
 
     def _at_fault(self, page: Question, form: Form) -> Question:
         """Return a page with the pointer at the row that the last error named."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import codecs
 import contextlib
 import os
 import select
@@ -34,7 +35,8 @@ class Keyboard:
         self._suspend, self._resume = suspend, resume
         self._before: list[Any] | None = None  # the terminal's settings before
         self._handlers: dict[int, Any] = {}
-        self.dropped = False  # whether keys were pressed that nothing has read
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.unread = ""  # the keys that were pressed before the keyboard was closed, and that nothing had read
 
     @property
     def is_open(self) -> bool:
@@ -59,13 +61,13 @@ class Keyboard:
             _silence()  # a shell may have changed the settings while the run was suspended
             descriptor = sys.stdin.fileno()
             ready, _, _ = select.select([descriptor], [], [], 0)
-            return os.read(descriptor, 1024).decode("ascii", "replace") if ready else ""
+            return self._decoder.decode(os.read(descriptor, 1024)) if ready else ""
         except _terminal_errors():
             return ""
 
     def close(self) -> None:
         """Restore the terminal and drop the unread keys, which would otherwise answer the next question."""
-        self.dropped = bool(self.read())
+        self.unread = self.read()
         before, self._before = self._before, None
         for number, handler in self._handlers.items():
             if threading.current_thread() is threading.main_thread():
@@ -117,7 +119,7 @@ class Keyboard:
 def ignored_keys() -> Iterator[Keyboard]:
     """Ignore what is typed while something works: it is not shown, and does not answer the next question.
 
-    Yields the keyboard; at the end, its `dropped` says whether anything was typed.
+    Yields the keyboard; at the end, its `unread` is what was typed.
     """
     keyboard = Keyboard()
     keyboard.open()

@@ -185,14 +185,20 @@ def _width_of(text: str) -> int:
 
 
 @contextlib.contextmanager
-def stopped_by_escape() -> Iterator[None]:
-    """Let Esc raise KeyboardInterrupt in the main thread, as Ctrl-C does. Other keys are dropped, and not shown."""
+def stopped_by_escape() -> Iterator[list[str]]:
+    """Let Esc raise KeyboardInterrupt in the main thread, as Ctrl-C does.
+
+    Yields a list that receives the text typed meanwhile, which is not shown.
+    """
     keyboard, ended = Keyboard(), threading.Event()
+    typed: list[str] = []
     keyboard.open()
 
     def watch() -> None:
         while not ended.wait(WATCH_SECONDS):
-            if "\x1b" in _SEQUENCE.sub("", keyboard.read()):
+            keys = _SEQUENCE.sub("", keyboard.read())
+            typed.append(keys)
+            if "\x1b" in keys:
                 _thread.interrupt_main()
                 return
 
@@ -200,7 +206,7 @@ def stopped_by_escape() -> Iterator[None]:
     try:
         if keyboard.is_open:
             watcher.start()
-        yield
+        yield typed
     finally:
         try:
             ended.set()
@@ -208,3 +214,15 @@ def stopped_by_escape() -> Iterator[None]:
                 watcher.join()
         finally:
             keyboard.close()
+            typed.append(_SEQUENCE.sub("", keyboard.unread))
+
+
+def typed_text(keys: str) -> str:
+    """Return the text of one line that keys write: Backspace deletes a character, and Enter is a space."""
+    text = ""
+    for key in keys:
+        if key in "\b\x7f":
+            text = text[:-1]
+        elif key.isprintable() or key in "\r\n\t":
+            text += key if key.isprintable() else " "
+    return " ".join(text.split())

@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 import time
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -131,7 +132,7 @@ def test_a_single_answer_is_wrapped_between_words_only_on_a_terminal(capsys, mon
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a Unix terminal")
-def test_ctrl_c_and_esc_stop_a_reply_and_the_conversation_continues():
+def test_ctrl_c_and_esc_stop_a_reply_and_what_was_typed_meanwhile_begins_the_next_message():
     import pexpect
 
     program = textwrap.dedent(
@@ -145,6 +146,7 @@ def test_ctrl_c_and_esc_stop_a_reply_and_the_conversation_continues():
             last_stats = SimpleNamespace(tokens=3, tokens_per_second=None, stop="stopped")
 
             def reply(self, text, hits=()):
+                yield f"got <{text}> "
                 while True:
                     time.sleep(0.02)
                     yield "word "
@@ -163,6 +165,13 @@ def test_ctrl_c_and_esc_stop_a_reply_and_the_conversation_continues():
     child.expect("word word")
     child.send("\x1b[A")  # an arrow key, which begins as Esc does
     child.expect("word word")
+    child.send("schön\x7f\x7fon\r gut")  # with Backspace twice; Enter sends nothing by itself
+    time.sleep(0.3)
+    child.send("\x1b")
+    child.expect(r"3 tokens; stopped by you")
+    child.expect("> .*schon gut")
+    child.send("!\r")
+    child.expect("got <schon gut!>")
     child.send("\x1b")
     child.expect(r"3 tokens; stopped by you")
     child.expect(">")
