@@ -133,6 +133,12 @@ def test_a_file_that_is_not_a_recipe_gets_the_command_for_it(name, text, fix, in
     assert f"`{fix}`" in said
 
 
+def test_a_binary_file_with_the_name_of_a_text_is_not_called_a_text(in_tmp_path, capsys):
+    Path("photo.txt").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
+    assert main(["check", "photo.txt"]) == 2
+    assert capsys.readouterr().err == "photo.txt: this is a binary file, not a recipe.\n"
+
+
 @pytest.mark.skipif(find_machine().cuda_problem is None, reason="this machine has a GPU")
 def test_a_cuda_recipe_without_cuda_exits_with_3_and_a_fix(recipe, capsys):
     assert main(["run", recipe, "device=cuda"]) == MachineError.exit_code == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import math
 import re
@@ -101,23 +102,37 @@ def parse_yaml(text: str, where: str = "recipe") -> Any:
 
 
 PLAIN_TEXT = (".txt", ".text", ".md", ".markdown")  # suffixes of text files
-# What a file with another suffix is, and the command for it.
-NOT_RECIPES = {
-    **dict.fromkeys(PLAIN_TEXT, ("a text", "To train on it: `llm-lab new pretrain data.0.path={}`")),
+MODELS = (".gguf", ".safetensors")
+# What a file is by its suffix, and the command for it.
+KINDS = {
+    **dict.fromkeys((".yaml", ".yml"), ("a recipe", "To run it: `llm-lab run {}`")),
+    **dict.fromkeys(PLAIN_TEXT, ("a text file", "To train on it: `llm-lab new pretrain data.0.path={}`")),
     **dict.fromkeys(
         (".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".parquet", ".arrow"),
         ("data", "To train on it, for example: `llm-lab new sft data.0.path={}`"),
     ),
-    **dict.fromkeys((".gguf", ".safetensors"), ("a model", "To chat with it: `llm-lab chat {}`")),
+    **dict.fromkeys(MODELS, ("a model", "To chat with it: `llm-lab chat {}`")),
 }
 
 
-def _not_a_recipe(path: Path) -> UserError | None:
-    """Return the error for a file whose suffix is not that of a recipe; None if it may be a recipe."""
-    what, command = NOT_RECIPES.get(path.suffix.lower(), ("", ""))
-    if not what:
+def refuse_file(path: Path, wanted: str) -> UserError | None:
+    """Return the error for a file that is not what is wanted, such as "a recipe", by its suffix.
+
+    None if the suffix is unknown, or belongs to what is wanted.
+    """
+    what, command = KINDS.get(path.suffix.lower(), (wanted, ""))
+    if what == wanted:
         return None
-    return UserError(Problem(str(path), f"this is {what}, not a recipe", fix=command.format(shlex.quote(str(path)))))
+    if path.suffix.lower() in PLAIN_TEXT and is_binary(path):
+        what, command = "a binary file", ""
+    return UserError(Problem(str(path), f"this is {what}, not {wanted}", fix=command.format(shlex.quote(str(path)))))
+
+
+def is_binary(path: Path) -> bool:
+    """Whether a file begins with bytes that no text has."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
@@ -140,11 +155,11 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
-        raise _not_a_recipe(path) or UserError(Problem(str(path), f"not UTF-8 text (byte {error.start})")) from None
+        raise refuse_file(path, "a recipe") or UserError(Problem(str(path), f"not UTF-8 text (byte {error.start})")) from None
     except UserError as error:
-        raise _not_a_recipe(path) or error from None
+        raise refuse_file(path, "a recipe") or error from None
     is_recipe = isinstance(raw, dict) and raw.keys() & {"stage", "stages"}
-    if not is_recipe and (found := _not_a_recipe(path)):
+    if not is_recipe and (found := refuse_file(path, "a recipe")):
         raise found
     if not isinstance(raw, dict):
         raise UserError(

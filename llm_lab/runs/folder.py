@@ -334,6 +334,7 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
             if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
                 require_no_links(folder)
                 return folder
+    from llm_lab.recipe.files import MODELS, refuse_file
     from llm_lab.recipe.registry import stage_of
 
     existing = next((c for c in candidates if c.exists()), None)
@@ -357,6 +358,8 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
                 f"Use the model it evaluated: {_source_of(existing)}",
             )
         if existing.is_file():
+            if existing.suffix.lower() not in MODELS and (error := refuse_file(existing, "a model")):
+                raise error
             why, fix = "this file is not a model", "Name a run, a folder with config.json, or a GGUF file."
         raise UserError(Problem(str(path), why, fix=fix))
     raise no_such_run(str(path), root=root)

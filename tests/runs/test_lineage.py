@@ -213,9 +213,15 @@ def test_show_finds_the_context_length_of_gpt2(in_tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["show", "eval", "replay"])
 def test_a_file_instead_of_a_model_is_refused(in_tmp_path, capsys, command):
-    Path("text.txt").write_text("a text")
-    assert main([command, "text.txt"]) == 2
-    assert "this file is not a model" in " ".join(capsys.readouterr().err.split())
+    files = {
+        "text.txt": "this is a text file, not a model. To train on it: `llm-lab new pretrain data.0.path=text.txt`.",
+        "recipe.yaml": "this is a recipe, not a model. To run it: `llm-lab run recipe.yaml`.",
+        "model.safetensors": "this file is not a model. Name a run, a folder with config.json, or a GGUF file.",
+    }
+    for name, why in files.items():
+        Path(name).write_text("a text")
+        assert main([command, name]) == 2
+        assert why in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_evaluation_is_described_with_its_context_length(in_tmp_path):
