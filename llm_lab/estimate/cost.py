@@ -321,15 +321,15 @@ def _held_out_tokens(recipe: Mapping[str, Any]) -> float:
     per_token = 1.0 if recipe["tokenizer"] == "bytes" else BYTES_PER_TOKEN
     total = 0.0
     for source in sources:
-        size = _text_bytes(source["path"])
+        size = _file_bytes(source["path"])
         total += each if size is None else min(each, validation["fraction"] * size / per_token)
     return total
 
 
-def _text_bytes(path: str) -> int | None:
-    """Return the size of a local text file; None for anything else."""
+def _file_bytes(path: str) -> int | None:
+    """Return the size of a local file, about that of its text; None for a folder or a dataset of the Hub."""
     file = Path(path).expanduser()
     try:
-        return file.stat().st_size if file.suffix in (".txt", ".md") and file.is_file() else None
+        return file.stat().st_size if file.is_file() else None
     except OSError:
         return None

@@ -155,7 +155,8 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
-        raise refuse_file(path, "a recipe") or UserError(Problem(str(path), f"not UTF-8 text (byte {error.start})")) from None
+        not_text = UserError(Problem(str(path), f"not UTF-8 text (byte {error.start})"))
+        raise refuse_file(path, "a recipe") or not_text from None
     except UserError as error:
         raise refuse_file(path, "a recipe") or error from None
     is_recipe = isinstance(raw, dict) and raw.keys() & {"stage", "stages"}

@@ -26,6 +26,11 @@ def kind_of(folder: Path) -> str | None:
     facts, damage = read_facts(folder / "run.json")
     if not facts and not damage:
         return None
+    return kind_of_run(facts)
+
+
+def kind_of_run(facts: Mapping[str, Any]) -> str:
+    """Return what a folder with these facts is: run, pipeline or study."""
     return STUDY if facts.get("study") else PIPELINE if facts.get("stages") else RUN
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llm_lab.estimate.formatting import count
 from llm_lab.runs.folder import RunFolder
-from llm_lab.wizard.home import kind_of_run, when_last_active
+from llm_lab.wizard.home import stage_or_kind, when_last_active
 from llm_lab.wizard.questions import Choice, FileHead, Line, Question, RunSummary
 
 from .console import columns, make_console, one_line, supports_unicode
@@ -90,7 +90,7 @@ def _of_run(run: RunFolder) -> Iterator[Line]:
     parent = (facts.get("parent") or {}).get("path")
     data = [str(source.get("path")) for source in facts.get("data") or ()]
     lines = [
-        [kind_of_run(facts), run.status(), when_last_active(run)],
+        [stage_or_kind(facts), run.status(), when_last_active(run)],
         [big, short_result(facts.get("results") or {})],
         [f"from {parent}" if parent else ""],
         [f"data {', '.join(data)}" if data else ""],

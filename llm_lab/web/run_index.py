@@ -21,6 +21,7 @@ from llm_lab.estimate.formatting import count
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.describe import headline_results
+from llm_lab.runs.entries import PIPELINE, STUDY, kind_of_run
 from llm_lab.runs.folder import EVALUATES_FIRST, ROOT, RunFolder, settle, status_of
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.runs.record import is_number, read_facts, row_of
@@ -29,7 +30,6 @@ from llm_lab.studies.sweep import FILE as SWEEP_FILE
 
 Stamp = tuple[int, int, int]
 Row = dict[str, Any]
-RUN, PIPELINE, STUDY = "run", "pipeline", "study"
 # The page's word for a status, and its meaning.
 STATUS_WORDS = {"interrupted": "died"}
 STATUS_NOTES = {
@@ -258,7 +258,7 @@ def _row_of_facts(run: RunFolder, facts: Mapping[str, Any], damage: str | None) 
     stage = stage_of(facts)
     children = facts.get("children")
     inner = facts.get("stages") or (list(children) if isinstance(children, Mapping) else [])
-    kind = STUDY if "study" in facts else PIPELINE if "stages" in facts else RUN
+    kind = kind_of_run(facts)
     parameters = facts.get("parameters")
     ended = facts.get("ended_at")
     is_live = facts.get("status") == "running"

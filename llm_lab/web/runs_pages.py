@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.runs.entries import kind_of_run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.safe_text import printable, redact_values
 
@@ -55,7 +56,7 @@ def run_page(request: Request) -> Response:
     facts = run.facts()
     outer = outer_of(run)
     around = name_in(outer) if outer else None
-    kind = "study" if "study" in facts else "pipeline" if "stages" in facts else "run"
+    kind = kind_of_run(facts)
     data = {
         "name": name_in(run),
         "kind": kind,

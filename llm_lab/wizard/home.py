@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from llm_lab.estimate.formatting import age, count, size
 from llm_lab.estimate.machine import find_machine
 from llm_lab.runs.disk import bytes_under
-from llm_lab.runs.entries import describe_count, list_sweeps
+from llm_lab.runs.entries import describe_count, kind_of_run, list_sweeps
 from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, last_active, list_runs
 from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
 
@@ -157,7 +157,7 @@ def _offered(
         yield (
             ["talk", str(run.path)],
             f"Chat with {short_name(run.path.name)}",
-            f"{kind_of_run(run.facts())}, {when_last_active(run)}",
+            f"{stage_or_kind(run.facts())}, {when_last_active(run)}",
             CHAT_WHY,
         )
 
@@ -192,9 +192,9 @@ def progress_of(run: RunFolder) -> float | None:
     return min(1.0, step / steps) if isinstance(steps, int) and steps and isinstance(step, int) else None
 
 
-def kind_of_run(facts: Mapping[str, Any]) -> str:
-    """Return what a run is, in one word: its stage, a study or a pipeline."""
-    return "study" if facts.get("study") else str(facts.get("stage") or "pipeline")
+def stage_or_kind(facts: Mapping[str, Any]) -> str:
+    """Return what a run is, in one word: its stage, or what kind of folder it is."""
+    return str(facts.get("stage") or kind_of_run(facts))
 
 
 def _writes_text(run: RunFolder) -> bool:
@@ -254,7 +254,7 @@ def _cells_of(run: RunFolder) -> tuple[str, str, Any, str, str, str]:
     loss = (facts.get("results") or {}).get("eval_loss")
     shown = status if status != "done" else f"{loss:.2f}" if isinstance(loss, int | float) else ""
     when = when_last_active(run).removesuffix(" ago")
-    return run.path.name, kind_of_run(facts), facts.get("parameters"), shown, when, status
+    return run.path.name, stage_or_kind(facts), facts.get("parameters"), shown, when, status
 
 
 def next_of(answer: Any) -> Next:

@@ -22,7 +22,7 @@ from llm_lab.runs.folder import ROOT, RunFolder, last_active, list_runs
 from llm_lab.runs.housekeeping import short_result
 
 from .draft import Draft, first_name
-from .home import MODELS, describe_run, kind_of_run, parts_done
+from .home import MODELS, describe_run, parts_done, stage_or_kind
 from .key_questions import ask_key
 from .questions import Answer, Choice, Flow, Question, RunSummary
 from .walk import remember
@@ -116,7 +116,7 @@ def _cells_of(run: RunFolder) -> tuple[str, ...]:
     then, parameters = facts.get("ended_at") or facts.get("created_at"), facts.get("parameters")
     return (
         name_in_lists(run),
-        kind_of_run(facts),
+        stage_or_kind(facts),
         count(parameters) if isinstance(parameters, int | float) else "",
         age(time.time() - then) if isinstance(then, int | float) else "",
         run.status(),

@@ -9,7 +9,7 @@ from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.folder import RunFolder, list_runs
 
-from .home import kind_of_run, short_name, when_last_active
+from .home import short_name, stage_or_kind, when_last_active
 from .model_questions import ANOTHER
 from .questions import Choice, FileHead, Flow, Question, Screen
 
@@ -58,7 +58,7 @@ def _trains(run: RunFolder) -> bool:
 
 
 def _run_choice(run: RunFolder, name: str, width: int) -> Choice:
-    about = ", ".join(filter(None, ("your run", kind_of_run(run.facts()), when_last_active(run))))
+    about = ", ".join(filter(None, ("your run", stage_or_kind(run.facts()), when_last_active(run))))
     return Choice(str(run.path), f"{name:<{width}}{about}", effect=str(run.path / "recipe.yaml"),
                   next_to=FileHead(str(run.path / "recipe.yaml")))  # fmt: skip
 

@@ -8,7 +8,6 @@ import re
 import sys
 import textwrap
 import time
-import time
 from types import SimpleNamespace
 
 import pytest

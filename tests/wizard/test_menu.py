@@ -16,6 +16,7 @@ from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtur
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.card_answers import keep_answers
+from llm_lab.runs.entries import list_entries
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lock import hold
 from llm_lab.wizard import menu
@@ -125,6 +126,13 @@ def test_a_group_shows_stages_of_other_packages(monkeypatch):
     monkeypatch.setitem(STAGES, "distill", own)
     assert [entry.title for entry in entries_of("train")][-3:-1] == ["Merge LoRA", "Distill"]
     assert flow_named("distill").args == ("distill",)
+
+
+def test_a_run_whose_record_is_damaged_is_called_a_run_at_home_and_in_the_list():
+    Path("checkpoints/base/run.json").write_text("{damaged")
+    (shown,) = [choice.cells[:2] for choice in answers(checkpoints, []).question.choices if choice.cells]
+    assert shown == ("base", "run")
+    assert [(entry["name"], entry["stage"]) for entry in list_entries()] == [shown]
 
 
 def test_a_reward_model_is_not_offered_for_a_chat():
