@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
     yield Wait("Reading the data ...")
     problems, remarks = look_at_data(resolved)
     problems = [*problems, *problems_of_push(resolved)]
-    notice = "\n".join(f"Note: {remark}" for remark in remarks)
+    notice = notes(remarks)
     resolved = make_it_fit(with_sizes(resolved)) if not problems else resolved
     if problems := problems or [*problems_of_length(resolved)]:
         raise UserError(*problems)
@@ -109,6 +109,11 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
     if is_card_open(draft):
         yield (yield from ask_card(draft, *OF_ALL_MODELS))
     return (yield StartRun(draft.raw)), draft
+
+
+def notes(remarks: Iterable[str]) -> str:
+    """Return the remarks about a plan, a line each."""
+    return "\n".join(f"Note: {remark}" for remark in remarks)
 
 
 def why_not_start(draft: Draft) -> str | None:

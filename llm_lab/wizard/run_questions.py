@@ -45,9 +45,10 @@ from .questions import (
     Screen,
     StartRun,
     StartStudy,
+    Wait,
     yes_no,
 )
-from .review import NO, PLAN_WHY, START, YES, start_question
+from .review import NO, PLAN_WHY, START, YES, notes, start_question
 
 MENU = "menu"
 KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
@@ -191,9 +192,13 @@ def chat_with(path: str) -> Flow[None]:
 
 def start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False) -> Flow[Next | None]:
     """Show the plan of a recipe file and start it after a yes; return the next flow, or None if it was not started."""
-    from llm_lab.job import read_job
+    from llm_lab.job import check, read_job
 
-    wanted = yield start_question(RecipePlan(recipe, overrides, resume))
+    remarks: tuple[str, ...] = ()
+    if not resume:
+        yield Wait("Reading the data ...")
+        remarks = check(recipe, overrides).remarks
+    wanted = yield start_question(RecipePlan(recipe, overrides, resume), notice=notes(remarks))
     if not wanted or not (yield StartRun(recipe, overrides, resume)):
         return None
     if resume:

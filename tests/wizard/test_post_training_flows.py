@@ -21,6 +21,7 @@ from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.wizard import training_runs
 from llm_lab.wizard.draft_page import page_question
+from llm_lab.wizard.menu import replay
 from llm_lab.wizard.questions import Next, OpenChat, Plan, StartRun
 from llm_lab.wizard.run_questions import after_a_run
 from llm_lab.wizard.training_runs import askers_of, new_draft, run_of_stage, run_page
@@ -358,6 +359,9 @@ def test_a_model_that_could_not_be_checked_is_named_above_the_start(monkeypatch)
     assert walk.question.key == "start"
     assert "bse is not a local folder and was not checked" in walk.question.notice
     assert "Did you mean checkpoints/base?" in walk.question.notice
+    recipe = {"stage": "sft", "name": "tuned", "model": "bse", "data": [{"path": "builtin:instruct"}]}
+    Path("tuned.yaml").write_text(json.dumps(recipe))
+    assert "bse is not a local folder and was not checked" in answers(replay, ["another file", "tuned.yaml", ""]).question.notice
 
 
 def test_the_name_of_a_run_follows_from_a_model_that_was_given_on_the_command_line():
