@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from llm_lab.errors import SIMILAR, Problem, UserError, did_you_mean, one_of
 
+DELETE = ("rm", "gc")  # commands that delete files
 # Names of commands in other programs, with ours.
 SAID_ELSEWHERE = {
     "train": "run RECIPE",
@@ -146,9 +147,9 @@ def parse_with(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
 
 
 def _similar(name: str, commands: Iterable[str]) -> str | None:
-    """Return 'Did you mean X?' with the closest command, or None. One that deletes files is not named alone."""
+    """Return "Did you mean X?" with the closest command, or None. One that deletes files is not named alone."""
     near = difflib.get_close_matches(name, list(commands), n=2, cutoff=SIMILAR)
-    shown = near if near[:1] == ["rm"] else near[:1]
+    shown = near if near and near[0] in DELETE else near[:1]
     return f"Did you mean {' or '.join(shown)}?" if shown else None
 
 
