@@ -361,7 +361,8 @@ def test_a_model_that_could_not_be_checked_is_named_above_the_start(monkeypatch)
     assert "Did you mean checkpoints/base?" in walk.question.notice
     recipe = {"stage": "sft", "name": "tuned", "model": "bse", "data": [{"path": "builtin:instruct"}]}
     Path("tuned.yaml").write_text(json.dumps(recipe))
-    assert "bse is not a local folder and was not checked" in answers(replay, ["another file", "tuned.yaml", ""]).question.notice
+    walk = answers(replay, ["another file", "tuned.yaml", ""])
+    assert "bse is not a local folder and was not checked" in walk.question.notice
 
 
 def test_the_name_of_a_run_follows_from_a_model_that_was_given_on_the_command_line():
