@@ -287,7 +287,7 @@ a value that wins here may lose in a long run or a large model.
   size), nanochat (a small chat model from scratch) and slowrun (the lowest loss with 100 M tokens) are public projects.
 
 The figures are those of `docs/duels.json`, which `docs/record_duel.py` writes from the folder of a finished duel.
-`python docs/generate.py` makes this page.
+`python docs/generate.py` makes this page. [recipe.md](recipe.md) says what each key does.
 
 | question | change | loss of both | difference (95 % interval) | verdict | published |
 | --- | --- | --- | --- | --- | --- |

@@ -223,7 +223,7 @@ def _parts(anatomy: Anatomy, index: int, seen: _Calls, output: torch.Tensor, lim
         errors[1] = 0.0  # its layers are not in one module, so it is computed as the remainder
     if max(errors) > limit:
         return None
-    how = "what the residual stream gained before and after the input of the second sub-block"
+    how = "what the residual stream gained before the input of the feed-forward network, and after it"
     return Parts(_keep(first), _keep(second), max(errors), how)
 
 

@@ -45,7 +45,11 @@ def report_bijection_doubts(study: Study, task: Bijections, results: Results, in
         (
             "Attention is what makes it possible",
             f"Without attention the error is {means[POSITIONS]:.3f} bits"
-            + (f", as the formula says ({blind:.3f})" if (blind := task.blind_error()) is not None else "")
+            + (
+                f", as the formula for a model without memory says ({blind:.3f})"
+                if (blind := task.blind_error()) is not None
+                else ""
+            )
             + f". But that model has no memory at all. The LSTM has memory without attention and reaches "
             f"{means[LSTM]:.4f} bits with as many parameters and training tokens: the {NAMES[smaller]} is closer here. "
             "Each has its own learning rate, found with a few trials and not with a full sweep; the order may change "
