@@ -66,7 +66,8 @@ def caveats(keys: Iterable[str], jobs: Mapping[str, Job], measure: str) -> list[
             is_weight = start == "data" and inner.endswith(".weight")  # it leaves validation as it is
             if (inner == start or inner.startswith(f"{start}.")) and start not in solved and not is_weight:
                 found.append(f"{key} is compared, so {why}.")
-    if any(key.endswith("optimizer.name") for key in keys):
+    compared = {key.split(".", 2)[-1] if key.startswith("stages.") else key for key in keys}
+    if "optimizer.name" in compared and "optimizer.learning_rate" not in compared:
         found.append(
             "Each optimizer has its default learning rate, or the recipe's. An optimizer whose rate is not tuned "
             "looks worse than it is: first find the best rate of each, with a sweep of learning-rate."

@@ -145,6 +145,12 @@ def test_a_key_that_changes_the_meaning_of_the_measure_gets_a_remark():
     assert "train.max_length tokens" in plan_sweep(tiny_recipe(), ["train.max_length=8,16"]).remarks[0]
 
 
+def test_optimizers_are_compared_with_a_warning_unless_their_learning_rates_are_compared_too(in_tmp_path):
+    names, rates = "optimizer.name=adamw,muon", "optimizer.learning_rate=1e-3,3e-3"
+    assert any("rate is not tuned" in remark for remark in plan_sweep(tiny_recipe(), [names]).remarks)
+    assert not any("rate is not tuned" in remark for remark in plan_sweep(tiny_recipe(), [names, rates]).remarks)
+
+
 def test_a_key_that_switches_on_a_group_gets_a_remark():
     recipe = post_recipe("sft", model={"checkpoint": write_base()})
     sweep = plan_sweep(recipe, ["lora.r=2,4"])
