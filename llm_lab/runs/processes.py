@@ -143,6 +143,17 @@ def shares(count: int) -> Iterator[tuple[int, bool]]:
         yield min(first + rank, count - 1), first + rank < count
 
 
+def sum_over_processes(totals: Any, device: str) -> Any:
+    """Return a tensor summed over the processes of a run, each of which has the totals of its share."""
+    if process_count() == 1:
+        return totals
+    import torch
+
+    totals = totals.to(device)
+    torch.distributed.all_reduce(totals)
+    return totals
+
+
 @contextmanager
 def connected(device: str) -> Iterator[None]:
     """Connect the processes, if they are not connected yet; Trainer uses the connection."""

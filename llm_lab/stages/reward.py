@@ -28,7 +28,7 @@ from llm_lab.recipe.reward import RewardRecipe
 from llm_lab.rewards.classifier import is_encoder, load_classifier
 from llm_lab.rewards.models import RewardModel
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.processes import first_process_first, process_count, shares
+from llm_lab.runs.processes import first_process_first, shares, sum_over_processes
 from llm_lab.training.loop import Result, find_local, set_seed_and_precision
 from llm_lab.training.loss import autocast
 from llm_lab.training.trainer import LabTrainerMixin
@@ -266,8 +266,5 @@ def measure_pairs(
                 torch.tensor(len(margins), dtype=torch.float64),
             ]
         )
-    if process_count() > 1:
-        totals = totals.to(device)
-        torch.distributed.all_reduce(totals)
-    loss, right, margin, count = totals.tolist()
+    loss, right, margin, count = sum_over_processes(totals, device).tolist()
     return {"eval_loss": loss / count, "eval_accuracy": right / count, "eval_margin": margin / count}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.eval import EvalOptions
 from llm_lab.recipe.sft import SftRecipe
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.processes import first_process_first
+from llm_lab.runs.processes import first_process_first, shares, sum_over_processes
 from llm_lab.runs.recipe_paths import NAME_DATA
 from llm_lab.training.loop import Result, require_same_data
 from llm_lab.training.loss import autocast, detach_large_head, summed_cross_entropy
@@ -227,12 +228,15 @@ def sum_nats(
     device: str,
     dtype: str,
 ) -> tuple[float, int]:
-    """Return the sum of nats over the trained tokens of examples, and the number of these tokens."""
-    nats = torch.zeros((), dtype=torch.float64)
-    count = 0
+    """Return the sum of nats over the trained tokens of examples, and the number of these tokens.
+
+    With several processes, each computes its share of the batches.
+    """
+    totals = torch.zeros(2, dtype=torch.float64)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     with generating(model):
-        for start in range(0, len(order), rows):
+        for number, counts in shares(math.ceil(len(order) / rows)):
+            start = number * rows
             some = [unflatten(flatten([examples[i]])) for i in order[start : start + rows]]
             batch = {key: value.to(device) for key, value in collate(some).items()}
             labels = batch.pop("labels")[:, 1:]
@@ -242,9 +246,9 @@ def sum_nats(
                 some_nats = None if head is None else summed_cross_entropy(logits[kept], head, labels[kept])
             if some_nats is None:
                 some_nats = F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum")
-            nats += some_nats.double().cpu()
-            count += int(kept.sum())
-    return float(nats), count
+            totals += counts * torch.tensor([some_nats.item(), kept.sum().item()], dtype=torch.float64)
+    nats, count = sum_over_processes(totals, device).tolist()
+    return nats, int(count)
 
 
 def measure_held_out(

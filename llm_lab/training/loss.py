@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from llm_lab.data.block_dataset import ValidationBlocks
 from llm_lab.estimate.cost import PIECE_OF_LOGITS_BYTES
-from llm_lab.runs.processes import process_count, shares
+from llm_lab.runs.processes import shares, sum_over_processes
 
 from .cpu import OneDnnLinear, multiply
 from .sharding import plain_type
@@ -266,9 +266,7 @@ def total_loss(
         done += len(tokens)
     if time.perf_counter() - started > PATIENCE_SECONDS:
         progress(count, count)
-    if process_count() > 1:
-        total = total.to(device)
-        torch.distributed.all_reduce(total)
+    total = sum_over_processes(total, device)
     return TotalLoss(nats=float(total[0]), tokens=int(total[1]), text_nats=float(total[0] - total[2]))
 
 
