@@ -1,5 +1,6 @@
 """The pictures of experiments: where points are, that no text overlaps or is cut off, and what is left out."""
 
+import functools
 import re
 
 import pytest
@@ -32,43 +33,48 @@ def heatmap(rows, columns, row_names=None, column_names=None, **options):
 
 
 PICTURES = {
-    "one point": draw_lines([Line("a", [(1, 1)])], title="t", x="step", y="loss"),
-    "forty curves with the same end": draw_lines(
+    "one point": lambda: draw_lines([Line("a", [(1, 1)])], title="t", x="step", y="loss"),
+    "forty curves with the same end": lambda: draw_lines(
         [Line(f"{LONG}{index}", falling(index)) for index in range(40)], title=LONG, x=LONG, y=LONG
     ),
-    "many digits": draw_lines([Line("a", [(1000.123, 1e-9), (1000.124, 3e-9)])], title="t", x="x", y="y"),
-    "one round number": draw_bars([("a", 1.0), ("b", 0.0)], title="t", x="x" * 300),
-    "no round number": draw_lines([Line("a", [(1, 1.0), (3, 1.0)])], title="t", x="", y=""),
-    "huge": draw_lines([Line("a", [(1, -1e140), (1e12, 1e140)])], title="t", x="x", y="y"),
-    "logarithmic": draw_lines(
+    "many digits": lambda: draw_lines([Line("a", [(1000.123, 1e-9), (1000.124, 3e-9)])], title="t", x="x", y="y"),
+    "one round number": lambda: draw_bars([("a", 1.0), ("b", 0.0)], title="t", x="x" * 300),
+    "no round number": lambda: draw_lines([Line("a", [(1, 1.0), (3, 1.0)])], title="t", x="", y=""),
+    "huge": lambda: draw_lines([Line("a", [(1, -1e140), (1e12, 1e140)])], title="t", x="x", y="y"),
+    "logarithmic": lambda: draw_lines(
         [Line("a", [(1e-9, 1e-30), (10, 1e30)])], title="t", x="x", y="y", log_x=True, log_y=True
     ),
-    "flat": draw_lines([Line("a", [(1, 5.0), (2, 5.0 + 1e-15)])], title="t", x="x", y="y"),
-    "hostile curves": draw_lines(
+    "flat": lambda: draw_lines([Line("a", [(1, 5.0), (2, 5.0 + 1e-15)])], title="t", x="x", y="y"),
+    "hostile curves": lambda: draw_lines(
         [Line(HOSTILE, falling(1)), Line("b", [(1, NAN)])], title=HOSTILE, x=HOSTILE, y=HOSTILE
     ),
-    "one cell": heatmap(1, 1),
-    "heatmap": heatmap(6, 8, diverging=True),
-    "large heatmap": heatmap(30, 30),
-    "larger heatmap": heatmap(90, 120),
-    "heatmap with long names": heatmap(30, 30, [LONG] * 30, [LONG] * 30),
-    "hostile heatmap": heatmap(3, 3, [HOSTILE] * 3, [HOSTILE] * 3),
-    "intervals": draw_intervals(
+    "one cell": lambda: heatmap(1, 1),
+    "heatmap": lambda: heatmap(6, 8, diverging=True),
+    "large heatmap": lambda: heatmap(30, 30),
+    "larger heatmap": lambda: heatmap(90, 120),
+    "heatmap with long names": lambda: heatmap(30, 30, [LONG] * 30, [LONG] * 30),
+    "hostile heatmap": lambda: heatmap(3, 3, [HOSTILE] * 3, [HOSTILE] * 3),
+    "intervals": lambda: draw_intervals(
         [Interval(LONG, [1.0, 1.0, 1.1], 1.03, 0.9, 1.2), Interval(HOSTILE, [2.0], 2.0, NAN, NAN)],
         title=LONG, x=LONG, reference=0.5, reference_name="baseline",
     ),
-    "scatter": draw_scatter([(1e6, 2e6, 0.5), (3e6, 1e6, None)], title="t", x=LONG, y=LONG, color_name=LONG),
-    "scatter with names": draw_scatter(
+    "scatter": lambda: draw_scatter([(1e6, 2e6, 0.5), (3e6, 1e6, None)], title="t", x=LONG, y=LONG, color_name=LONG),
+    "scatter with names": lambda: draw_scatter(
         [(index % 5, index // 5, None) for index in range(20)] + [(3.01, 2, None), (3.02, 2, None)],
         title="t", x="x", y="y", names=[*names(20, "configuration "), "near", LONG],
     ),
-    "bars": draw_bars([(LONG, 12345.678), (HOSTILE, -1e-7), ("c", INF)], title="t", x=LONG),
+    "bars": lambda: draw_bars([(LONG, 12345.678), (HOSTILE, -1e-7), ("c", INF)], title="t", x=LONG),
 }  # fmt: skip
+
+
+@functools.cache
+def drawn(name):
+    return PICTURES[name]()
 
 
 @pytest.fixture(params=PICTURES)
 def picture(request):
-    return parse(PICTURES[request.param])
+    return parse(drawn(request.param))
 
 
 def test_no_text_overlaps_another_or_is_cut_off(picture):
@@ -99,7 +105,7 @@ def test_a_picture_has_a_title_and_a_description_for_screen_readers(picture):
 
 
 def test_a_long_name_is_shortened_and_shown_in_full_in_a_tooltip():
-    picture = parse(PICTURES["forty curves with the same end"])
+    picture = parse(drawn("forty curves with the same end"))
     labels = [
         text for text in picture.iter(f"{SVG}text") if "…" in shown(text) and text.find(f"{SVG}title") is not None
     ]
