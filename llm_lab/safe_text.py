@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import unicodedata
@@ -16,6 +17,7 @@ _DELETE = 0x7F
 # Environment variables that hold secrets, by the end of their names.
 _SECRET_NAMES = ("TOKEN", "_KEY", "APIKEY", "SECRET", "PASSWORD", "PASSWD", "_PASS", "_PAT", "CREDENTIALS")
 _SHORTEST_SECRET = 8
+_SHORTEST_REDACTED = 6  # the shortest text with something to hide: a://b@ or ?key=c
 _SECRETS = (
     # Tokens of the Hub, OpenAI and others, GitHub, GitLab, AWS, Slack and W&B.
     (
@@ -63,12 +65,20 @@ def one_line(text: str) -> str:
 
 def redact(text: str) -> str:
     """Return a text without tokens, passwords in addresses, and the secrets in the environment."""
-    for name, value in os.environ.items():
-        if name.upper().endswith(_SECRET_NAMES) and len(value) >= _SHORTEST_SECRET and not os.path.exists(value):
+    if len(text) < _SHORTEST_REDACTED:  # most of the pieces that a screen is drawn from
+        return text
+    for name in filter(_names_a_secret, os.environ):
+        value = os.environ.get(name, "")
+        if len(value) >= _SHORTEST_SECRET and not os.path.exists(value):
             text = text.replace(value, HIDDEN).replace(quote(value, safe=""), HIDDEN)
     for pattern, by in _COMPILED:
         text = pattern.sub(by, text)
     return text
+
+
+@functools.lru_cache(maxsize=1_000)
+def _names_a_secret(name: str) -> bool:
+    return name.upper().endswith(_SECRET_NAMES)
 
 
 class StreamRedactor:

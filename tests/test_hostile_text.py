@@ -271,6 +271,14 @@ def test_a_long_streamed_line_stays_fast():
     assert min(seconds[-3:]) < 3 * max(seconds[:2])
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a://b@", "a://***@"), ("?key=c", "?key=***"), ("&sig=c", "&sig=***"), ("ab://c@", "ab://***@")],
+)
+def test_the_shortest_secret_in_an_address_is_removed(text, shown):
+    assert redact(text) == shown
+
+
 def test_ordinary_text_is_not_mistaken_for_a_secret():
     text = "basic understanding of sk-learn-contrib, task-specific http://localhost:8000/x?keys=3 a@b.c bearer of news"
     assert redact(text) == text

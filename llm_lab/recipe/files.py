@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import copy
+import functools
 import math
 import re
 import shlex
@@ -81,12 +82,7 @@ def parse_yaml(text: str, where: str = "recipe") -> Any:
     if len(text) > LONGEST_RECIPE:
         raise UserError(Problem(where, f"a recipe has at most {LONGEST_RECIPE:,} characters, this has {len(text):,}"))
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _require_small(node)
-        return loader.construct_document(node)
+        return copy.deepcopy(_parse(text))
     except (RecursionError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -99,6 +95,16 @@ def parse_yaml(text: str, where: str = "recipe") -> Any:
         raise UserError(
             Problem(place, f"invalid YAML: {reason}", fix="Write `key: value`, indented with spaces.")
         ) from None
+
+
+@functools.lru_cache(maxsize=64)  # one command reads the recipe of a run many times
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    _require_small(node)
+    return loader.construct_document(node)
 
 
 PLAIN_TEXT = (".txt", ".text", ".md", ".markdown")  # suffixes of text files

@@ -54,6 +54,12 @@ def test_invalid_yaml_is_refused_with_its_position():
         parse_yaml("a: 1\n\tb: 2\n", "x.yaml")
 
 
+def test_a_change_to_a_recipe_that_was_read_does_not_reach_the_next_reader():
+    text = "data: [{path: a.txt}]"
+    parse_yaml(text)["data"][0]["path"] = "b.txt"
+    assert parse_yaml(text) == {"data": [{"path": "a.txt"}]}
+
+
 def test_a_missing_empty_or_binary_recipe_file_is_refused(in_tmp_path):
     (in_tmp_path / "shakespeare.yaml").write_text("stage: pretrain\n")
     with pytest.raises(UserError, match=r"Did you mean shakespeare\.yaml\?"):

@@ -6,8 +6,6 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import torch
-
 ARCHIVE = Path(__file__).resolve().parent.parent / "fixtures" / "runs-0.1.0.tar.xz"
 # These are measured, so they differ in each run. In that release, bits_per_byte counted the ends of documents and
 # average bytes.
@@ -34,6 +32,8 @@ def computes_same_bits() -> bool:
     The runs were made with torch 2.13 on an AMD processor with AVX-512; other processors and other versions of torch
     add up products in a different order.
     """
+    import torch  # here, because xdist's own process imports this module too, and runs no test
+
     cpu = Path("/proc/cpuinfo")
     is_amd = cpu.is_file() and "AuthenticAMD" in cpu.read_text()
     return torch.__version__.startswith("2.13.") and is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
