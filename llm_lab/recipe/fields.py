@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin
@@ -261,6 +262,18 @@ def groups_of(info: FieldInfo) -> list[type[Group]]:
         else:
             stack = [arg for arg in get_args(item) if arg is not type(None)] + stack
     return found
+
+
+@functools.cache
+def infos_of(group: type[Group]) -> Mapping[str, FieldInfo]:
+    """Return {name of a key in a recipe: its field} of one group. Every recipe looks up all of its keys here."""
+    return {info.alias or name: info for name, info in group.model_fields.items()}
+
+
+@functools.cache
+def inner_groups(group: type[Group], key: str) -> tuple[type[Group], ...]:
+    """Return groups_of for a key of a group."""
+    return tuple(groups_of(infos_of(group)[key]))
 
 
 def keys_of(group: type[Group], prefix: str = "") -> Iterator[Key]:

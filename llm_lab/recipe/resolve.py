@@ -239,16 +239,25 @@ def _without_none(item: Any) -> Any:
 def _origins(
     given: Mapping[str, Any], values: Mapping[str, Any], reasons: Mapping[str, str], overrides: Collection[str]
 ) -> dict[str, Origin]:
-    written = {path: value for path, value in flatten(given) if value != {}}
+    written = {path for path, value in flatten(given) if value != {}}
+    holds_written = {group for path in written for group in _groups_around(path)}
     origins = {}
     for path, _ in flatten(values):
-        if any(path == key or path.startswith(key + ".") for key in overrides):
+        around = {path, *_groups_around(path)}
+        if not around.isdisjoint(overrides):
             origins[path] = Origin("override")
         elif path in reasons:
             origins[path] = Origin("derived", reasons[path])
-        elif any(path == key or path.startswith(key + ".") or key.startswith(path + ".") for key in written):
+        elif path in holds_written or not around.isdisjoint(written):
             origins[path] = Origin("answer")
         else:
             parent = next((r for r in reasons if path.startswith(r + ".")), None)
             origins[path] = Origin("derived", reasons[parent]) if parent else Origin("default")
     return origins
+
+
+def _groups_around(path: str) -> Iterator[str]:
+    """Yield the paths of the groups and list entries that a key is in: train.dtype is in train."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path

@@ -6,14 +6,14 @@ import copy
 import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of, with_article
 
-from .fields import Group, Key, flatten, groups_of, value_at
+from .fields import Group, Key, flatten, groups_of, infos_of, inner_groups, value_at
 from .files import apply_overrides, format_value
 from .registry import STAGES, load_installed_stages, stage_of
 from .stage import Stage, StageRecipe, Values
@@ -29,7 +29,7 @@ def find_key(group: type[Group], path: str, raw: dict[str, Any] | None = None) -
 
     raw picks the member of a tagged union (the optimizer's own keys).
     """
-    options: list[type[Group]] = [group]
+    options: Sequence[type[Group]] = [group]
     steps = path.split(".")
     info = None
     node: Any = raw
@@ -37,16 +37,11 @@ def find_key(group: type[Group], path: str, raw: dict[str, Any] | None = None) -
         node = _child(node, step)
         if step.isdigit():
             continue
-        found = None
-        for candidate in options:
-            infos = {(i.alias or n): i for n, i in candidate.model_fields.items()}
-            if step in infos:
-                found = infos[step]
-                break
-        if found is None:
+        owner = next((candidate for candidate in options if step in infos_of(candidate)), None)
+        if owner is None:
             return None
-        info = found
-        options = _narrow(groups_of(info), node)
+        info = infos_of(owner)[step]
+        options = _narrow(inner_groups(owner, step), node)
     return Key(".".join(s for s in steps if not s.isdigit()), info) if info is not None else None
 
 
@@ -64,7 +59,7 @@ def _child(node: Any, step: str) -> Any:
     return None
 
 
-def _narrow(groups: list[type[Group]], node: Any) -> list[type[Group]]:
+def _narrow(groups: Sequence[type[Group]], node: Any) -> Sequence[type[Group]]:
     if isinstance(node, dict) and "name" in node:
         named = [g for g in groups if "name" in g.model_fields and g.model_fields["name"].default == node["name"]]
         return named or groups

@@ -17,7 +17,7 @@ from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.validate import applies, find_key, stage_schema
-from llm_lab.recipe.what_fits import make_it_fit
+from llm_lab.recipe.what_fits import Fit, fits_in, make_it_fit
 from llm_lab.runs.folder import free_name
 
 from .questions import UNSET, DesignNumbers, Flow, Panel, Question, RunNumbers, Screen
@@ -51,6 +51,12 @@ def _look(raw: dict[str, Any], machine: Machine) -> tuple[Resolved | None, list[
     return make_it_fit(resolved) if resolved and not problems else resolved, list(problems)
 
 
+@remember
+def _fits(raw: dict[str, Any], machine: Machine) -> dict[str, Fit]:
+    resolved, _ = _look(raw, machine)
+    return fits_in(resolved) if resolved else {}
+
+
 @dataclass(frozen=True)
 class Draft:
     """The answers so far. Each answer gives a new draft.
@@ -72,6 +78,10 @@ class Draft:
     def look(self) -> tuple[Resolved | None, list[Problem | str]]:
         """Resolve the draft as far as possible."""
         return _look(self.raw, self.machine)
+
+    def fits(self) -> dict[str, Fit]:
+        """Return {method: whether it fits in memory} of the draft; {} if it can't be resolved."""
+        return _fits(self.raw, self.machine)
 
     @property
     def screen(self) -> Screen:

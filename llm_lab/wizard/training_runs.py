@@ -11,7 +11,7 @@ from typing import Any
 from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.fields import Key, groups_of, keys_of
 from llm_lab.recipe.registry import STAGES
-from llm_lab.recipe.what_fits import FULL, LORA, QLORA, fits_in
+from llm_lab.recipe.what_fits import FULL, LORA, QLORA
 
 from . import eval_and_export
 from .data_questions import EXAMPLES, TEXTS, ask_data, ask_forgetting, ask_score, is_score_source
@@ -202,8 +202,7 @@ def lora_question(draft: Draft) -> Question:
     """Return the question of what is trained: all weights, or an adapter."""
     now = draft.raw.get("lora")
     with_adapter = draft if now is not None else draft.with_answer("lora", {})
-    resolved, _ = draft.look()
-    fits = fits_in(resolved) if resolved else {}
+    fits = draft.fits()
     effects = {method: f"{fit.reason[0].upper()}{fit.reason[1:]}." for method, fit in fits.items() if fit.memory_bytes}
     choices = (
         Choice("all", "all weights", effect=effects.get(FULL, "")),
