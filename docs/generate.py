@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from llm_lab.commands.argument_parser import commands_of
 from llm_lab.commands.arguments import command_groups, make_parser
 from llm_lab.estimate.machine import Machine
-from llm_lab.recipe.fields import Key, groups_of, leaf_keys
+from llm_lab.recipe.fields import Group, Key, groups_of, keys_of, leaf_keys
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZES
@@ -32,6 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = Machine((), "", 2, 2**40, False, False)
 # Texts for people in a schema, which may change; everything else is the public format.
 TEXTS = {"description", "title", "question", "why", "derived", "names"}
+
+# Keys whose choices the README explains, and the stage, whose only choice is the heading.
+PARTS = ("size", "position_embedding", "norm", "attention", "activation")
+EXPLAINED_ELSEWHERE = {"stage", "optimizer.name", "scheduler.name", *(f"model.{part}" for part in PARTS)}
 
 
 def _said(role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -75,9 +80,14 @@ def recipe_page() -> str:
         "",
         "Generated from the schema by `python docs/generate.py`. A key that is left out gets its default, or a value",
         "derived from the others; unknown keys are errors. On the command line: `llm-lab run RECIPE group.key=value`.",
+        "The [README](../README.md#parts) explains the sizes, parts, optimizers and schedules.",
         "",
-        "A pipeline has `stages:` with a list of such recipes; a stage without `model` starts from the result of the",
-        "stage before it.",
+        "`model: NAME` is short for `model: {checkpoint: NAME}`; in pretraining, NAME can also be a size or a config.",
+        "`forgetting: PATH` is short for `forgetting: {path: PATH}`. `null` switches a group off.",
+        "",
+        "A pipeline has `stages:` with a list of such recipes. Its own `seed`, `device` and `score` are for all stages",
+        "that do not set theirs. A stage without `model` starts from the result of the stage before it; with",
+        "`model: stage:NAME`, it starts from the result of an earlier stage.",
     ]
     known: dict[str, tuple[str, list[str]]] = {}  # {group: (the stage it was shown for, its rows)}
     for stage in STAGES.values():
@@ -101,9 +111,32 @@ def option_rows(stage: Stage) -> dict[str, list[str]]:
     schema = stage.recipe
     tables: dict[str, list[str]] = {}
     for key, owner in leaf_keys(schema):
-        row = f"| `{key.name}` | {_cell(key.allowed())} | {_cell(_default(key))} | {_cell(key.help)} |"
-        tables.setdefault(_heading(key, owner, schema), []).append(row)
+        tables.setdefault(_heading(key, owner, schema), []).append(_row(key, key.allowed()))
+    # Groups that can be left out: what that means is in the table of the keys around them.
+    for key, owner in optional_groups_of(schema):
+        kind = "a list of groups" if key.kind == "list" else "a group"
+        tables[_heading(key, owner, schema)].append(_row(key, f"{kind}, or null"))
     return tables
+
+
+def optional_groups_of(group: type[Group], prefix: str = "") -> Iterator[tuple[Key, str]]:
+    """Yield (key, name of its group) for every group of keys that null switches off, such as lora."""
+    for key in keys_of(group, prefix):
+        inner = groups_of(key.info)
+        if not inner or key.name == "tokenizer":
+            continue
+        if type(None) in get_args(key.info.annotation):
+            yield key, group.__name__
+        for member in inner:
+            yield from optional_groups_of(member, f"{key.path}.N." if key.kind == "list" else f"{key.path}.")
+
+
+def _row(key: Key, allowed: str) -> str:
+    about, _, left_out = key.help.partition("; left out: ")
+    default = f"derived: {left_out}" if left_out else _default(key)
+    if key.choices and key.path not in EXPLAINED_ELSEWHERE:
+        about += "".join(f"<br>`{name}`: {meaning}" for name, meaning in key.choices.items() if meaning)
+    return f"| `{key.name}` | {_cell(allowed)} | {_cell(default)} | {_cell(about)} |"
 
 
 def _heading(key: Key, owner: str, schema: type[StageRecipe]) -> str:
@@ -132,6 +165,8 @@ def _default(key: Key) -> str:
         return "(required)"
     if key.derived:
         return f"derived: {key.derived}"
+    if isinstance(key.default, Group):
+        return "on, with these defaults"
     return f"`{format_value(key.default)}`"
 
 
@@ -328,7 +363,7 @@ its own code. | Not measured here. Published gains are for models with their own
 | 2026-11-29 | `model.residual_scalars: false`, unchanged | Better with six of six seeds, by only 0.01 nats, and such \
 a model needs its own code. | Not measured here. Part of modded-nanogpt (one pass). |
 | 2026-11-29 | `model.rope_theta: 1000` in the recipes for CPUs and the quick start on a CPU | Better with six of six \
-seeds, by 0.015 nats, in rows of 128 tokens. | Unchanged: rows are longer there. |
+seeds, by 0.015 nats, in sequences of 128 tokens. | Unchanged: sequences are longer there. |
 | 2026-11-29 | `model.position_embedding: rope`, unchanged | ALiBi is better with six of six seeds, by 0.016 nats, \
 about as much as the smaller base of RoPE gains; such a model needs its own code. | Not measured here. RoPE is the \
 standard. |

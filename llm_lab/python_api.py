@@ -124,7 +124,7 @@ def compare(
     trust_remote_code: bool = False,
     **settings: Any,
 ) -> Compared:
-    """Compare models side by side: their answers to prompts, and their loss on texts; printed or shown in a notebook.
+    """Compare models side by side: their answers to prompts, and their loss on text; printed or shown in a notebook.
 
     steps: compare all checkpoints of one run. adapter_off: after each adapter, add its base model without it. settings:
     max_new_tokens, temperature, top_p, seed.
@@ -306,7 +306,7 @@ def _entries(value: Any, key: str, name: str) -> Iterator[dict[str, Any]]:
         else:
             why = f"{type(entry).__name__} is not supported here"
             fix = "Write rows into a .jsonl file first." if name == "data" else None
-            raise UserError(Problem(name, why, allowed="a text, a dict, or a list of these", fix=fix))
+            raise UserError(Problem(name, why, allowed="a string, a dict, or a list of these", fix=fix))
 
 
 # --- runs

@@ -144,6 +144,6 @@ def test_the_names_of_functions_classes_and_parameters_are_read():
 def test_every_share_is_written_with_a_space_before_its_sign():
     files = [file for file in FILES if file.suffix == ".py" and "llm_lab" in file.relative_to(ROOT).parts]
     assert files
-    shares = re.compile(r"(?<!--p:)(?<!width:)\{[^{}]*:\.\d%\}(?! replay)")
+    shares = re.compile(r"(?<!--p:)(?<!width:)\{[^{}]*:\.\d%\}(?! old text)")
     found = [file.relative_to(ROOT) for file in files if shares.search(file.read_text("utf-8"))]
     assert not found, f"llm_lab.estimate.formatting.percent writes shares: {found}"

@@ -306,13 +306,13 @@ def _merge(commands: Commands) -> None:
     )
     parser.add_argument("adapter", help="a run that trained an adapter, or a folder with an adapter")
     parser.option("--out", "DIR", "folder to write; default: a new run in checkpoints/", type=Path)
-    parser.option("--tolerance", "X", "maximum difference of logits, relative to their size", type=float)
+    parser.option("--tolerance", "X", "maximum logit difference, relative to the largest logit", type=float)
 
 
 def _eval(commands: Commands) -> None:
     parser = commands.add(
         "eval",
-        "evaluate a model: loss on texts, scored outputs, speed, tasks",
+        "evaluate a model: loss on text, scored outputs, speed, tasks",
         "model_commands.evaluate",
         "eval stories",
         "eval stories --data my-text.txt --prompts builtin:word-problems",
@@ -491,7 +491,7 @@ def _web(commands: Commands) -> None:
 
 def _doctor(commands: Commands) -> None:
     parser = commands.add(
-        "doctor", "show what this machine can do", "machine_commands.examine_machine", "doctor", "doctor --debug"
+        "doctor", "show what this machine can do", "machine_commands.examine_machine", "doctor", "doctor --json"
     )
     _json_argument(parser)
 
@@ -509,7 +509,7 @@ def _override_argument(parser: Parser, example: str) -> None:
 
 def _measure_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--data", action="append", metavar="PATH", help="dataset of texts to measure the loss on; can be repeated"
+        "--data", action="append", metavar="PATH", help="dataset of text to measure the loss on; can be repeated"
     )
     parser.option("--prompts", "PATH", "dataset of prompts; the outputs are scored")
 
@@ -527,7 +527,7 @@ def _model_arguments(parser: Parser) -> None:
 
 
 def _trust_recipe_argument(parser: Parser) -> None:
-    text = "allow the reward functions and task files named in the recipe of a run folder"
+    text = "run the reward functions and task files that the recipe of a run folder names"
     parser.flag("--trust-recipe", text)
 
 

@@ -306,7 +306,7 @@ def export(arguments: argparse.Namespace) -> int:
     from llm_lab.runner import Start
 
     if arguments.out is None and arguments.trust_remote_code and not arguments.dry_run:
-        why = "a recipe can't allow code that comes with a model"
+        why = "without --out, the export is a run with a recipe, and a recipe can't allow code that comes with a model"
         raise UserError(Problem("--trust-remote-code", why, fix="Name a folder to write with --out."))
     job = check(_export_recipe(arguments), arguments.overrides)
     recipe: Any = job.stages[0].recipe

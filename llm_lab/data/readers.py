@@ -303,7 +303,7 @@ class Reader:
     def _check_names(self, names: list[str]) -> None:
         if len(names) > MOST_COLUMNS:
             why = f"{self.file} has {len(names):,} columns"
-            self.refuse(f"{why}; at most {MOST_COLUMNS:,} are supported", fix="Keep those with texts.")
+            self.refuse(f"{why}; at most {MOST_COLUMNS:,} are supported", fix="Keep those that contain text.")
         if double := sorted(name for name, count in Counter(names).items() if count > 1):
             self.refuse(f"{self.file} has two columns of the same name: {one_of(double)}", fix="Rename one of them.")
 

@@ -75,7 +75,7 @@ def open_source(
 def _open_builtin(path: str, key: str) -> TextSource:
     name = path.removeprefix("builtin:")
     if name in BUILTIN_EXAMPLES and name not in BUILTIN:
-        why = "This built-in dataset has conversations, preferences or prompts, not texts"
+        why = "This built-in dataset has conversations, preferences or prompts, not plain text"
         fix = "For an evaluation, name it in score.path (`eval --prompts`); to train on it, use SFT or a later stage."
         allowed = one_of([f"builtin:{known}" for known in BUILTIN])
         raise UserError(Problem(f"{key}.path", why, value=path, allowed=allowed, fix=fix))

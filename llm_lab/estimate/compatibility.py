@@ -94,14 +94,14 @@ def _native_reason(name: str, parts: Mapping[str, Any]) -> str:
     if name not in NAMES.values():
         return f"native {name}: loads in any tool that supports it"
     if (found := _hidden_act(parts)) != "silu":
-        few, usual = f"hidden_act {found}", "only SwiGLU there"
+        few, usual = f"hidden_act {found}", "many other programs support only SwiGLU"
     elif name.startswith("Qwen3") and parts.get("attention_bias"):
-        few, usual = "biases in attention", "none in the output of its attention"
+        few, usual = "biases in attention", "many other programs ignore the bias of the output projection"
     elif name.startswith("Qwen") and _layers_with_window(parts) == "some":
-        few, usual = "a sliding window in some layers", "no windows, or one in every layer"
+        few, usual = "a sliding window in some layers", "many other programs support windows in all layers or in none"
     else:
         return f"native {name}: loads in any tool that supports it"
-    return f"native {name} with {few}: Transformers loads it, many other programs have {usual}"
+    return f"native {name} with {few}: Transformers loads it; {usual}"
 
 
 def _hidden_act(parts: Mapping[str, Any]) -> str:

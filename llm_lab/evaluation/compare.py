@@ -143,7 +143,7 @@ def _check_texts(measured: Sequence[dict[str, Any]]) -> tuple[bool, list[str]]:
             each = " of each model" if len(extents) > 1 else ""
             remarks.append(f"{path}: measured on the first {most:,} tokens{each}.")
     for length in sorted({row["max_length"] for row in measured}):
-        remarks.append(f"Context length for texts: {length:,} tokens; losses depend on it.")
+        remarks.append(f"Context length for the loss on text: {length:,} tokens; losses depend on it.")
     if not same:
         remarks.append("The tokenizers differ: compare bits per byte, not the loss per token.")
     return same, remarks

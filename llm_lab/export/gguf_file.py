@@ -415,7 +415,7 @@ def _split_expression(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str | No
     if not steps or steps[-1]["type"] != "ByteLevel":
         return None, "it is not byte-level"
     if steps[-1].get("add_prefix_space"):
-        return None, "it adds a space before a text"
+        return None, "it adds a space before the text"
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return GPT2, ""

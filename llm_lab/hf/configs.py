@@ -20,7 +20,7 @@ from .save import with_experts
 
 # Architectures that are not causal LMs. transformers would load them as causal LMs, with random or unsuitable weights.
 NOT_CAUSAL = {
-    "ForSequenceClassification": "a reward model or classifier, which scores texts and can't generate any",
+    "ForSequenceClassification": "a reward model or classifier, which scores text and can't generate any",
     "ForMaskedLM": "a masked language model, which fills gaps and can't generate text",
 }
 

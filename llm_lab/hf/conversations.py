@@ -149,7 +149,7 @@ def encode_text(tokenizer: Any, text: str, *, max_length: int | None = None) -> 
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
-            Problem("tokenizer", "This tokenizer has no end-of-text token (EOS), which is needed to end every text")
+            Problem("tokenizer", "This tokenizer has no end-of-text token (EOS), which is needed to end every document")
         )
     if is_templated(tokenizer, text):
         begin = tokenizer("")["input_ids"][:1]

@@ -45,7 +45,7 @@ class Merged:
     def describe(self) -> str:
         """Return the result in one line."""
         return (
-            f"maximum difference of logits {self.difference:.2g} (relative {self.relative_difference:.2g}, "
+            f"logit difference at most {self.difference:.2g} (relative {self.relative_difference:.2g}, "
             f"allowed {self.tolerance:.2g}); the adapter changes them by up to {self.effect:.2g}"
         )
 
@@ -160,7 +160,7 @@ def _difference(one: Any, other: Any) -> float:
 
 def _too_different(relative: float, limit: float, key: str, folder: str | Path, what: str) -> UserError:
     why = (
-        f"the model {what} differs from the base with the adapter attached: relative difference of logits "
+        f"the model {what} differs from the base with the adapter attached: relative logit difference "
         f"{relative:.2g}, allowed {limit:.2g}"
     )
     fix = "Use the adapter without merging, or set a larger merge.tolerance."

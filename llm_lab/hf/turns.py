@@ -18,10 +18,10 @@ NO_REASONING = "the reasoning is not trained: the chat template has no place for
 EMPTY = "an empty answer"
 NO_PROMPT = "the assistant has the first message, so its answer can't be separated from the text before it"
 NO_END = "the template has no end-of-turn token for the assistant, so a model would never learn to stop"
-NO_OPENING = "the prompt at inference lacks a text that the template writes before this answer"
+NO_OPENING = "the prompt at inference lacks text that the template writes before this answer"
 CHANGED = (
-    "the template changes the text before an answer once it is answered, so the prompt at inference would not match "
-    "training"
+    "the template writes the text before an answer differently once the answer is there, so the prompt at inference "
+    "would not match training"
 )
 # A tag that a template opens at the end of the prompt, and that the answer has to close: <think>.
 _OPENED = re.compile(r"<(\w+)>\s*\Z")

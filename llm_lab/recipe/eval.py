@@ -1,4 +1,4 @@
-"""Evaluation: loss on texts, answers to prompts, speed, tasks of lm-evaluation-harness."""
+"""Evaluation: loss on text, answers to prompts, speed, tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .stage import PartialRecipe, Stage, StageRecipe, Values, repeated_sets
 from .train_loop import DTYPES, is_installed
 
 NAME = "eval"
-ABOUT = "measure a model: loss on texts, scored outputs, speed, tasks"
+ABOUT = "measure a model: loss on text, scored outputs, speed, tasks"
 TEXT_SCORES = {
     "bleu": "n-grams shared by output and reference answer, 0 to 100 (Papineni et al. 2002; sacrebleu)",
     "rouge": "words and word sequences shared by both, 0 to 1 (Lin 2004; rouge-score)",
@@ -40,7 +40,7 @@ class EvalText(Group):
     path: str = option(
         ...,
         help="a file, folder or glob (txt, md, jsonl, csv, parquet), builtin:stories, or a Hub name",
-        question="Which dataset of texts?",
+        question="Which dataset of text?",
         min_length=1,
     )
     subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
@@ -54,9 +54,9 @@ class EvalOptions(Group):
     """Evaluation options."""
 
     max_tokens: Int | None = option(
-        help="maximum number of tokens per text",
-        question="Maximum number of tokens per text?",
-        derived="131,072 on a CPU, 1,048,576 on a GPU; the run's value where its own evaluation is repeated",
+        help="maximum number of tokens per dataset",
+        question="Maximum number of tokens per dataset?",
+        derived="131,072 on a CPU, 1,048,576 on a GPU; without data, score and tasks: that of the model's run",
         ge=2,
     )
     max_length: Int | None = option(
@@ -76,7 +76,7 @@ class EvalOptions(Group):
     per_device_eval_batch_size: Int | None = option(
         help="batch size per device, in sequences (in pairs for DPO and reward models)",
         question="Batch size per device?",
-        derived="8; the run's value where its own evaluation is repeated",
+        derived="8; without data, score and tasks: that of the model's run",
         ge=1,
         advanced=True,
     )
@@ -84,7 +84,7 @@ class EvalOptions(Group):
         help="precision of matrix products",
         question="Precision?",
         choices=DTYPES,
-        derived="bfloat16 on a GPU, float32 on a CPU; the run's value where its own evaluation is repeated",
+        derived="bfloat16 on a GPU, float32 on a CPU; without data, score and tasks: that of the model's run",
         advanced=True,
     )
     text_scores: tuple[Annotated[str, OneOf(TEXT_SCORES)], ...] = option(
@@ -123,14 +123,14 @@ class EvalTasks(Group):
 
 
 class EvalRecipe(StageRecipe):
-    """An evaluation: loss on texts, answers to prompts, speed, tasks. Nothing is trained."""
+    """An evaluation: loss on text, answers to prompts, speed, tasks. Nothing is trained."""
 
     stage: Literal["eval"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
     model: ModelCheckpoint = option(
         ..., help="the model to measure: {checkpoint: a run, folder, GGUF file or Hub name}"
     )
     data: tuple[EvalText, ...] | None = option(
-        help="texts whose loss is measured",
+        help="datasets of text whose loss is measured",
         derived="without data, score and tasks: the checkpoint's own validation data",
         min_length=1,
     )
@@ -159,7 +159,7 @@ def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelSh
         return shape
     if recipe.get("data"):
         where = "on a CPU" if device == "cpu" else "on a GPU"
-        recipe.fill("eval.max_tokens", EVAL_TOKENS[device], f"for every model {where}")
+        recipe.fill("eval.max_tokens", EVAL_TOKENS[device], f"the same for every model {where}")
     if recipe.get("data") or recipe.get("tasks"):
         recipe.fill("eval.per_device_eval_batch_size", EVAL_ROWS, "small enough for any memory")
     recipe.fill("eval.dtype", *(("float32", "a CPU") if device == "cpu" else ("bfloat16", "a GPU")))
@@ -172,7 +172,7 @@ def _settings_have_an_effect(values: Values) -> Iterator[Problem]:
     if measures_itself(values):
         if options.get("stride"):
             why = "a run's own validation is measured as in the run, without overlap"
-            fix = "Leave it out, or name texts in data."
+            fix = "Leave it out, or name datasets in data."
             yield Problem("eval.stride", why, value=options["stride"], fix=fix)
         return
     if options.get("stride") and options.get("max_length") and options["stride"] > options["max_length"]:
@@ -211,5 +211,5 @@ EVAL = Stage(
     examples="text",
     makes=None,
     continues=False,
-    next_step="Evaluate it: loss on texts, scored outputs, speed, tasks",
+    next_step="Evaluate it: loss on text, scored outputs, speed, tasks",
 )

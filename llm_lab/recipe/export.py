@@ -50,7 +50,7 @@ class ExportOptions(Group):
         derived="hf and space: as in config.json; gguf: f16, or f32 for a small model",
     )
     tolerance: Float | None = option(
-        help="maximum difference of logits, relative to their size",
+        help="maximum logit difference, relative to the largest logit",
         derived="from the type of weights and the program that loads them",
         gt=0.0,
         advanced=True,

@@ -189,6 +189,11 @@ class Key:
         return low, high, exclusive
 
     @property
+    def excludes_maximum(self) -> bool:
+        """Whether a number must be below its maximum."""
+        return any(getattr(item, "lt", None) is not None for item in _metadata(self.info))
+
+    @property
     def entries(self) -> int | None:
         """The number of entries of a list of fixed length, else None."""
         inner = next((t for t in _plain_types(self.info.annotation) if get_origin(t) is tuple), None)
@@ -210,14 +215,14 @@ class Key:
         low, high, exclusive = self.bounds
         pattern = next((item.pattern for item in self.info.metadata if getattr(item, "pattern", None)), None)
         kinds = {"int": "a whole number", "float": "a number", "list": "a list", "text": "text"}
+        kinds["group"] = "text or a group" if str in _plain_types(self.info.annotation) else "a group"
         words = IN_WORDS.get(pattern or "") or kinds.get(self.kind, self.kind)
-        below, above = _number(low), _number(high)
-        if low is not None and high is not None:
-            words += f" above {below}, up to {above}" if exclusive else f" from {below} to {above}"
-        elif low is not None:
-            words += f" above {below}" if exclusive else f" of at least {below}"
-        elif high is not None:
-            words += f" up to {above}"
+        least = "" if low is None else f" above {_number(low)}" if exclusive else f" of at least {_number(low)}"
+        most = "" if high is None else f" below {_number(high)}" if self.excludes_maximum else f" up to {_number(high)}"
+        if low is not None and high is not None and not exclusive and not self.excludes_maximum:
+            words += f" from {_number(low)} to {_number(high)}"
+        else:
+            words += f"{least},{most}" if least and most else least or most
         return words + (", or null" if not self.required and self.default is None else "")
 
 

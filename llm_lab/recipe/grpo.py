@@ -90,7 +90,7 @@ class GrpoOptions(Group):
     )
     scale_rewards: Annotated[str, OneOf(REWARD_SCALES)] = option(
         "group",
-        help="what rewards are divided by, after subtracting the mean of their group",
+        help="how rewards are scaled, after subtracting the mean of their group",
         question="How are rewards scaled?",
         choices=REWARD_SCALES,
         advanced=True,

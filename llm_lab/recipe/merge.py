@@ -20,8 +20,8 @@ class MergeOptions(Group):
     """Merge options."""
 
     tolerance: Float | None = option(
-        help="maximum difference of logits before and after, relative to their size",
-        question="Maximum difference of logits?",
+        help="maximum logit difference between before and after, relative to the largest logit",
+        question="Maximum relative logit difference?",
         derived="1e-4; 2e-2 for a base in bf16",
         gt=0.0,
         advanced=True,

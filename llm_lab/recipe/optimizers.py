@@ -164,7 +164,7 @@ class Sophia(Group):
         0.05,
         help="scale of the curvature; a larger rho clips less",
         question="Rho?",
-        why="Tune it until 10 to 50 % of the entries are not clipped; metrics.jsonl logs this as unclipped_share.",
+        why="Tune it until 10 to 50 % of the weights are not clipped; metrics.jsonl logs this as unclipped_share.",
         gt=0.0,
         le=10.0,
         advanced=True,

@@ -244,12 +244,12 @@ class ModelParts(Group):
         advanced=True,
     )
     sliding_window_pattern: Annotated[str, Field(pattern="^[SL]+$")] | None = option(
-        help="which layers have the sliding window: a text of S (with the window) and L (the whole context), repeated "
+        help="which layers have the sliding window: letters S (with the window) and L (the whole context), repeated "
         "over the layers; the last layer is always L; null: all layers have the window",
         question="Pattern of windows, such as SSSL (empty: a window in every layer)?",
-        why="Most layers need little context, and a few with the whole context pass it on: as in Gemma 2 and GPT-3, "
-        "and SSSL in nanochat. Long contexts get cheaper and the KV cache smaller; at short ones there is nothing to "
-        "gain.",
+        why="Most layers need little context, and a few with the whole context pass it on: as in Gemma 2, "
+        "GPT-3 and nanochat (SSSL). Long contexts get cheaper and the KV cache smaller; at short ones there is nothing "
+        "to gain.",
         advanced=True,
     )
     final_logit_softcapping: Float | None = option(
@@ -320,7 +320,7 @@ class ModelParts(Group):
         0.0,
         help="dropout on embeddings and on each block's output",
         question="Dropout?",
-        why="0 if the data is seen once; 0.1 to 0.2 for many epochs over a small text.",
+        why="0 if the data is seen once; 0.1 to 0.2 for many epochs over a small dataset.",
         ge=0.0,
         lt=1.0,
         advanced=True,
@@ -348,7 +348,7 @@ class ModelConfig(Group):
 
     config: str = option(
         ...,
-        help="a file or folder with config.json (Design a model writes one), or a name on the Hub",
+        help="a file or folder with config.json (`llm-lab design` writes one), or a name on the Hub",
         min_length=1,
         names="config",
     )

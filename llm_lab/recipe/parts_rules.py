@@ -78,8 +78,8 @@ def _yarn_context_is_the_product(values: Values) -> Iterator[Problem]:
     if longest and factor and original and abs(original * factor - longest) >= factor:
         yield Problem(
             "model.original_max_position_embeddings",
-            f"times yarn_factor = {factor:g}, this must be max_position_embeddings = {longest}, "
-            f"and is {original * factor:g}",
+            f"multiplied by yarn_factor = {factor:g}, this is {original * factor:g}, but it must be "
+            f"max_position_embeddings = {longest}",
             value=original,
             fix=f"Set it to {max(1, int(longest / factor))}, or leave it out.",
         )

@@ -99,15 +99,21 @@ def _steps(resolved: Resolved) -> int:
 
 
 def _long_examples(resolved: Resolved) -> Iterator[tuple[str, str]]:
-    """Warn of examples whose end is cut off; their lengths are estimated."""
-    examples, length = resolved.examples, resolved.values["train"].get("max_length")
+    """Warn of examples that are cut off; their lengths are estimated."""
+    examples, key = resolved.examples, "train.max_length"
+    length = resolved.values["train"].get("max_length")
     if not examples or resolved.stage.examples not in ("conversation", "preference") or not examples.lengths:
         return
     long = sum(tokens > length for tokens in examples.lengths)
     if long:
         share = 100 * long / len(examples.lengths)
-        text = f"about {share:.0f} % of the examples are longer than {length:,} tokens: their end is cut off"
-        yield "train.max_length", f"{text}. Use shorter ones, or a model with a longer context"
+        lost = "beginning" if resolved.stage.makes == "reward model" else "end"
+        text = f"about {share:.0f} % of the examples are longer than {length:,} tokens: their {lost} is cut off"
+        context = resolved.shape.max_position_embeddings if resolved.shape else None
+        fix = "Use shorter ones, or a model with a longer context"
+        if context is None or context > length:
+            fix = f"Use shorter ones, or a larger {key}" + (f", up to {context:,}" if context else "")
+        yield key, f"{text}. {fix}"
 
 
 def _never_answered(resolved: Resolved) -> Iterator[tuple[str, str]]:
@@ -138,7 +144,7 @@ def _smaller_batches(resolved: Resolved) -> Iterator[tuple[str, str]]:
         if smaller and smaller.fits:
             yield (
                 ROWS,
-                f"a smaller batch fits, with the same number of rows per step: {ROWS}={rows} {ACCUMULATION}={batches}",
+                f"a smaller batch fits, with as many sequences per step: {ROWS}={rows} {ACCUMULATION}={batches}",
             )
             return
 

@@ -109,7 +109,7 @@ class Lora(Group):
     load_in_4bit: Bool = option(
         False,
         help="load the frozen base in 4 bits (QLoRA), which requires CUDA and bitsandbytes; "
-        "left out: only where 16 bits don't fit",
+        "left out: true only where LoRA does not fit with a base in 16 bits",
         question="Base in 4 bits (QLoRA)?",
         advanced=True,
     )

@@ -68,7 +68,7 @@ class DataSource(Group):
     path: str = option(
         ...,
         help="a file, folder or glob (txt, md, jsonl, csv, parquet, arrow), builtin:stories, or a Hub name",
-        question="Which dataset of texts?",
+        question="Which dataset of text?",
         why="All files of a folder are read, or those of the training split. A text file is one document; in jsonl, "
         "csv and parquet each row is one. "
         "builtin:stories is generated locally and needs no network.",
@@ -160,8 +160,8 @@ class Train(TrainLoop, TrainSteps):
     )
     batch_size_warmup_steps: Int = option(
         0,
-        help="steps with smaller batches: a quarter of the rows in the first half of them, half of the rows in the "
-        "second; 0: none",
+        help="steps with smaller batches: a quarter of the sequences in the first half of these steps, half of them in "
+        "the second; 0: none",
         question="Steps with smaller batches?",
         why="While the loss falls fast, a token in a small batch teaches as much as in a large one, and there are more "
         "updates. GPT-3 and modded-nanogpt grow their batches. It helps where batches are large; the learning rate "
@@ -194,7 +194,7 @@ class Samples(Group):
 
     prompts: tuple[str, ...] = option(
         ("",),
-        help="the prompts of the samples; an empty text: no prompt",
+        help="the prompts of the samples; an empty string: no prompt",
         question="Prompts of the samples?",
         advanced=True,
     )
@@ -245,7 +245,7 @@ class PretrainRecipe(StageRecipe):
     optimizer: Optimizer = option(Muon(), help="the optimizer")
     scheduler: Scheduler = option(Scheduler(), help="the learning-rate schedule")
     train: Train = option(Train(), help="length, batches, evaluation and precision of the run")
-    samples: Samples = option(Samples(), help="texts generated at every evaluation")
+    samples: Samples = option(Samples(), help="text generated at every evaluation")
     score: Score | None = option(help="outputs for held-out prompts are scored at every evaluation")
 
 
@@ -399,7 +399,8 @@ def _derive_steps(recipe: PartialRecipe, machine: Machine, shape: ModelShape | N
     per_step = rows * recipe.get("train.max_length") * machine.processes
     wanted = max(1, round(TOKENS_PER_PARAMETER * shape.parameters / per_step))
     if on_cpu and wanted > CPU_MAX_STEPS:
-        recipe.fill("train.max_steps", CPU_MAX_STEPS, f"CPU mode; 20 tokens per parameter would be {wanted:,}")
+        reason = f"at most {CPU_MAX_STEPS} on a CPU; 20 tokens per parameter would be {wanted:,} steps"
+        recipe.fill("train.max_steps", CPU_MAX_STEPS, reason)
     else:
         recipe.fill("train.max_steps", wanted, f"20 tokens for each of {shape.parameters:,} parameters")
 
@@ -460,7 +461,7 @@ def _batches_can_grow(values: Values) -> Iterator[Problem]:
         why = f"the steps with smaller batches must be fewer than train.max_steps = {most}"
         yield Problem(key, why, value=steps, allowed=f"0 to {most - 1}", fix=f"Try {max(0, most // 10)}.")
     if steps and rows and rows % AT_FIRST:
-        why = f"the first batches have a quarter of train.per_device_train_batch_size = {rows} rows, not a whole number"
+        why = f"a quarter of train.per_device_train_batch_size = {rows}, as in the first batches, is not a whole number"
         more = AT_FIRST * -(-rows // AT_FIRST)
         fix = f"Set train.per_device_train_batch_size={more}, or another multiple of {AT_FIRST}."
         yield Problem(key, why, value=steps, fix=fix)

@@ -77,7 +77,7 @@ class Score(Group):
     max_completion_length: Int | None = option(
         help="maximum length of an output, in tokens",
         question="Maximum length of an output, in tokens?",
-        derived="the stage's own, else 256, within the context",
+        derived="the stage's own, else 256, at most half of the context",
         ge=1,
     )
     rewards: tuple[RewardTerm, ...] | None = option(

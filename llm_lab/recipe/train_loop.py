@@ -74,7 +74,7 @@ class Scheduler(Group):
         question="Which learning-rate schedule?",
         choices=SCHEDULERS,
         why="The last, small steps bring most of the gain, so all but `none` end at min_ratio. A wsd run can "
-        "be continued from its constant part; the others are made for one length.",
+        "be continued from its constant part; the others fit only the length that they start with.",
     )
     warmup_steps: Derived[Int] = option(
         help="warm-up steps",
@@ -184,14 +184,14 @@ class TrainLoop(Group):
         help="precision of matrix products; master weights are always float32",
         question="Precision?",
         choices=DTYPES,
-        derived="bfloat16 on CUDA; on a CPU whichever is faster",
+        derived="bfloat16 on CUDA; on a CPU whichever is faster, but float32 for reward models, DPO, GRPO and PPO",
         advanced=True,
     )
     attn_implementation: Derived[Annotated[str, OneOf(ATTENTION_KERNELS)]] = option(
         help="the attention kernel",
         question="Attention kernel?",
         choices=ATTENTION_KERNELS,
-        derived="flash_attention_2 where flash-attn is installed and supports the parts, else sdpa",
+        derived="sdpa; pretraining on a GPU: flash_attention_2 where flash-attn is installed and supports the parts",
         advanced=True,
     )
     gradient_checkpointing: Derived[Bool] = option(
@@ -380,7 +380,7 @@ def _there_is_a_sample_prompt(values: Values) -> Iterator[Problem]:
     prompts = (values.get("samples") or {}).get("prompts")
     if prompts is not None and not prompts:
         yield Problem(
-            "samples.prompts", "at least one prompt is required", allowed='a list of texts; [""]: without a prompt'
+            "samples.prompts", "at least one prompt is required", allowed='a list of strings; [""]: no prompt'
         )
 
 

@@ -77,7 +77,7 @@ def _read(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise _bad(path, f"can't be read ({one_line(str(error))})") from error
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise _bad(path, "must be a mapping of names to texts")
+        raise _bad(path, "must be a mapping of names to strings")
     if unknown := [key for key in found if key not in KEYS]:
         raise _bad(path, f"has an unknown key, {one_line(str(unknown[0]))}")
     return found

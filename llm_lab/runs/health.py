@@ -184,7 +184,7 @@ def _entropy(history: History, values: list[float]) -> Health:
 def _kl(history: History, values: list[float]) -> Health:
     lengths = _recent(history, "completion_length")
     if len(values) >= 3 and lengths and min(values[-3:]) * lengths[-1] > MOST_KL:
-        return Health(False, f"above {MOST_KL:g} nats per output: far from the reference model")
+        return Health(False, f"above {MOST_KL:g} nats per output (KL × output length): far from the reference model")
     if len(values) > 2 * FEW and values[-1] > SPIKE * median(values) and values[-1] > 0.05:
         return Health(False, "a jump: the last updates were too large")
     return Health(True, "near the reference model" if values[-1] < 0.05 else "grows slowly")

@@ -32,7 +32,7 @@ KEPT = 4  # checkpoints of a run; the default of train.save_total_limit
 MOST_LISTED = 6  # runs that are listed in a sentence
 STALE_SECONDS = 600.0  # after which no process is still writing a partial file
 CACHES = {
-    "tokens": "tokens of texts, made again when a run needs them",
+    "tokens": "tokens of datasets, made again when a run needs them",
     "measurements": "measured speeds, measured again when a run starts",
 }
 
@@ -310,7 +310,7 @@ def find_leftovers(
 
     For each run that is not running: the checkpoints except the first, the last two and evenly spaced ones between (as
     with train.save_total_limit), and except those that other runs were made from; checkpoints that were set aside;
-    partial files. Without names, also the caches: tokens of texts (unless something is running), and measured speeds.
+    partial files. Without names, also the caches: tokens of datasets (unless something is running), measured speeds.
     keep: checkpoints that a run keeps; by default 4, or train.save_total_limit if that is less.
     """
     places = [find_folder(name, root=root)[0] for name in names] or [root]

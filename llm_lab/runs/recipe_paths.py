@@ -22,7 +22,7 @@ from .folder import ROOT, RunFolder, run_of
 
 DATA = ("data", "score", "forgetting")  # groups of a recipe whose `path` names data
 NAME_DATA = (
-    "Name texts (data, or `--data FILE`) for a loss, or prompts (score.path, or `--prompts FILE`) for scored outputs."
+    "Name text (data, or `--data FILE`) for a loss, or prompts (score.path, or `--prompts FILE`) for scored outputs."
 )
 
 
@@ -53,7 +53,7 @@ def require_own_data(folder: str, key: str = "data") -> tuple[RunFolder, StageRe
     run, recipe = found
     if not has_validation(recipe) and getattr(recipe, "score", None) is None:
         can_hold_out = isinstance(recipe, PretrainRecipe | SftRecipe)
-        kept = "has no validation data" if can_hold_out else "has no held-out texts"
+        kept = "has no validation data" if can_hold_out else "has no held-out text"
         why = f"{run.path} {kept} and scored no prompts"
         raise UserError(Problem(key, why, fix=NAME_DATA))
     return found

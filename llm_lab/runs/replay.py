@@ -100,8 +100,15 @@ def _missing(line: Iterable[Node], target: Node, digest_of: Digest) -> Iterator[
         if not node.run.recipe_path.is_file():
             yield Problem(str(node.run.recipe_path), "no such file: the recipe of the run is missing")
         if node.step is not None and node is not target and not _is_final(node, node.run, digest_of):
-            why = f"the lineage continues from inside {node.run.path}; a pipeline continues from final results"
-            yield Problem(node.place, why, fix="Replay that run alone, and continue from its checkpoint by hand.")
+            why = (
+                f"a later run started from this intermediate checkpoint, but a pipeline can only start from the final "
+                f"model of {node.run.path}"
+            )
+            fix = (
+                f"Replay {node.run.path} alone. Then run the recipe of the later run, with `model` set to "
+                f"checkpoint-{node.step} of the replay."
+            )
+            yield Problem(node.place, why, fix=fix)
 
 
 def _is_final(node: Node, run: RunFolder, digest_of: Digest) -> bool:

@@ -139,7 +139,7 @@ def require_same_beginning(run: RunFolder, *, files_of: Callable[[str], Mapping[
         batch, before = batch_to_resume(run, _batch_of(train))
         if batch is None:
             why = (
-                f"{process_count()} processes can't share the rows of a step evenly; until now the number was {before}"
+                f"{process_count()} processes can't share the sequences of a step evenly; until now there were {before}"
             )
             how = f"Resume with --nproc {before}." if before > 1 else "Resume without --nproc."
             problems.append(Problem("--nproc", why, value=process_count(), fix=how))

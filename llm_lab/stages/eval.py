@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint: loss on texts, scored answers, tasks and speed. Nothing is trained."""
+"""Evaluation of a checkpoint: loss on text, scored answers, tasks and speed. Nothing is trained."""
 
 from __future__ import annotations
 

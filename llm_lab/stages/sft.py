@@ -132,7 +132,7 @@ def require_separate_examples(model: Any) -> None:
     if not keeps_documents_apart(model):
         why = (
             f"{type(base_of(model)).__name__} can't keep packed examples apart: it ignores positions that restart, so "
-            "each example would see those before it in its row"
+            "each example would see those before it in its sequence"
         )
         fix = "Leave the key out, or use another model or another train.attn_implementation."
         raise UserError(Problem("sft.packing", why, value=True, fix=fix))
@@ -268,7 +268,7 @@ def measure_held_out(
     no effect on conversations.
     """
     if options.max_tokens is not None:
-        why = "it applies to texts only; the conversations that a run held out are all measured"
+        why = "it applies to plain text only; the conversations that a run held out are all measured"
         raise UserError(Problem("eval.max_tokens", why, value=options.max_tokens, fix="Leave it out."))
     sources = open_example_sets(recipe)
     require_same_data(sources, run)

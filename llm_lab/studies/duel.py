@@ -54,7 +54,7 @@ class Side:
 class Comparison:
     """Two configurations at equal tokens or at equal time. verdict: on the second minus the first; None without pairs.
 
-    how: a description of what was held equal.
+    how: what was the same for both, in words.
     """
 
     by: str

@@ -194,7 +194,7 @@ def build_report(duel: Sweep, comparisons: Sequence[Comparison]) -> ReportFiles:
     for one in comparisons:
         report.heading(EQUAL[one.by].capitalize())
         report.text(verdict_words(duel, one))
-        report.text(f"What is held equal: {one.how}")
+        report.text(one.how)
         report.table(*pair_table(duel, one), caption=f"The {name_of(duel.measure)} with each seed.")
         if one.verdict is not None:
             report.picture(f"difference-{one.by}.svg", _picture(duel, one), _caption(duel, one))

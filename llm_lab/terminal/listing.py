@@ -234,7 +234,7 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     if pointers := lfs_pointers(folder):
         return [*rows, ("weights", f"not downloaded: {pointers[0]} is a Git LFS pointer; run git lfs pull there")]
     if is_reward_model(folder):
-        return [*rows, ("reward model", "scores texts; it can't generate text or be exported")]
+        return [*rows, ("reward model", "scores text; it can't generate text or be exported")]
     if not whole:
         rows.append(("loads in", "peft, together with its base; merge it (llm-lab merge) for a full model"))
     return rows + _loading_rows(config, *(("loads in", "GGUF") if whole else ("merged", "merged, GGUF")))

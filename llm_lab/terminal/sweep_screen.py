@@ -202,7 +202,7 @@ def print_duel_end(duel: Sweep, outcome: Outcome, by: str, *, hints: bool = True
         verdict = Text(wrapped(words, console.width) if console.is_terminal else words)
         verdict.stylize("title", 0, len(re.split(r"(?<=\.) |(?<=:) (?=the )", words)[0]))  # the verdict
         console.print(verdict, soft_wrap=not console.is_terminal)
-        console.print(one_line(f"What is held equal: {one.how}"), style="dim")
+        console.print(one_line(one.how), style="dim")
         console.print()
     _print_end(console, duel, outcome, hints=hints)
 

@@ -150,7 +150,7 @@ def with_remembered_batch(recipe: Any, folder: RunFolder, listener: Listener) ->
         listener(
             Notice(
                 f"The run continues with {process_count()} instead of {before} processes: each step reads the same "
-                f"rows, {batch.rows} at a time and {batch.batches} times in each process. Sums are rounded in "
+                f"sequences, {batch.rows} at a time and {batch.batches} times in each process. Sums are rounded in "
                 "a different order, and dropout is drawn again."
             )
         )
@@ -169,7 +169,7 @@ def halve_batch(recipe: Any, resolved: Resolved, folder: RunFolder, error: OutOf
     listener(
         RunWarning(
             f"Out of memory in step {error.step + 1:,} with {batch.rows} sequences at a time. Continuing from step "
-            f"{error.step:,} with {smaller.rows} at a time, {smaller.batches} times in a step: the same rows and "
+            f"{error.step:,} with {smaller.rows} at a time, {smaller.batches} times in a step: the same sequences and "
             f"gradients. For the next run: {ROWS}={smaller.rows} {ACCUMULATION}={smaller.batches}"
         )
     )

@@ -72,7 +72,7 @@ class LossWatch:
         limit = max(WORSE_THAN_A_GUESS * self._guess, 2 * self._first) if self._guess is not None else math.inf
         self._exploded = self._exploded + 1 if loss > limit else 0
         if self._exploded >= EXPLODED_ROWS:
-            what = f"the loss has exploded to {loss:.4g} at step {step:,} (a uniform guess: {self._guess:.3g}; "
+            what = f"the loss has exploded to {loss:.4g} at step {step:,} (a uniform guess has {self._guess:.3g}; "
             raise self._diverged(f"{what}{self._rows_of(step)}){_of_gradient(norm)}", step, learning_rate)
 
     def _find_first(

@@ -83,7 +83,7 @@ def _arguments(body: Mapping[str, Any]) -> dict[str, Any]:
 def _texts(body: Mapping[str, Any], key: str, most: int) -> list[str]:
     values = body.get(key) or []
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise UserError(Problem(key, "this is not a list of texts"))
+        raise UserError(Problem(key, "this is not a list of strings"))
     texts = [value for value in values if value.strip()]
     if len(texts) > most:
         raise UserError(Problem(key, f"{len(texts)} are too many", allowed=f"at most {most}"))

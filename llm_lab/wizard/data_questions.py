@@ -32,7 +32,7 @@ STREAM_WHY = (
 HUB_WHY = "The dataset's page on the Hub shows both. Most datasets have no subsets, and a split called train."
 MIX_WHY = "Several datasets of {} are mixed by weights that you set next. Part of each is held out for validation."
 SETS_WHY = "Each dataset is measured separately."
-NOUNS = {"text": "texts", "conversation": "conversations", "preference": "preference pairs", "prompt": "prompts"}
+NOUNS = {"text": "text", "conversation": "conversations", "preference": "preference pairs", "prompt": "prompts"}
 LOOKED_AT = "The format is recognized from the first rows; if it isn't, you choose the columns."
 WHY = {
     "text": TEXT_WHY,
@@ -61,7 +61,7 @@ SCORE_WHY = (
     "greedy and a sampled output."
 )
 FORGETTING_WHY = (
-    "A fine-tune can forget what the model knew, without any sign in its own validation loss. Name a text that it "
+    "A fine-tune can forget what the model knew, without any sign in its own validation loss. Name text that it "
     "should still know and that is not trained on: its bits per byte are measured at every evaluation, and the run "
     "warns if they rise by more than forgetting.threshold."
 )

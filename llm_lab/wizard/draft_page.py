@@ -167,7 +167,7 @@ def why_no_own_data(model: str) -> str:
     try:
         require_own_data(str(find_model(model)))
     except LabError:
-        return "choose texts here, or prompts or tasks below"
+        return "choose datasets here, or prompts or tasks below"
     return ""
 
 

@@ -22,13 +22,13 @@ from .questions import UNSET, Choice, Flow, KeepCard, Question
 from .reward_questions import ask_rewards
 
 DATA_WHY = (
-    "A run holds out texts or prompts from its training data; measuring on those repeats the run's own evaluation. "
-    "The loss on a text shows how well the model predicts it; to compare models with different tokenizers, use bits "
+    "A run holds out text or prompts from its training data; measuring on those repeats the run's own evaluation. "
+    "The loss on text shows how well the model predicts it; to compare models with different tokenizers, use bits "
     "per byte: their losses per token are not comparable. Each prompt gets two outputs, a greedy and a sampled one, "
     "and both are scored."
 )
 MEASURED = {
-    "data": "the loss on texts",
+    "data": "the loss on text",
     "score": "outputs for prompts, scored",
     "tasks": "tasks of lm-evaluation-harness",
 }

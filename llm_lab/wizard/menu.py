@@ -87,7 +87,7 @@ USE = (
         "evaluate",
         EVALUATE,
         "measure a model, or compare several",
-        "Loss on texts, scored outputs, speed and benchmark tasks; or several models on the same prompts.",
+        "Loss on text, scored outputs, speed and benchmark tasks; or several models on the same prompts.",
     ),
     Entry(
         "look",
@@ -155,7 +155,7 @@ def evaluate() -> Flow[Next | None]:
     """Measure a model, compare several, or compare all checkpoints of a run."""
     kept = [run for run in generating_runs() if run.checkpoints()]
     choices = (
-        Choice(EVAL.name, "Measure a model: loss on texts, scored outputs, speed, tasks"),
+        Choice(EVAL.name, "Measure a model: loss on text, scored outputs, speed, tasks"),
         Choice("compare", "Compare models on the same prompts, side by side"),
         Choice("time", "Compare the checkpoints of a run on one prompt", None if kept else "no run has checkpoints"),
     )

@@ -242,7 +242,7 @@ class Question:
             if not isinstance(answer, list) or not all(isinstance(one, str) for one in answer):
                 return f"{answer!r} is not a list of paths"
         elif not isinstance(answer, str):
-            return f"{answer!r} is not a text"
+            return f"{answer!r} is not text"
         return self.check(answer)
 
 

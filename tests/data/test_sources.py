@@ -251,7 +251,7 @@ def test_an_unknown_builtin_gets_a_suggestion():
 
 def test_a_builtin_dataset_of_conversations_that_is_used_as_a_text_is_recognized():
     message = refusal("builtin:instruct")
-    assert "has conversations, preferences or prompts, not texts" in message
+    assert "has conversations, preferences or prompts, not plain text" in message
     assert "score.path" in message
 
 

@@ -281,7 +281,7 @@ def test_losses_are_per_token_and_bits_per_byte_compare_different_tokenizers(mod
         assert model.numbers["bits_per_byte:few.jsonl"] == pytest.approx(bits, rel=1e-4)
     assert not found.same_tokens
     assert "compare bits per byte" in found.remarks[-1]
-    assert found.remarks[-2].startswith("Context length for texts: ")
+    assert found.remarks[-2].startswith("Context length for the loss on text: ")
     assert compare([TINY_60, "tiny"], prompts=["the"], data=["few.jsonl"]).same_tokens
 
 

@@ -332,7 +332,7 @@ def test_an_adapter_in_a_pickle_says_how_to_convert_it_and_the_command_works(tmp
 def test_a_merge_that_differs_too_much_is_refused(tmp_path):
     base = save_base(tmp_path / "base")
     save_adapter_on(base, tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"relative difference of logits .*e-\d+, allowed 1e-12"):
+    with pytest.raises(UserError, match=r"relative logit difference .*e-\d+, allowed 1e-12"):
         merge_into(tmp_path / "adapter", tmp_path / "merged", ignore, tolerance=1e-12)
     assert not (tmp_path / "merged").exists()
 
@@ -342,7 +342,7 @@ def test_the_differences_and_an_adapter_without_effect_are_reported(tmp_path):
     save_model(attach_lora(base, lora(), seed=1), tmp_path / "adapter")
     notices = Notices()
     merge_into(tmp_path / "adapter", tmp_path / "merged", notices)
-    assert any("maximum difference of logits" in line and "allowed 0.0001" in line for line in notices.lines)
+    assert any("logit difference at most" in line and "allowed 0.0001" in line for line in notices.lines)
     assert any("the adapter has no effect" in line for line in notices.lines)
     rewrite(tmp_path / "adapter" / "base_model.json", load_in_4bit=True)
     merge_into(tmp_path / "adapter", tmp_path / "again", notices)
@@ -392,7 +392,7 @@ def test_the_merge_command_makes_a_run_that_can_be_replayed(in_tmp_path, capsys)
     assert main(["merge", "checkpoints/life"]) == 0
     message = " ".join(capsys.readouterr().out.split())
     assert "checkpoints/life/sft/model" in message
-    assert "maximum difference of logits" in message
+    assert "logit difference at most" in message
     assert "Done: checkpoints/life-sft-merged/" in message
     whole = load_model("checkpoints/life-sft-merged/model")
     torch.testing.assert_close(whole(ids(attached)).logits, attached(ids(attached)).logits, rtol=1e-4, atol=1e-4)

@@ -85,7 +85,21 @@ def test_examples_that_are_cut_off_are_in_the_plan():
     long = replace(with_examples(1000), examples=ExampleSizes(1000, 0, (10, 10, 10, 5000)))
     ((key, text),) = plan_warnings(long)
     assert key == "train.max_length"
-    assert text.startswith("about 25 % of the examples are longer than 1,024 tokens")
+    assert text.startswith("about 25 % of the examples are longer than 1,024 tokens: their end is cut off")
+    assert text.endswith("Use shorter ones, or a larger train.max_length")
+
+
+def test_the_plan_of_a_reward_model_says_that_the_beginning_of_long_examples_is_cut_off(tmp_path):
+    shape = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"vocab_size": 300, "intermediate_size": 128, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    recipe = {"stage": "reward", "device": "cpu", "model": {"checkpoint": str(tmp_path)}}
+    recipe |= {"data": [{"path": "builtin:word-problems"}], "train": {"max_steps": 50}}
+    for length, fix in ((32, "a larger train.max_length, up to 64"), (64, "a model with a longer context")):
+        found = resolve({**recipe, "train": {"max_steps": 50, "max_length": length}})
+        ((_, text),) = plan_warnings(replace(found, examples=ExampleSizes(100, 0, (10, 500))))
+        assert "their beginning is cut off" in text
+        assert text.endswith(f"Use shorter ones, or {fix}")
 
 
 def test_a_plan_accounts_for_every_example():

@@ -81,6 +81,8 @@ def test_an_unknown_key_without_a_similar_one_lists_the_allowed_keys():
         ("model.norm", "rms_norm", "Did you mean rmsnorm?"),
         ("model.hidden_size", 4, "from 8 to 65,536"),
         ("validation.fraction", 0.9, "from 0 to 0.5"),
+        ("model.dropout", 1, "a number of at least 0, below 1"),
+        ("train.ema_decay", 1, "a number above 0, below 1"),
         ("name", "a/b", "letters, digits"),
         ("seed", -1, "from 0 to 4,294,967,295"),
         ("device", "gpu", "cuda, cpu, auto"),

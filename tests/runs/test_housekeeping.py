@@ -204,7 +204,7 @@ def test_gc_keeps_the_first_the_last_two_milestones_and_what_another_run_was_mad
     assert {one.bytes for one in find_leftovers(["many"])} == {1002}
     assert main(["gc", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "tokens of texts" in printed
+    assert "tokens of datasets" in printed
     assert "Nothing was deleted" in printed
     gone = "4.9 KiB checkpoints/many: 5 of 10 checkpoints, steps 30 to 80; 10, 20, 50, 90, 100 stay"
     assert gone in " ".join(printed.split())

@@ -186,7 +186,7 @@ def test_show_of_a_reward_model_lists_no_formats(line, capsys):
     Path("checkpoints/scorer/model/config.json").write_text(json.dumps(config))
     assert main(["show", "scorer"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "reward model scores texts; it can't generate text" in shown
+    assert "reward model scores text; it can't generate text" in shown
     assert "GGUF" not in shown
     assert "any tool" not in shown
 

@@ -185,7 +185,7 @@ def test_a_lineage_may_continue_from_the_last_checkpoint_of_a_run_but_not_from_a
         "checkpoint": "stage:first"
     }
     run(stage | {"name": "from-inside", "model": {"checkpoint": "checkpoints/first/steps/checkpoint-2"}})
-    with pytest.raises(UserError, match="a pipeline continues from final results"):
+    with pytest.raises(UserError, match="a pipeline can only start from the final model of"):
         compose("from-inside", name=None, digest_of=weights_digest)
 
 

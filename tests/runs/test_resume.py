@@ -122,7 +122,7 @@ def test_a_run_resumes_in_as_many_processes_as_can_share_its_steps(run, monkeypa
     require_same_beginning(run)
     assert batch_to_resume(run, Batch(3, 1)) == (Batch(3, 2), 2)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match=r"--nproc = 4: 4 processes can't share the rows .* Resume with --nproc 2"):
+    with pytest.raises(UserError, match=r"--nproc = 4: 4 processes can't share the sequences .* Resume with --nproc 2"):
         require_same_beginning(run)
     assert resume_command(run).endswith("--resume --nproc 4")
     # It has continued in one process, with a smaller batch.

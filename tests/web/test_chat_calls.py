@@ -131,5 +131,5 @@ def test_a_reward_model_is_refused_as_on_the_command_line(models, tmp_path):
         ask(tmp_path / "reward", "hello")
     with pytest.raises(UserError) as in_terminal:
         start_chat(str(tmp_path / "reward"), prompt="hello")
-    assert "scores texts and can't generate any" in str(in_page.value)
+    assert "scores text and can't generate any" in str(in_page.value)
     assert str(in_page.value) == str(in_terminal.value)

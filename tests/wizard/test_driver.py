@@ -338,7 +338,7 @@ def test_a_draft_survives_the_end_of_the_wizard(visit):
     visit(*TO_TEXTS, Key.CTRL_C, *LEAVE)
     screens = visit(*PRETRAIN, *pick("Continue"), Key.CTRL_C, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
-    assert "Which dataset of texts?" in screens[asked + 1]
+    assert "Which dataset of text?" in screens[asked + 1]
 
 
 def test_values_of_a_command_line_are_not_replaced_by_those_of_a_draft(visit, monkeypatch, capsys):

@@ -308,7 +308,7 @@ def test_an_evaluation_without_anything_to_measure_says_so_on_its_page_and_befor
         draft = new_draft("eval", model=model)
         shown[model] = next(row.value for row in rows_of(page_question(draft, draft, page)) if row.key == "data")
     assert shown["tiny"] == "the validation data of its run"
-    assert shown["tiny-sft"].startswith("choose texts")
+    assert shown["tiny-sft"].startswith("choose datasets")
     job, _ = read_job({"stage": "eval", "model": "tiny-sft", "device": "cpu"})
     (problem,), _ = look_at_data(job.stages[0])
     assert "has no validation data and scored no prompts" in str(problem)

@@ -85,7 +85,7 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
 def test_keys_that_are_typed_ahead_are_not_lost(terminal):
     here = terminal()
     here.at("What would you like to do?", DOWN, ENTER, ENTER, ENTER, ENTER)
-    here.at("Which dataset of texts?")
+    here.at("Which dataset of text?")
 
 
 def test_no_color_is_sent_with_no_color_set(terminal):

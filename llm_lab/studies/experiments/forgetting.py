@@ -1,12 +1,12 @@
-"""How much general text a model forgets in a fine-tune, with different learning rates, LoRA and replay.
+"""How much general text a fine-tune forgets, with different learning rates, LoRA, or old text in the data.
 
 A small model is pretrained on short stories and then fine-tuned on word problems in several ways. Throughout, the
 bits per byte of stories that no model was trained on are measured: the recipe key `forgetting` does that.
 
 What to expect: the model gets better at the new task, and much worse at the old text. A larger learning rate forgets
-more, and past some point it no longer learns more. Replay, that is mixing some of the old text into the new data, keeps
-most of what was known and costs a little of the new task. A LoRA adapter does not protect by itself: with a learning
-rate at which it learns the task, it can forget as much as full fine-tuning does.
+more, and past some point it no longer learns more. Some of the old text, mixed into the new data, keeps most of what
+was known and costs a little of the new task. A LoRA adapter does not protect by itself: with a learning rate at which
+it learns the task, it can forget as much as full fine-tuning does.
 
 What it teaches: what a fine-tune forgets does not show in its own validation loss, so measure it separately. What
 counts is how much is forgotten relative to how much is learned: the last picture shows that. The same measurement works
@@ -81,7 +81,7 @@ def run(options: Options, study: Study) -> None:
     ways |= {
         f"LoRA rank {rank} at {10 * rates[0]:g}": {"rate": 10 * rates[0], "rank": rank} for rank in options.lora_ranks
     }
-    ways |= {f"{share:.0%} replay at {middle:g}": {"rate": middle, "replay": share} for share in options.replay}
+    ways |= {f"{share:.0%} old text at {middle:g}": {"rate": middle, "replay": share} for share in options.replay}
     runs: dict[str, RunFolder] = {}
     for name, way in ways.items():
         folder = "-".join(f"{key}-{value:g}" for key, value in way.items()).replace("+", "")
@@ -149,7 +149,7 @@ def _report(
         "bars",
         draw_bars([(name, rises[name]) for name in runs], title="Forgetting at the end", x="bits per byte"),
         "Shorter is better; a bar to the left of 0 means that the model got better at the old text, as it can with "
-        "replay.",
+        "old text in the data.",
     )
     study.heading("Learning against forgetting")
     dots = [(learned[name], rises[name], None) for name in runs]

@@ -90,7 +90,7 @@ form.append(
     ? "Runs of each recipe. With fewer than six, no difference can be distinguished from chance."
     : "Runs of each configuration. One shows large differences; for small ones, use three or more."),
   el("details", {}, el("summary", {}, "More options"),
-    isDuel ? field("What is held equal", bound("by", by, "change")) : "",
+    isDuel ? field("How to compare", bound("by", by, "change")) : "",
     field("Measure", text("measure", { placeholder: "the held-out result of the stage" }), "The result to compare by, such as eval_loss."),
     field("Name", text("name", { placeholder: "derived from the recipe and the keys" }), "The name of its folder in checkpoints/. The name of an existing one resumes it."),
     field("Runs at a time", text("jobs", { inputmode: "numeric" }), "They share the cores; with several GPUs, each run gets one.")),
