@@ -308,7 +308,7 @@ UNUSUAL = [
 def test_features_of_a_native_model_that_other_programs_lack_are_reported(changes, unusual):
     parts = {"position_embedding": "rope", "norm": "rmsnorm", "activation": "swiglu", "num_hidden_layers": 2}
     assert "loads in any tool that supports it" in what_loads(parts).native_reason
-    assert f"with {unusual}: Transformers loads it, many" in what_loads(parts | changes).native_reason
+    assert f"with {unusual}: Transformers loads it; many other programs" in what_loads(parts | changes).native_reason
 
 
 def test_a_changed_weight_is_detected(tmp_path):

@@ -393,7 +393,7 @@ def test_a_template_that_changes_earlier_text_is_refused():
         "{{ messages | length }}{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
     )
-    with pytest.raises(UserError, match="before an answer once it is answered"):
+    with pytest.raises(UserError, match="before an answer differently once the answer is there"):
         encode_conversation(tokenizer, CONVERSATION)
 
 
