@@ -29,6 +29,7 @@ POLL_SECONDS, REPORT_SECONDS = 0.1, 0.5
 CLAIMS = ".claims"  # the folder of a sweep for the locks of the commands that work on it
 PATIENCE_SECONDS = 60.0  # for a process to save its work after the command that started it is gone
 OVER = ("done", "failed")
+START_SECONDS = 12  # until the second step of configs/duels/nano.yaml, on two idle cores: 11.9, 11.9
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,25 @@ def state_of(cell: Cell, measure: str) -> CellState:
     )
 
 
+def run_seconds(sweep: Sweep, name: str) -> float:
+    """Return the seconds that a run of a configuration takes, including its start; 0 if not known."""
+    job = sweep.jobs.get(name)
+    seconds = sum(one.estimate.wall_seconds or 0.0 for one in job.stages) if job else 0.0
+    return seconds and seconds + START_SECONDS
+
+
+def seconds_left(sweep: Sweep, state: CellState, since_start: float = 0.0) -> float:
+    """Return the seconds that the rest of a run takes, including its start; 0 if not known.
+
+    since_start: the seconds since its process was started.
+    """
+    whole = run_seconds(sweep, state.cell.configuration.name)
+    if not whole:
+        return 0.0
+    start = max(0.0, START_SECONDS - since_start)
+    return start + (whole - START_SECONDS) * (1 - state.step / state.max_steps if state.max_steps else 1.0)
+
+
 def commands_at_work(folder: Path) -> dict[Path, dict[str, Any]]:
     """Return the processes of the commands working on a sweep (pid, host, start), by the folder of their lock."""
     found = {file.parent: read_object(file) for file in folder.glob(f"{CLAIMS}/*/{lock.NAME}")}
@@ -121,6 +141,7 @@ class _Running:
     log: Path
     slot: int
     since: float
+    predicted: float  # seconds
 
 
 class _Work:
@@ -163,6 +184,7 @@ class _Work:
                 self._left.remove(cell)
             return
         self._left.remove(cell)
+        predicted = seconds_left(self.sweep, state_of(cell, self.sweep.measure))
         logs = self.sweep.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         log = logs / f"{cell.name}.log"
@@ -170,7 +192,7 @@ class _Work:
         gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
         with open(log, "w", encoding="utf-8") as output:
             process = start_child(cell.recipe, cell.folder, output, jobs=self.jobs, gpu=gpu)
-        self._running[cell.name] = _Running(process, claim, log, slot, time.monotonic())
+        self._running[cell.name] = _Running(process, claim, log, slot, time.monotonic(), predicted)
 
     def _claim(self, cell: Cell) -> ExitStack | None:
         """Take the lock of a cell; None if another command has it."""
@@ -208,7 +230,7 @@ class _Work:
             with suppress(OSError):
                 running.log.unlink()
             self._took += time.monotonic() - running.since
-            self._predicted += self._cost(cell)
+            self._predicted += running.predicted
         running.claim.close()
         with suppress(OSError):
             self._place(cell).rmdir()
@@ -259,15 +281,11 @@ class _Work:
         """Return the time that the remaining cells will take, from the estimates and how accurate they were so far."""
         seconds = 0.0
         for state in states:
-            cost = self._cost(state.cell)
-            if state.status not in OVER:
-                seconds += cost * (1 - state.step / state.max_steps if state.max_steps else 1.0)
+            if state.status not in OVER or state.cell in self._left:
+                running = self._running.get(state.cell.name)
+                seconds += seconds_left(self.sweep, state, time.monotonic() - running.since if running else 0.0)
         right = self._took / self._predicted if self._predicted else 1.0
         return seconds * right / self.jobs if seconds else None
-
-    def _cost(self, cell: Cell) -> float:
-        job = self.sweep.jobs.get(cell.configuration.name)
-        return sum(one.estimate.wall_seconds or 0.0 for one in job.stages) if job else 0.0
 
 
 def _gpus() -> list[str]:

@@ -115,6 +115,7 @@ def plan_duel(
         remarks=tuple([*remarks, *changed, *caveats(grid.values, jobs, measure)]),
         jobs=jobs,
         kind="duel",
+        changes=grid.fixed,
     )
     return joined_with_folder(duel, numbered=numbered)
 

@@ -59,7 +59,7 @@ class Sweep:
 
     keys: the swept keys. base: the recipe that the configurations change. wanted: the configurations and seeds that the
     current command requests; the folder may hold others, from earlier commands. jobs: the checked job of each
-    configuration; empty for a sweep that was only read.
+    configuration; empty for a sweep that was only read. changes: key=value for all runs, as given to the first command.
     """
 
     folder: Path
@@ -73,6 +73,7 @@ class Sweep:
     wanted: tuple[frozenset[str], frozenset[int]] = (frozenset(), frozenset())
     jobs: Mapping[str, Job] = field(default_factory=dict)
     kind: str = "sweep"
+    changes: tuple[str, ...] = ()
 
     def cells(self) -> list[Cell]:
         """Return every cell: the first seed of all configurations, then the second, so that stopping early is fair."""
@@ -95,6 +96,7 @@ class Sweep:
             "seeds": list(self.seeds),
             "configurations": [vars(one) for one in self.configurations],
             "remarks": list(self.remarks),
+            "changes": list(self.changes),
             "recipe": self.base,
         }
         write_atomically(self.folder / FILE, json.dumps({**known, **record}, indent=1, ensure_ascii=False) + "\n")
@@ -169,6 +171,7 @@ def plan_sweep(
         command=command,
         remarks=tuple(remarks + _new_groups(base, jobs, grid.values) + caveats(grid.values, jobs, measure)),
         jobs=jobs,
+        changes=grid.fixed,
     )
     return joined_with_folder(sweep, numbered=numbered)
 
@@ -384,6 +387,8 @@ def _require_types(record: Mapping[str, Any]) -> None:
     wrong = [key for key, kind in expected.items() if not isinstance(record[key], kind)]
     wrong += [key for key in ("keys", "remarks") if not all(isinstance(one, str) for one in record[key])]
     wrong += [] if all(type(seed) is int for seed in record["seeds"]) else ["seeds"]
+    changes = record.get("changes") or []  # older sweeps have none
+    wrong += [] if isinstance(changes, list) and all(isinstance(one, str) for one in changes) else ["changes"]
     for one in record["configurations"]:
         texts = all(isinstance(one[key], str) for key in ("name", "label"))
         # These names become names of run folders.
@@ -419,6 +424,7 @@ def open_sweep(folder: str | Path, *, root: Path = ROOT) -> Sweep:
             command=record["command"],
             remarks=tuple(record["remarks"]),
             kind=record["kind"],
+            changes=tuple(record.get("changes") or ()),
         )
     except (KeyError, TypeError, AttributeError) as error:
         why = f"the file can't be read ({type(error).__name__}: {error})"

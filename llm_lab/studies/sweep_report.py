@@ -10,7 +10,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.glossary import name_of, quantity, write
 from llm_lab.runs.plots import Interval, Line, draw_heatmap, draw_intervals, draw_lines
 
-from .cells import CellState
+from .cells import START_SECONDS, CellState, run_seconds, seconds_left
 from .grid import Configuration, short_keys, shown_value
 from .measures import less_is_better, rows_of
 from .report_files import ReportFiles
@@ -24,7 +24,6 @@ LOGGED_OFTEN = {
     "eval_accuracy": "accuracy",
 }
 SMOOTH_ABOVE, SMOOTH_SHARE = 60, 40  # curves with more points are averaged over a 40th of them
-START_SECONDS = 12  # until the second step of configs/duels/nano.yaml, on two idle cores: 11.9, 11.9
 MONTH_SECONDS = 30 * 86_400
 TOO_LONG = "this takes more than a month: use fewer steps, values or seeds"
 
@@ -86,8 +85,8 @@ def plan_rows(
     """Return what a sweep will do, as (name, text): runs, time, disk space, and remarks. then: what follows it."""
     left = [state for state in states if state.status != "done" and (retry_failed or state.status != "failed")]
     done, failed = (sum(state.status == status for state in states) for status in ("done", "failed"))
-    costs = [_cost(sweep, state.cell.configuration.name) for state in left]
-    seconds = sum(one for one, _ in costs) / jobs
+    seconds = sum(seconds_left(sweep, state) for state in left) / jobs
+    disk_bytes = sum(_disk_bytes(sweep, state.cell.configuration.name) for state in left)
     before = [f"{done} done" if done else "", f"{failed} failed before" if failed else ""]
     kept = f" ({', '.join(filter(None, before))})" if any(before) else ""
     how = "one after the other" if jobs == 1 else f"{jobs} at a time"
@@ -98,7 +97,8 @@ def plan_rows(
         ("compares", describe_sweep(sweep)),
         ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
         ("time", f"{about(seconds)}, with {START_SECONDS} s for the start of each run" if seconds else unknown),
-        ("disk", f"{size(sum(disk_bytes for _, disk_bytes in costs))} in {sweep.folder}/"),
+        ("disk", f"{size(disk_bytes)} in {sweep.folder}/"),
+        *([("changes", ", ".join(sweep.changes))] if sweep.changes else []),
         *([("then", then)] if then else []),
         *too_long,
         *(("note", remark) for remark in sweep.remarks),
@@ -113,15 +113,13 @@ def takes_too_long(seconds: float) -> bool:
 
 def cost_of_a_seed(sweep: Sweep) -> tuple[float, int]:
     """Return the seconds and the bytes on disk that a sweep or a duel takes for each of its seeds."""
-    costs = [_cost(sweep, configuration.name) for configuration in sweep.configurations]
-    return sum(seconds for seconds, _ in costs), sum(disk_bytes for _, disk_bytes in costs)
+    names = [configuration.name for configuration in sweep.configurations]
+    return sum(run_seconds(sweep, name) for name in names), sum(_disk_bytes(sweep, name) for name in names)
 
 
-def _cost(sweep: Sweep, name: str) -> tuple[float, int]:
-    """Return the seconds, including the start, and the bytes on disk of one run of a configuration."""
-    costs = [one.estimate for one in sweep.jobs[name].stages]
-    seconds = sum(cost.wall_seconds or 0.0 for cost in costs)
-    return seconds and seconds + START_SECONDS, sum(cost.disk_bytes for cost in costs)
+def _disk_bytes(sweep: Sweep, name: str) -> int:
+    """Return the bytes on disk of one run of a configuration."""
+    return sum(one.estimate.disk_bytes for one in sweep.jobs[name].stages)
 
 
 def _of_one(words: str) -> str:

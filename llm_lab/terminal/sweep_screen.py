@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.estimate.formatting import clock, plural
+from llm_lab.estimate.formatting import clock, duration, plural
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.runs.plan_lines import BANNER
 from llm_lab.studies.cells import CellState, Outcome, state_of
@@ -111,7 +111,8 @@ class SweepScreen:
         if state.status != "done" and state.step:
             parts.append(f"step {state.step:,}" + (f" of {state.max_steps:,}" if state.max_steps else ""))
         if state.seconds:
-            parts.append(clock(state.seconds))
+            # As in the table at the end, once it is done.
+            parts.append(duration(state.seconds) if state.status == "done" else clock(state.seconds))
         shown: list[str] = []
         for part in parts:
             if room is None or len(", ".join([*shown, part])) <= room:

@@ -1,5 +1,6 @@
 """What a sweep will run: the grid, its recipes, and what is refused before anything runs."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,10 +10,12 @@ from support.post_runs import post_recipe, write_base
 
 from llm_lab.commands.arguments import PRESETS as NAMED
 from llm_lab.errors import UserError
+from llm_lab.estimate.formatting import about
+from llm_lab.studies.cells import START_SECONDS, CellState, _Work, run_seconds, seconds_left
 from llm_lab.studies.grid import read_grid, short_keys, split_values
 from llm_lab.studies.presets import PRESETS
 from llm_lab.studies.sweep import open_sweep, plan_sweep
-from llm_lab.studies.sweep_report import how_to_read, what_is_missing
+from llm_lab.studies.sweep_report import cost_of_a_seed, how_to_read, plan_rows, what_is_missing
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = "optimizer.learning_rate=0.01,0.02"
@@ -240,6 +243,27 @@ def test_a_sweep_without_a_result_explains_no_result_and_counts_its_runs_in_word
         "1 of 2 runs was stopped; it continues when this is resumed.",
     ]
     assert what_is_missing(rows("waiting", "waiting")) == ["2 of 2 runs have not run yet."]
+
+
+def test_the_time_left_of_a_sweep_is_the_time_of_its_plan_until_a_run_has_started():
+    sweep = plan_sweep(tiny_recipe(), [RATES], seeds=2)
+    shown = []
+    work = _Work(sweep, sweep.cells_to_run(), jobs=1, retry_failed=False)
+    work.report(lambda states, seconds: shown.append(seconds), at_once=True)
+    assert shown == [pytest.approx(2 * cost_of_a_seed(sweep)[0])]
+    assert dict(plan_rows(sweep, work.states()))["time"].startswith(about(shown[0]))
+
+
+def test_the_time_left_of_a_run_becomes_less_while_it_starts_and_with_each_step():
+    sweep = plan_sweep(tiny_recipe(), [RATES])
+    state = CellState(sweep.cells()[0], "running", max_steps=4)
+    whole = run_seconds(sweep, state.cell.configuration.name)
+    training = whole - START_SECONDS
+    assert seconds_left(sweep, state) == whole
+    assert seconds_left(sweep, state, 5.0) == pytest.approx(whole - 5)
+    assert seconds_left(sweep, replace(state, step=1), 60.0) == pytest.approx(0.75 * training)
+    # A run that was stopped starts again.
+    assert seconds_left(sweep, replace(state, step=1)) == pytest.approx(START_SECONDS + 0.75 * training)
 
 
 def test_a_sweep_without_an_equals_sign_says_how_to_write_it():

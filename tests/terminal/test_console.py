@@ -36,7 +36,7 @@ def test_numbers_are_formatted_for_people():
         *("0", "950", "9,999", "12 k", "771 k", "1.2 M", "20 B")
     ]
     assert [size(n) for n in (12, 2048, 3.4 * 2**30)] == ["12 bytes", "2.0 KiB", "3.4 GiB"]
-    assert [clock(n) for n in (12.9, 91, 3723, 200_000)] == ["0:12", "1:31", "1:02:03", "2d 07:33:20"]
+    assert [clock(n) for n in (12.9, 91, 3723, 200_000)] == ["0:13", "1:31", "1:02:03", "2d 07:33:20"]
     assert [about(n) for n in (2, 44, 110, 8_000, 90_000, 320_000)] == [
         *("a few seconds", "about 40 s", "about 2 min", "about 2.2 h", "about 25 h", "about 3.7 days")
     ]

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from rich.theme import Theme
 from support.screens import assert_matches_snapshot
 from support.wizard_keys import drawn
 
+from llm_lab.estimate.formatting import duration
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.registry import STAGES
 from llm_lab.studies.cells import CellState
@@ -153,6 +155,14 @@ def test_a_table_of_results_leaves_out_the_seeds_before_it_wraps_a_number(column
     assert ("seed 1337" in lines[0]) == (columns > 60)
     shown = [cell for name, cell in zip(head, rows[0], strict=True) if name in lines[0]]
     assert lines[1].split() == " ".join(shown).split()
+
+
+def test_the_time_of_a_run_of_a_sweep_that_is_done_is_that_of_the_table(tmp_path):
+    sweep = SimpleNamespace(folder=tmp_path / "sweep", measure="eval_loss")
+    screen = SweepScreen(sweep, Console(file=io.StringIO()))
+    state = CellState(SimpleNamespace(label="adamw"), "done", 40, 40, value=4.9531, seconds=7.6)
+    assert screen._details(state).endswith(f", {duration(7.6)}")
+    assert screen._details(replace(state, status="running")).endswith(", 0:08")
 
 
 def test_a_running_sweep_has_one_line_for_each_run_in_a_narrow_terminal(tmp_path):

@@ -12,8 +12,9 @@ from llm_lab.commands.arguments import parse
 from llm_lab.estimate.formatting import about
 from llm_lab.runs.folder import RunFolder
 from llm_lab.studies import DUEL_ABOUT, STUDY_ABOUT, SWEEP_ABOUT
-from llm_lab.studies.sweep import plan_sweep
-from llm_lab.studies.sweep_report import START_SECONDS, cost_of_a_seed
+from llm_lab.studies.cells import START_SECONDS
+from llm_lab.studies.sweep import open_sweep, plan_sweep
+from llm_lab.studies.sweep_report import cost_of_a_seed
 from llm_lab.wizard.home import GROUPS
 from llm_lab.wizard.menu import entries_of
 from llm_lab.wizard.questions import Next, Pause, ResumeSweep, StartDuel, StartSweep
@@ -157,6 +158,18 @@ def test_the_time_of_a_sweep_includes_the_start_of_each_run():
     seconds = cost_of_a_seed(plan_sweep("mine", ["optimizer.learning_rate=0.01,0.02"], seeds=5))[0]
     assert seconds > 2 * START_SECONDS
     assert line == f"{'time':<10}{about(5 * seconds)}, with {START_SECONDS} s for the start of each run"
+
+
+def test_the_plan_of_a_sweep_and_of_a_duel_lists_the_changes_that_apply_to_all_its_runs():
+    words = "optimizer.learning_rate=0.01,0.02 train.max_steps=4 validation.max_tokens=64"
+    for flow, entry in ((sweep, "other keys"), (duel, "one key changed")):
+        visit = answers(flow, ["mine", entry, words, ENTER])
+        shown = [line.text for line in visit.question.screen.lines if line.text.startswith("changes")]
+        assert shown == [f"{'changes':<10}train.max_steps=4, validation.max_tokens=64"]
+        if flow is sweep:
+            planned = plan_sweep("mine", words.split(), seeds=1)
+            planned.write()
+            assert open_sweep(planned.folder).changes == planned.changes != ()
 
 
 def test_each_number_of_seeds_says_what_it_costs():
