@@ -96,7 +96,7 @@ def _native_reason(name: str, parts: Mapping[str, Any]) -> str:
     if (found := _hidden_act(parts)) != "silu":
         few, usual = f"hidden_act {found}", "many other programs support only SwiGLU"
     elif name.startswith("Qwen3") and parts.get("attention_bias"):
-        few, usual = "biases in attention", "many other programs ignore the bias of the output projection"
+        few, usual = "biases in attention", "many other programs have no bias in its output projection"
     elif name.startswith("Qwen") and _layers_with_window(parts) == "some":
         few, usual = "a sliding window in some layers", "many other programs support windows in all layers or in none"
     else:

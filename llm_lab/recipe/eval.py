@@ -35,7 +35,7 @@ OWNERS = {
 
 
 class EvalText(Group):
-    """One dataset of texts whose loss is measured."""
+    """One dataset of text whose loss is measured."""
 
     path: str = option(
         ...,

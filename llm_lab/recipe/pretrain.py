@@ -63,7 +63,7 @@ class BpeTokenizer(Group):
 
 
 class DataSource(Group):
-    """One dataset of texts."""
+    """One dataset of text."""
 
     path: str = option(
         ...,
