@@ -1,4 +1,4 @@
-"""Web search: titles, snippets and addresses from ddgs or a SearXNG. The pages found are never opened."""
+"""Web search: titles, snippets and addresses from ddgs or a SearXNG server. The pages found are never opened."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from llm_lab.safe_text import has_secret, printable, shorten, valid_text
 KEY = "web search"
 DDGS = "ddgs"
 ADDRESS_VARIABLE = "LLM_LAB_SEARXNG"
-INSTALL = f"pip install 'llm-lab[search]', or set {ADDRESS_VARIABLE} to the address of a SearXNG."
+INSTALL = f"pip install 'llm-lab[search]', or set {ADDRESS_VARIABLE} to the address of a SearXNG server."
 MOST_RESULTS = 20
 LONGEST_QUERY = 400
 LONGEST_TITLE, LONGEST_SNIPPET, LONGEST_ADDRESS = 200, 500, 500
@@ -33,7 +33,7 @@ LARGEST_ANSWER = 2_000_000  # bytes
 SECONDS = 10.0
 # These join letters in Persian, Indic scripts and emoji; all other format characters are invisible or reverse text.
 _JOINERS = "\u200c\u200d"
-_BACKENDS = "ddgs, or the address of a SearXNG, such as http://127.0.0.1:8888"
+_BACKENDS = "ddgs, or the address of a SearXNG server, such as http://127.0.0.1:8888"
 # Words that show that a message asks about current events, which a model can't know. They are listed in docs/chat.md.
 # "now" and "current" alone are too common: "How many nuts does Tom have now?".
 WORDS = (
@@ -121,7 +121,7 @@ def describe_privacy(backend: str) -> str:
     """Return the sentence that says where a question is sent."""
     if backend == DDGS:
         return "Your question leaves this machine: ddgs sends it to public search engines, such as DuckDuckGo and Bing."
-    return f"Your question leaves this machine: the SearXNG at {backend} sends it to public search engines."
+    return f"Your question leaves this machine: the SearXNG server at {backend} sends it to public search engines."
 
 
 def hits_from(rows: Iterable[Any]) -> list[Hit]:
@@ -204,7 +204,7 @@ def _ask_ddgs(_: str, query: str, n: int, seconds: float) -> list[dict[str, Any]
         if "No results" in str(error):
             return []
         why = f"ddgs found nothing: {_one_line(error, 200)}"
-        fix = "Search engines sometimes refuse ddgs: try again later, update ddgs, or use a SearXNG."
+        fix = "Search engines sometimes refuse ddgs: try again later, update ddgs, or use a SearXNG server."
         if any(word in str(error) for word in ("DNSError", "ConnectError")):
             why, fix = "the search engines can't be reached", "Check the network connection."
         raise UserError(Problem(KEY, why, fix=fix)) from None
@@ -226,7 +226,7 @@ def _ask_searxng(address: str, query: str, n: int, seconds: float) -> list[dict[
         raise _no_json(address, body) from None
     rows = answer.get("results") if isinstance(answer, dict) else None
     if not isinstance(rows, list):
-        raise UserError(Problem(KEY, "the answer has no list of results: this is not a SearXNG", value=address))
+        raise UserError(Problem(KEY, "the answer has no list of results: this is not a SearXNG server", value=address))
     if not rows and (silent := _silent_engines(answer)):
         why = f"nothing was found, and these engines did not answer: {silent}"
         raise UserError(Problem(KEY, why, fix="Try again later, or choose other engines in SearXNG's settings."))
@@ -253,7 +253,7 @@ def _fetch(address: str, query: str, seconds: float) -> bytes:
             while piece := response.read1(1 << 16):
                 body += piece
                 if len(body) > LARGEST_ANSWER:
-                    why = f"the answer is larger than {LARGEST_ANSWER // 1_000_000} MB: this is not a SearXNG"
+                    why = f"the answer is larger than {LARGEST_ANSWER // 1_000_000} MB: this is not a SearXNG server"
                     raise UserError(Problem(KEY, why, value=address))
                 if time.monotonic() > until:
                     raise TimeoutError
@@ -293,7 +293,7 @@ def _refused(address: str, error: urllib.error.HTTPError) -> LabError:
         return UserError(
             Problem(KEY, f"it redirects to {to}", value=address, fix="Use the address that it redirects to.")
         )
-    known = {401: "it requires a login (401)", 404: "there is no SearXNG at this address (404)"}
+    known = {401: "it requires a login (401)", 404: "there is no SearXNG server at this address (404)"}
     return UserError(Problem(KEY, known.get(error.code, f"it answers with HTTP status {error.code}"), value=address))
 
 
@@ -315,7 +315,7 @@ def _no_json(address: str, body: bytes) -> LabError:
         why = "it answers with a page that asks whether you are human (a CAPTCHA), not with results"
         return UserError(Problem(KEY, why, value=address, fix="Try again later, or use another backend."))
     what = "a web page" if "<html" in text or "<!doctype" in text else "something"
-    fix = "Check that it is the address of a SearXNG."
+    fix = "Check that it is the address of a SearXNG server."
     return UserError(Problem(KEY, f"it answers with {what} that is not JSON", value=address, fix=fix))
 
 

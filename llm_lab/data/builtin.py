@@ -26,10 +26,10 @@ class BuiltinCorpus:
 
 
 BUILTIN = {
-    "stories": BuiltinCorpus("7,000 stories, 3.8 MB", "1"),  # one in five has sums
+    "stories": BuiltinCorpus("7,000 stories, 3.7 MiB", "1"),  # one in five has sums
     # Both also have examples for SFT, DPO, GRPO and PPO: the same problems, always in the same words or in varied ones.
-    "sums": BuiltinCorpus("24,000 documents, 3.3 MB", "1"),
-    "word-problems": BuiltinCorpus("24,000 documents, 3.2 MB", "1"),
+    "sums": BuiltinCorpus("24,000 documents, 3.2 MiB", "1"),
+    "word-problems": BuiltinCorpus("24,000 documents, 3.1 MiB", "1"),
 }
 
 ABOUT_BUILTIN = {

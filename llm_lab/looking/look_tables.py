@@ -267,17 +267,19 @@ def summary_of(looked: Findings) -> list[str]:
         settled = sorted(lens.settled.tolist())
         middle = settled[len(settled) // 2]
         where = f"after layer {middle - 1}" if middle else "before the first layer"
+        where += f" (the layers are 0 to {inside.layers - 1})"
         best = inside.lens_tokens[int(lens.tokens[-1, -1, 0])]
         found.append(
-            f"{LENS}: for half of the tokens, the final prediction is already reached {where} of {inside.layers}. "
+            f"{LENS}: for half of the tokens, the final prediction is already reached {where}. "
             f"After the text: “{best}” with probability {float(lens.probabilities[-1, -1, 0]):.2f}."
         )
     found += list(inside.missing.values())
     if (difference := looked.difference) is not None:
         at = int(difference.divergence.argmax())
         found.append(
-            f"Against {difference.other.name}: loss on the text {inside.loss:.3f} and {difference.other.loss:.3f}; the "
-            f"predictions differ by {float(difference.divergence.mean()):.3f} bits on average (KL divergence; 0 where "
+            f"Against {difference.other.name}: the loss on the text is {inside.loss:.3f} here and "
+            f"{difference.other.loss:.3f} there; the predictions differ by "
+            f"{float(difference.divergence.mean()):.3f} bits on average (KL divergence; 0 where "
             f"they are the same), most after “{inside.text_tokens[at]}”."
         )
     if looked.moments:

@@ -52,7 +52,7 @@ def add_heads(page: Page, inside: Inside) -> None:
         (
             "Induction score",
             scores.induction,
-            "Strong cells are induction heads: they look at what followed last time.",
+            "Strong cells are induction heads: they look at what followed the same token before.",
         ),
         (
             "Previous-token score",

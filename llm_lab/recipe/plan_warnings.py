@@ -133,7 +133,7 @@ def _never_answered(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 
 def _smaller_batches(resolved: Resolved) -> Iterator[tuple[str, str]]:
-    """If the recipe's batch does not fit, name the largest one that does, with the same number of rows per step."""
+    """If the recipe's batch does not fit, name the largest one that does, with as many sequences per step."""
     if resolved.estimate.fits:
         return
     train = resolved.values["train"]

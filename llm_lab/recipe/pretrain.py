@@ -474,8 +474,8 @@ PRETRAIN = Stage(
     about=ABOUT,
     recipe=PretrainRecipe,
     why=(
-        "Pretraining: the model learns to predict the next token of raw text. From scratch it starts with random "
-        "weights; continued, from a run or another model. The result continues texts; it does not answer "
+        "Pretraining: the model learns to predict the next token of raw text. It starts from random weights "
+        "(from scratch), or from those of a run or another model. The result continues texts; it does not answer "
         "questions yet."
     ),
     rules=(

@@ -52,7 +52,8 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
         yield "parameters", f"{_at_most(values)}{total}: {many}", ""
     if values.get("tokenizer") is not None:
         yield "tokenizer", _tokenizer(values["tokenizer"]), ""
-    for index, line in enumerate(_data(values.get("data") or ())):
+    held_out = 0 if examples else (values.get("validation") or {}).get("fraction") or 0
+    for index, line in enumerate(_data(values.get("data") or (), held_out)):
         yield "" if index else "data", line, ""
     if examples:
         yield "examples", examples.describe(), ""
@@ -178,15 +179,19 @@ def _tokenizer(tokenizer: Any) -> str:
     return "bytes (257 entries)" if tokenizer == "bytes" else str(tokenizer)
 
 
-def _data(sources: Any) -> Iterator[str]:
+def _data(sources: Any, held_out: float) -> Iterator[str]:
+    share_of_each = f"{100 * held_out:.3g} % of {'it' if len(sources) == 1 else 'each'} held out" if held_out else ""
     whole = sum(source.get("weight", 1.0) for source in sources) or 1.0
     for source in sources[:DATA_LINES] if len(sources) > DATA_LINES + 1 else sources:
         mixed = len(sources) > 1 and "weight" in source  # texts that are only evaluated have no weights
         share = f", {100 * source['weight'] / whole:.0f} % of the mix" if mixed else ""
         subset = f" ({source['subset']})" if source.get("subset") else ""
-        yield f"{source.get('path')}{subset}{share}"
+        only = f", {share_of_each}" if held_out and len(sources) == 1 else ""
+        yield f"{source.get('path')}{subset}{share}{only}"
     if len(sources) > DATA_LINES + 1:
         yield f"and {len(sources) - DATA_LINES} more"
+    if held_out and len(sources) > 1:
+        yield share_of_each
 
 
 def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool, seen: bool) -> str:
@@ -221,12 +226,13 @@ def _warmup(scheduler: Mapping[str, Any]) -> str:
 
 
 def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
-    fraction = (values.get("validation") or {}).get("fraction")
-    held_out = "" if fraction is None else f", on {100 * fraction:.3g} % of the data"
-    if fraction == 0:
+    validation = values.get("validation") or {}
+    if validation.get("fraction") == 0:
         return "none: no data is held out"
+    limits = {what: validation.get(f"max_{what}") for what in ("tokens", "examples")}
+    most = "".join(f", on at most {count(number)} {what}" for what, number in limits.items() if number)
     saved = f"; checkpoint every {train['save_steps']:,}" if train.get("save_steps") else ""
-    return f"every {train['eval_steps']:,} steps{held_out}{saved}"
+    return f"every {train['eval_steps']:,} steps{most}{saved}"
 
 
 def _time(cost: Estimate) -> str:
@@ -243,5 +249,6 @@ def _memory(cost: Estimate, *, assumed: bool) -> str:
     need += f", other {size(sum(number for _, number in parts[MEMORY_PARTS:]))}" if len(parts) > MEMORY_PARTS else ""
     fits = "" if cost.fits else "Does not fit: "
     there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
-    measured = " (measured here)" if cost.measurement and cost.measurement.memory_bytes else ""
-    return f"{fits}about {size(cost.memory_bytes)}{measured} of {there}: {need}"
+    if cost.measurement and cost.measurement.memory_bytes:  # the parts are not measured, so they don't sum to it
+        return f"{fits}about {size(cost.memory_bytes)} (measured here) of {there}; estimated parts: {need}"
+    return f"{fits}about {size(cost.memory_bytes)} of {there}: {need}"

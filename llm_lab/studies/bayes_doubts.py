@@ -202,9 +202,9 @@ def _which_head(inside: Inside) -> str:
     if len(inside.cosines) != len(first):
         return ""
     if orthogonal == needed:
-        return f"Head {needed + 1} has the most orthogonal keys and is also the one that matters most."
+        return f"Head {needed} has the most orthogonal keys and is also the one that matters most."
     return (
-        f"Head {orthogonal + 1} has the most orthogonal keys, but the error rises most without head {needed + 1} "
+        f"Head {orthogonal} has the most orthogonal keys, but the error rises most without head {needed} "
         f"({first[needed] - inside.whole:.3f} bits, against {first[orthogonal] - inside.whole:.3f})."
     )
 
@@ -212,7 +212,7 @@ def _which_head(inside: Inside) -> str:
 def _about_axis(inside: Inside) -> str:
     last, before = inside.axes[-1], inside.axes_before[-1]
     changes = "; ".join(
-        f"layer {layer + 1}: {axis.without - inside.whole:+.4f} (random {axis.without_random - inside.whole:+.4f})"
+        f"layer {layer}: {axis.without - inside.whole:+.4f} (random {axis.without_random - inside.whole:+.4f})"
         for layer, axis in enumerate(inside.axes)
     )
     return (

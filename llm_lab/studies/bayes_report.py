@@ -161,7 +161,7 @@ def report_inside(study: Study, task: Task, folder: Path) -> Inside:
         error = float(measure(model, task, tokens).errors.mean())
         rows.append((step, error, *found.shares, found.r2, *_mean_of(key_cosines(model, task))))
     head = ["share of component 1", "share of component 2", "R² of the entropy on component 1"]
-    keys = ["mean |cosine| of keys, layer 1"] if task.key_tokens else []
+    keys = ["mean |cosine| of keys, layer 0"] if task.key_tokens else []
     study.table(
         "checkpoints",
         ("step", "error of the entropy (bits)", *head, *keys),
@@ -244,19 +244,19 @@ def _report_causes(study: Study, inside: Inside) -> None:
         "heads",
         draw_heatmap(
             [[value - inside.whole for value in row] for row in inside.without_heads],
-            rows=[f"layer {layer + 1}" for layer in range(layers)],
-            columns=[f"head {head + 1}" for head in range(heads)],
+            rows=[f"layer {layer}" for layer in range(layers)],
+            columns=[f"head {head}" for head in range(heads)],
             title="Which heads matter: error added without each head (bits)",
         ),
         f"The error of the entropy that is added when one head's output is set to zero. The whole model has "
-        f"{inside.whole:.4f} bits.",
+        f"{inside.whole:.4f} bits. Layers and heads are counted from 0, as in `llm-lab look`.",
     )
     if inside.cosines:
         study.table(
             "first-layer-heads",
-            ("head of layer 1", "mean |cosine| of its keys", "error added without it (bits)"),
+            ("head of layer 0", "mean |cosine| of its keys", "error added without it (bits)"),
             [
-                (f"head {head + 1}", cosine, inside.without_heads[0][head] - inside.whole)
+                (f"head {head}", cosine, inside.without_heads[0][head] - inside.whole)
                 for head, cosine in enumerate(inside.cosines)
             ],
             "If orthogonal keys made a head important, the smallest cosine would have the largest loss. Random "
@@ -273,7 +273,7 @@ def _report_causes(study: Study, inside: Inside) -> None:
             "error without a random axis (bits)",
         ),
         [
-            (layer + 1, after.r2, before.r2, after.within_position_r2, after.without, after.without_random)
+            (layer, after.r2, before.r2, after.within_position_r2, after.without, after.without_random)
             for layer, (after, before) in enumerate(zip(inside.axes, inside.axes_before, strict=True))
         ],
         "The entropy axis: a linear reading of Bayes' entropy from the residual stream, tested on other sequences. "

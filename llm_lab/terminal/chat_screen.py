@@ -31,7 +31,7 @@ COMMANDS = {
     "system": ("TEXT", "set the system prompt; without TEXT: remove it"),
     **{name: ("N" if setting.kind is int else "X", setting.help) for name, setting in SETTINGS.items()},
     "search": ("TEXT", "search the web for TEXT, and reply with the results"),
-    "search_with": ("BACKEND", "ddgs, or the address of a SearXNG"),
+    "search_with": ("BACKEND", "what to search with: ddgs (public search engines), or the address of a SearXNG server"),
     "auto_search": ("on|off", "search if a message says: latest, today, news ..."),
     "plain": ("on|off", "show replies without bold text and colors"),
     "settings": ("", "show the settings"),

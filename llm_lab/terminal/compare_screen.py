@@ -45,10 +45,12 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     console = console or make_console()
     names = letters(comparison)
     if comparison.over_time:
-        console.print(Text(f"{len(names)} checkpoints, first to last. Differences from the previous one are marked."))
+        console.print(Text(f"{len(names)} checkpoints, first to last."))
+        marked = f"Differences from the previous one are marked. {_signs(console, 'the previous one')}"
+        console.print(Text(marked, style="dim"))
     else:
         _print_models(comparison, console)
-        console.print(Text("Differences from A are marked, word by word. " + _signs(console), style="dim"))
+        console.print(Text("Differences from A are marked, word by word. " + _signs(console, "A"), style="dim"))
     console.print(Text(f"Outputs: {comparison.drawn}.", style="dim"))
     for number, prompt in enumerate(comparison.prompts):
         console.print()
@@ -254,8 +256,9 @@ def _marked(comparison: Comparison, number: int, model: int, console: Console) -
     return text
 
 
-def _signs(console: Console) -> str:
-    return "[-]: words of A missing here." if _marks_by_style(console) else "{+new+}; [-]: words of A missing here."
+def _signs(console: Console, other: str) -> str:
+    missing = f"[-]: words of {other} missing here."
+    return missing if _marks_by_style(console) else "{+new+}; " + missing
 
 
 def _details(comparison: Comparison, number: int, model: int) -> Text:

@@ -187,7 +187,7 @@ def _tables(measured: Row) -> Iterator[Any]:
     if measured.get("tasks"):
         yield _table(["task", "metric", "", "documents"], list(_task_rows(measured["tasks"])))
     if speed := measured.get("speed"):
-        title = f"generating {speed['new_tokens']} tokens after {speed['prompt_tokens']}"
+        title = f"generating {speed['new_tokens']} tokens after a prompt of {speed['prompt_tokens']}"
         yield _table([title, ""], [[name_of(key), cell] for key, cell in _cells(speed, SPEEDS)])
 
 

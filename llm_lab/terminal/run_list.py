@@ -53,6 +53,8 @@ def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = Fals
     outer = [entry for entry in entries if entry["part_of"] is None] or entries
     total = size(sum(entry["bytes"] for entry in outer))
     console.print(f"{len(entries)} run{'' if len(entries) == 1 else 's'}, {total} on disk", style="dim")
+    if "result" in widths:
+        console.print("Losses, accuracies and rewards are those on held-out data.", style="dim")
 
 
 def _cells_of(entry: Mapping[str, Any]) -> dict[str, str]:

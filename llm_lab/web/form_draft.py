@@ -281,6 +281,7 @@ def plan_of(resolved: Resolved, home: Path = ROOT, *, has_data: bool = True) -> 
         "parts": cost.parameters_by_part,
         "memory": cost.memory_bytes,
         "memory_parts": cost.memory_by_part,
+        "memory_measured": bool(cost.measurement and cost.measurement.memory_bytes),
         "memory_available": cost.memory_available_bytes,
         "assumed": resolved.values.get("device") == "cuda" and not resolved.machine.gpus,
         "fits": cost.fits,

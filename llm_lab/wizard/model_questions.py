@@ -42,8 +42,9 @@ PRETRAIN_WHY = (
     "A design is made with 'Design a model'. Continuing from a run or another model keeps its weights and tokenizer."
 )
 WHY = (
-    "Runs are listed newest first. Reward models aren't listed: they can't generate text. Any other causal language "
-    "model works too: a Hugging Face folder, or a name on the Hub such as Qwen/Qwen3-0.6B-Base."
+    "Runs are listed newest first, with their results on held-out data. Reward models aren't listed: they can't "
+    "generate text. Any other causal language model works too: a Hugging Face folder, or a name on the Hub such as "
+    "Qwen/Qwen3-0.6B-Base."
 )
 ADAPTER_WHY = "A LoRA run saves an adapter: small matrices added to a base model. Merging gives one plain model."
 REWARD_WHY = "A reward model scores an output with a number. Train one with the menu entry Reward model."

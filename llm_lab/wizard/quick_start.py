@@ -40,14 +40,14 @@ LEAST_BYTES, LEAST_BYTES_IN_A_MIX = 1_500, 4_000  # a tenth of it must fill a se
 STREAMED_FROM_BYTES = 2**30
 LONGEST_DAYS = 2
 FEWEST_PER_PARAMETER = 0.05  # tokens per parameter; with fewer, a smaller size writes better text
-BUILT_IN_BYTES = 3_800_000  # size of builtin:stories
+BUILT_IN_BYTES = 3_838_707  # size of builtin:stories
 LONGER = 2
 MOST_WORDS, LONGEST_PROMPT = 4, 40
 TEXT_WHY = (
     "The list has the text files (.txt, .md) and the tables with a text column (.jsonl, .csv, .parquet) of this "
     "folder and three levels below. Enter takes the current line. To take several, select each with Space, then "
-    "press Enter. Type to filter the list, or type a path or a name on the Hub (owner/name). One megabyte is a good "
-    "start; with less than 100 KB, the model mostly repeats the text."
+    "press Enter. Type to filter the list, or type a path or a name on the Hub (owner/name). One MiB is a good "
+    "start; with less than 100 KiB, the model mostly repeats the text."
 )
 SIZE_WHY = (
     "A larger model writes better text, needs more text and time, and more memory. A size is a width and a depth; "
@@ -110,7 +110,7 @@ def text_question() -> Question:
         "quick.text",
         "Which text?",
         "paths",
-        choices=(*recent_data("text"), Choice(TEXTS, "7,000 short stories, 3.8 MB, built in")),
+        choices=(*recent_data("text"), Choice(TEXTS, "7,000 short stories, 3.7 MiB, built in")),
         default=[best or TEXTS],
         why=TEXT_WHY,
         check=_why_not_texts,

@@ -251,7 +251,7 @@ def batch_question(draft: Draft) -> Question:
     valid = sorted({least * n for n in GROUPS_OF_ANSWERS} | ({now} if now and now % least == 0 else set()))
     choices = [Choice(str(n), f"{n:<6,}{_in_groups(n * times, group)}", draft.why_not(ROWS, n)) for n in valid]
     return replace(
-        question, choices=tuple(choices), help=f"{question.help}; here, each row is one output", why=BATCH_WHY
+        question, choices=tuple(choices), help=f"{question.help}; here, each sequence is one output", why=BATCH_WHY
     )
 
 

@@ -97,7 +97,7 @@ def test_a_search_on_this_machine_uses_no_proxy(searxng, monkeypatch):
     ],
 )
 def test_a_search_backend_that_does_not_exist_is_refused(backend):
-    with pytest.raises(UserError, match=r"ddgs, or the address of a SearXNG"):
+    with pytest.raises(UserError, match=r"ddgs, or the address of a SearXNG server"):
         search("x", backend=backend)
 
 

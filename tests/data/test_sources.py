@@ -98,7 +98,7 @@ def test_a_source_describes_itself_in_one_line():
     write_file("a.txt", "x" * 1_234_567)
     assert open_source("d").describe() == "2 jsonl files, 54 B, column 'text' (of: id, text)"
     assert open_source("a.txt").describe() == "1 text file, 1.2 MB"
-    assert open_source("builtin:stories").describe() == "built-in dataset 'stories': 7,000 stories, 3.8 MB"
+    assert open_source("builtin:stories").describe() == "built-in dataset 'stories': 7,000 stories, 3.7 MiB"
 
 
 def test_sources_open_without_heavy_imports():

@@ -510,6 +510,8 @@ def test_the_command_exits_with_code_2_on_wrong_input(models, capsys):
 
 def test_the_command_compares_the_steps_of_a_run_and_an_adapter_switched_off(models, capsys):
     assert main(["compare", "tiny", "--steps", "--device", "cpu", "--prompt", "the"]) == 0
-    assert "3 checkpoints, first to last" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "3 checkpoints, first to last" in shown
+    assert "{+new+}; [-]: words of the previous one missing here." in " ".join(shown.split())
     assert main(["compare", "adapter", "--adapter-off", "--device", "cpu", "--max-new-tokens", "4"]) == 0
     assert "adapter, adapter off" in capsys.readouterr().out

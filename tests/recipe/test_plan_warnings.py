@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from llm_lab.estimate.measurements import Measurement
 from llm_lab.estimate.tuning_cost import ExampleSizes
 from llm_lab.job import problems_of_length
 from llm_lab.recipe.plan_warnings import plan_warnings
@@ -114,6 +115,27 @@ def test_a_plan_scores_no_more_prompts_than_are_held_out(held_out, number):
     planned = replace(resolve(raw), examples=ExampleSizes(60, held_out, (10,)))
     (said,) = [text for name, text, _ in plan_lines(planned) if name == "score"]
     assert said == f"{number} of the held-out data at each evaluation"
+
+
+def test_a_plan_says_how_much_is_held_out_and_how_much_of_it_an_evaluation_measures():
+    data = [{"path": "builtin:stories"}]
+    raw = {"stage": "pretrain", "device": "cpu", "data": data, "train": {"max_steps": 20}}
+    lines = [(name, text) for name, text, _ in plan_lines(resolve(raw))]
+    assert ("data", "builtin:stories, 10 % of it held out") in lines
+    assert ("evaluation", "every 10 steps, on at most 131 k tokens; checkpoint every 10") in lines
+    mixed = resolve({**raw, "data": [*data, {"path": "builtin:sums"}], "validation": {"max_tokens": 500}})
+    lines = [(name, text) for name, text, _ in plan_lines(mixed)]
+    assert ("", "10 % of each held out") in lines
+    assert ("evaluation", "every 10 steps, on at most 500 tokens; checkpoint every 10") in lines
+
+
+def test_a_plan_calls_the_parts_of_a_measured_memory_estimated():
+    planned = resolve({"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}]})
+    measured = Measurement("run", 0.1, memory_bytes=700 * 2**20)
+    cost = replace(planned.estimate, measurement=measured, memory_bytes=measured.memory_bytes)
+    (said,) = [text for name, text, _ in plan_lines(replace(planned, estimate=cost)) if name == "memory"]
+    assert said.startswith("about 700 MiB (measured here) of ")
+    assert "; estimated parts: libraries 500 MiB, " in said
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,12 @@ FALLING = noisy(3.0, 2.0)
         ("zero_spread_share", {"zero_spread_share": [0.4] * 5}, True, "enough groups"),
         ("reward_std", {"reward_std": [0.0] * 5}, False, "0: there is nothing to learn from"),
         ("kl", {"kl": [0.01] * 20, "completion_length": [20.0] * 20}, True, "near the reference model"),
-        ("kl", {"kl": [3.0] * 20, "completion_length": [20.0] * 20}, False, "above 50 nats per output"),
+        (
+            "kl",
+            {"kl": [3.0] * 20, "completion_length": [20.0] * 20},
+            False,
+            "above 50 nats per output (KL × output length)",
+        ),
         ("kl", {"kl": [0.1] * 20 + [0.9], "completion_length": [20.0] * 21}, False, "a jump"),
         ("clip_fraction", {"clip_fraction": [0.4] * 5}, False, "high: the steps are too large"),
         ("clip_fraction", {"clip_fraction": [0.1] * 5}, True, "in the usual range"),

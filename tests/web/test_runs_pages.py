@@ -46,7 +46,7 @@ def value_of(page, measure):
 
 def test_a_new_user_sees_what_to_do_and_the_first_run_appears_by_itself(opened, server):
     page = opened("/")
-    expect(page.get_by_text("make demo")).to_be_visible()
+    expect(page.get_by_text("llm-lab run demo")).to_be_visible()
     expect(page.get_by_role("link", name="Start your first run")).to_have_attribute("href", "/new")
     for name, address in (("Try it on a sample", "/new?recipe=stories"), ("See the demo", "/new?recipe=demo")):
         expect(page.get_by_role("link", name=name)).to_have_attribute("href", address)
@@ -54,7 +54,7 @@ def test_a_new_user_sees_what_to_do_and_the_first_run_appears_by_itself(opened, 
     write_run(server.home, "first", results={"eval_loss": 1.25})
     expect(page.get_by_role("link", name="first", exact=True)).to_be_visible()
     expect(page.get_by_text("validation loss 1.2500")).to_be_visible()
-    expect(page.get_by_text("make demo")).to_be_hidden()
+    expect(page.get_by_text("llm-lab run demo")).to_be_hidden()
 
 
 def test_chosen_runs_stay_chosen_when_another_one_appears_and_lead_to_their_comparison(opened, server):

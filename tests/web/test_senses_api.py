@@ -26,7 +26,7 @@ def test_a_search_returns_numbered_results_and_says_where_the_question_went(serv
         "snippet": "Mars is the fourth planet.",
     }
     about = server.api("/api/search/describe", {"backend": searxng.address()})
-    assert about["privacy"].startswith("Your question leaves this machine: the SearXNG at http://127.0.0.1")
+    assert about["privacy"].startswith("Your question leaves this machine: the SearXNG server at http://127.0.0.1")
     assert "DuckDuckGo" in server.api("/api/search/describe", {"backend": "ddgs"})["privacy"]
 
 

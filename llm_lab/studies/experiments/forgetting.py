@@ -142,8 +142,9 @@ def _report(
         "Every curve starts at 0, the model before the fine-tune. Most is forgotten in the first steps.",
     )
     past = [name for name in runs if rises[name] > threshold]
-    which = ", ".join(past) if past else "none of them"
-    study.text(f"Past the threshold of {threshold:g} bits per byte: {which}. Those runs warned, in their reports too.")
+    where = f"Past the threshold of {threshold:g} bits per byte"
+    warned = f"{', '.join(past)}. These runs warned of it; their reports have the warnings."
+    study.text(f"{where}: {warned if past else 'none.'}")
     study.heading("How much is forgotten")
     study.picture(
         "bars",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 APP_NAME = "Probing: what each layer carries"
 TAKES = "about 3 minutes on two cores"
-STORY, RESULT = "end of the story", "the last ="
+STORY, RESULT = "the end of the story", "the last “=”"
 BATCH = 64
 
 
@@ -212,13 +212,13 @@ def _report(study: Study, readings: Sequence[Reading], right: float) -> None:
     from llm_lab.studies.counted_stories import LABELS
 
     depth = len(readings[0].trained)
-    names = ["embedding", *(f"layer {layer}" for layer in range(1, depth))]
+    names = ["embedding", *(f"layer {layer}" for layer in range(depth - 1))]
     study.heading("What is probed")
     study.table("facts", ("fact", "what it is"), list(LABELS.items()), "The facts that the probes look for.")
     study.text(
         "The probes are linear classifiers in closed form, fitted on some stories and measured on others that share no "
         "problem with them. The last layer is measured after the final norm. "
-        f"At the last =, the model itself continues with the right number in {percent(right, 0)} of the test stories."
+        f"At the last “=”, the model itself continues with the right number in {percent(right, 0)} of the test stories."
     )
     study.result("model_right", right)
     for point, name in ((STORY, "story"), (RESULT, "result")):
@@ -229,7 +229,7 @@ def _report(study: Study, readings: Sequence[Reading], right: float) -> None:
             draw_lines(
                 [Line(one.fact, list(enumerate(one.trained))) for one in here],
                 title=f"Read at {point}",
-                x="layer (0: embedding)",
+                x="layers passed (0: embedding)",
                 y="accuracy on other stories",
             ),
             _describe(here, names),
@@ -270,8 +270,8 @@ def _report(study: Study, readings: Sequence[Reading], right: float) -> None:
                 Line("random labels", list(enumerate(answer.control))),
                 Line("most common", [(layer, answer.most_common) for layer in range(depth)], dashed=True),
             ],
-            title="The answer at the last =, with its controls",
-            x="layer (0: embedding)",
+            title="The answer at the last “=”, with its controls",
+            x="layers passed (0: embedding)",
             y="accuracy on other stories",
         ),
         "Where the answer can be read, and what the three controls reach.",

@@ -156,7 +156,7 @@ function numbersOf(turn, key, given) {
   if (!stats) return given.state === "stopped" ? "stopped" : "";
   const parts = [`${number(stats.tokens)} token${stats.tokens === 1 ? "" : "s"}`];
   if (stats.tokens_per_second) parts.push(`${number(stats.tokens_per_second, 3)} tokens/s${compared(turn, key, stats)}`);
-  if (stats.seconds_to_first_token > 1) parts.push(`first after ${duration(stats.seconds_to_first_token)}`);
+  if (stats.seconds_to_first_token > 1) parts.push(`first token after ${duration(stats.seconds_to_first_token)}`);
   if (STOPS[stats.stop]) parts.push(STOPS[stats.stop]);
   return parts.join(" · ");
 }

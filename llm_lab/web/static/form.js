@@ -113,7 +113,8 @@ onLook(() => {
     const mark = find(".mark", tab);
     mark.hidden = !count;
     mark.textContent = count ? String(count) : "";
-    mark.setAttribute("aria-label", `${count} open`);
+    mark.setAttribute("aria-label", `${count} missing or wrong`);
+    mark.title = `${count} missing or wrong`;
   }
   for (const one of sections) {
     if (one.more) one.more.hidden = !one.own.some((field) => field.visible && field.found);

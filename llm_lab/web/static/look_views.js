@@ -118,7 +118,7 @@ export function createViews({ ramps, ask }) {
   }
 
   const ablationWords = ({ layer, head, repeated, text, losses }) =>
-    `Without ${headName(layer, head)}, the loss changes by ${signed(repeated)} nats on repeated random tokens (${fixed(losses[0], 3)} with it) and by ${signed(text)} on the text (${fixed(losses[1], 3)}).`;
+    `With the output of ${headName(layer, head)} set to zero, the loss changes by ${signed(repeated)} nats on repeated random tokens (${fixed(losses[0], 3)} with the head) and by ${signed(text)} on the text (${fixed(losses[1], 3)}).`;
 
   // --- heads
 
@@ -129,7 +129,7 @@ export function createViews({ ramps, ask }) {
     fill(view("heads"),
       el("p.soft", {}, "The scores are measured on random tokens that are repeated once, so that nothing but the repetition can be predicted. A click on a cell opens the head."),
       el("div.charts", {},
-        byHead("Induction", "Attention to what followed last time.", () => table("induction"), { low: 0, high: 1 }),
+        byHead("Induction", "Attention from a token in the second copy to the one that followed it in the first.", () => table("induction"), { low: 0, high: 1 }),
         byHead("Previous token", "Attention to the token just before. Induction heads need such a head in a layer below.", () => table("previous"), { low: 0, high: 1 }),
         byHead("First token", "Attention to the first token of the text: the sink.", () => table("first_token"), { low: 0, high: 1 }),
         byHead("Entropy", "In bits, on the text: 0 is a single token, each further bit doubles the number of tokens.", () => table("entropy_bits"), { unit: " bits" })),

@@ -146,7 +146,7 @@ function memoryBar(plan) {
     dot.style.background = `var(--c${index % 6})`;
     return el("li", {}, dot, `${name} ${bytes(size)}`);
   });
-  const text = `${plan.fits ? "" : "Does not fit: "}${bytes(plan.memory)} of ${bytes(plan.memory_available)}${plan.assumed ? " (assumed)" : ""}`;
+  const text = `${plan.fits ? "" : "Does not fit: "}${bytes(plan.memory)} of ${bytes(plan.memory_available)}${plan.assumed ? " (assumed)" : ""}${plan.memory_measured ? " (measured here; the parts are estimated)" : ""}`;
   return el("div.memory", {}, el("div.label-row", {}, el("b", {}, "Memory"), el("span", { class: plan.fits ? "numeric" : "numeric bad" }, text)), el("div.bar", { class: plan.fits ? "bar" : "bar over", role: "img", "aria-label": `Memory: ${text}` }, bars), el("ul.legend", {}, legend));
 }
 

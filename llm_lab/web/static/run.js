@@ -69,7 +69,7 @@ function showActions() {
   fill(
     find("#actions"),
     link(actions.chat, "Chat"),
-    link(actions.test, "Test it", "Prompts next to the base model, perplexity, speed"),
+    link(actions.test, "Test it", "Next to the base model: outputs for prompts, loss on texts, speed"),
     link(actions.look, "Look inside"),
     link(actions.tune, "Fine-tune this model"),
     kind === "run" && el("a.button", { href: `/compare?run=${encodeURIComponent(name)}` }, "Compare"),

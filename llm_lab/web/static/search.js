@@ -79,10 +79,10 @@ export function searchSettings() {
     { id: "search-backend" },
     el("option", { value: "" }, "Default of the server"),
     el("option", { value: "ddgs" }, "ddgs (public search engines)"),
-    el("option", { value: "address" }, "My SearXNG"),
+    el("option", { value: "address" }, "My SearXNG server"),
   );
   kind.value = settings.backend && settings.backend !== "ddgs" ? "address" : settings.backend;
-  const addressField = el("div.field", {}, el("label", { for: address.id }, "Address of the SearXNG"), address);
+  const addressField = el("div.field", {}, el("label", { for: address.id }, "Address of the SearXNG server"), address);
   const automatic = el("input", { id: "search-automatic", type: "checkbox", checked: settings.automatic });
 
   async function show() {
