@@ -61,7 +61,7 @@ def test_the_list_shows_stage_size_age_status_and_result_and_can_be_filtered_and
     assert [line.split()[:2] for line in said.splitlines() if line.startswith("tiny-sft ")] == [["tiny-sft", "sft"]]
     assert all(text in said for text in ("pipeline", "on disk", "8,848", "loss 4.1889"))
     assert main(["list", "runs", "--stage", "sft", "--sort", "name"]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-2]]
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:-3]]
     assert names == ["life/sft", "tiny-sft"]
     assert main(["list", "runs", "--stage", "stf"]) == 2
     assert "Did you mean sft?" in capsys.readouterr().err
