@@ -54,6 +54,9 @@ def write_conversation(
         **({"turns": [turn.model_dump(exclude_defaults=True) for turn in turns]} if turns else {}),
     }
     try:
+        if file.is_dir():
+            fix = f"Name a file in it, such as {file / 'chat.json'}."
+            raise UserError(Problem(str(file), "it can't be written: this is a folder", fix=fix))
         if file.exists():
             why = "the file exists and is not a saved conversation, so it is not replaced"
             before = read_conversation(file, why=why)

@@ -130,15 +130,19 @@ def _deleted_checkpoints(run: RunFolder, kept: int, prefix: str) -> list[str]:
     """If some checkpoints were deleted, return a remark on how to keep all."""
     try:
         train = read_recipe_file(run.recipe_path).get("train") or {}
-        last, every = int(run.facts().get("results", {}).get("step", 0)), int(train["save_steps"])
+        facts = run.facts()
+        last, every = int(facts.get("results", {}).get("step", 0)), int(train["save_steps"])
+        end = last if facts.get("status") == "done" else max(last, int(facts.get("max_steps") or train["max_steps"]))
     except (LabError, OSError, KeyError, TypeError, ValueError):
         return []
-    saved = -(-last // every)
+    saved, all_saved = -(-last // every), -(-end // every)
     if saved <= kept:
         return []
     limit = train.get("save_total_limit")
     text = f"{prefix or 'The run '}kept {kept} of {saved} checkpoints (train.save_total_limit={limit})"
-    return [f"{text}; set train.save_total_limit={saved} to keep them all."]
+    if all_saved > saved:
+        text += f" so far. It makes {all_saved} in all"
+    return [f"{text}; set train.save_total_limit={all_saved} to keep them all."]
 
 
 def find_trusted(candidates: Sequence[Candidate], *, trust_remote_code: bool, names: Sequence[str]) -> frozenset[str]:

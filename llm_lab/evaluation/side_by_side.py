@@ -121,7 +121,8 @@ def _last_turn(session: ChatSession) -> tuple[_Turn, Answer]:
     stats = session.last_stats
     if stats is None:  # the conversation was loaded from a file
         ids = session.tokenizer(answered["content"], add_special_tokens=False)["input_ids"]
-        return turn, Answer(answered["content"], len(ids))
+        stop = next((why for why, key in (("stopped", "stopped"), ("end", "ended")) if answered.get(key)), "")
+        return turn, Answer(answered["content"], len(ids), stop)
     return turn, Answer(answered["content"], stats.tokens, stats.stop)
 
 

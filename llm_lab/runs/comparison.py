@@ -43,7 +43,7 @@ _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]\s*|[^\s\u2e80-\u9
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer, its length in tokens and why it stopped; or the problem that left no answer."""
+    """A model's answer, its length in tokens and why it stopped ("": not known); or the problem that left none."""
 
     text: str
     tokens: int = 0
@@ -53,7 +53,7 @@ class Answer:
     def describe(self) -> str:
         """Return the length of the answer, and why it stopped."""
         many = "1 token" if self.tokens == 1 else f"{self.tokens:,} tokens"
-        return f"{many}, {len(self.text):,} characters, {STOPS[self.stop]}"
+        return ", ".join(filter(None, (many, f"{len(self.text):,} characters", STOPS.get(self.stop))))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llm_lab.chat.decoding import SETTINGS
@@ -80,6 +81,7 @@ STOPS = {
 }
 REQUIRE_ARGUMENT = ("save", "load", "model", "compare", "search", "search_with")
 ENDED = ("end", "completion")
+AFTER_COMMAND = "Write a message after the command."
 
 
 def answer_once(session: Any, prompt: str) -> None:
@@ -300,9 +302,12 @@ class _Screen:
             if name in SETTINGS:
                 self._say(f"Allowed: {SETTINGS[name].allowed}. Now: {self._written(name)}.", "dim")
 
-    def _do_edit(self, text: str) -> None:
+    def _require_messages(self, command: str, fix: str = "Write a message first.") -> None:
         if not self.session.messages:
-            raise UserError(Problem("/edit", "the conversation is empty", fix="Write a message first."))
+            raise UserError(Problem(f"/{command}", "the conversation is empty", fix=fix))
+
+    def _do_edit(self, text: str) -> None:
+        self._require_messages("edit")
         if text:
             self._replace(text)
             return
@@ -316,6 +321,7 @@ class _Screen:
             self._draft = f"/{last}" if last.startswith("/") else last
 
     def _do_regenerate(self, _: str) -> None:
+        self._require_messages("regenerate")
         settings = self.session.settings
         if settings.temperature == 0:
             self._say("temperature is 0 (greedy): the reply can't differ. /temperature 0.8 samples.", "dim")
@@ -370,7 +376,10 @@ class _Screen:
         return is_on
 
     def _do_save(self, path: str) -> None:
-        self._say(f"Saved: {self.session.save(path)}", "good")
+        self._require_messages("save")
+        folder = Path(path).expanduser().parent
+        created = "" if folder.exists() else f" (created the folder {folder})"
+        self._say(f"Saved: {self.session.save(path)}{created}", "good")
 
     def _do_load(self, path: str) -> None:
         self.session.load(path)
@@ -390,10 +399,14 @@ class _Screen:
     def _do_compare(self, argument: str) -> None:
         quoted = re.fullmatch(r'"([^"]+)"\s*(.*)', argument, re.DOTALL)
         name, text = (quoted[1], quoted[2]) if quoted else (argument.split()[0], " ".join(argument.split(None, 1)[1:]))
+        if not text:
+            self._require_messages("compare", AFTER_COMMAND)
         found = self._side_by_side().compare(self.session, name, text, _show_notices(self._say))
         print_side_by_side(found, self._console)
 
     def _do_time(self, text: str) -> None:
+        if not text:
+            self._require_messages("time", AFTER_COMMAND)
         print_side_by_side(self._side_by_side().over_time(self.session, text, _show_notices(self._say)), self._console)
 
     def _written(self, name: str) -> str:

@@ -443,7 +443,7 @@ def test_saving_replaces_only_a_saved_conversation(tmp_path):
     with pytest.raises(UserError, match="not replaced"):
         session.save(tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(UserError, match="can't be"):
+    with pytest.raises(UserError, match=r"can't be written: this is a folder.*Name a file in it, such as .*chat\.json"):
         session.save(tmp_path)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import shutil
 import sys
 
 from support.chat_sessions import chat_tokenizer, llama, loud, say, type_into_chat
@@ -10,8 +11,10 @@ from support.chat_sessions import chat_tokenizer, llama, loud, say, type_into_ch
 from llm_lab import load
 from llm_lab.chat.session import ChatSession, ChatSettings
 from llm_lab.chat.web_search import Hit
+from llm_lab.evaluation.candidates import find_steps
 from llm_lab.evaluation.side_by_side import SideBySide
 from llm_lab.events import ignore
+from llm_lab.runs.folder import RunFolder
 from llm_lab.terminal.chat_screen import run_chat
 
 pytest_plugins = ("support.compared_models",)
@@ -142,6 +145,31 @@ def test_time_asks_every_checkpoint_and_does_not_change_the_conversation(models,
     found = SideBySide(opener).over_time(session, "", ignore)
     assert found.models[1].answers[0].text == say(open_session(TINY_60), "the old")
     assert found.models[-1].answers[0].text == session.messages[1]["content"]
+
+
+def test_why_a_loaded_reply_stopped_is_only_said_if_it_is_known(models, tmp_path):
+    session, comparison = open_session("checkpoints/tiny"), SideBySide(Opener())
+    say(session, "the old")
+    assert session.last_stats.stop == "length"
+    session.save(tmp_path / "talk.json")
+    session.load(tmp_path / "talk.json")
+    described = comparison.compare(session, TINY_60, "", ignore).models[0].answers[0].describe()
+    assert described.endswith(" characters")
+    for key, words in (("stopped", "stopped"), ("ended", "end of turn")):
+        session.messages[-1] = {"role": "assistant", "content": "fish", key: True}
+        described = comparison.compare(session, TINY_60, "", ignore).models[0].answers[0].describe()
+        assert described.endswith(f" characters, {words}")
+
+
+def test_the_limit_that_keeps_all_checkpoints_counts_those_that_a_run_still_makes(models, tmp_path):
+    shutil.copytree("checkpoints/tiny", tmp_path / "tiny", symlinks=True)
+    run = RunFolder(tmp_path / "tiny")
+    assert "kept 3 of 4 checkpoints (train.save_total_limit=3); set" in find_steps(str(run.path))[1][0]
+    run.update(status="interrupted", max_steps=190)
+    assert find_steps(str(run.path))[1] == [
+        "The run kept 3 of 4 checkpoints (train.save_total_limit=3) so far. It makes 10 in all; "
+        "set train.save_total_limit=10 to keep them all."
+    ]
 
 
 def test_time_is_refused_for_a_model_without_a_run(models, capsys):

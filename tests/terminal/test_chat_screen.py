@@ -222,6 +222,19 @@ def test_a_reply_is_generated_again_in_place_of_the_last_one(capsys):
     assert "the reply can't differ" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["edit", "regenerate", "save talk.json", "compare other", "time"])
+def test_a_command_that_requires_a_message_says_its_name_and_does_nothing_without_one(command, capsys, in_tmp_path):
+    type_into_chat(open_session(chat=True), f"/{command}\r/quit\r")
+    assert f"/{command.split()[0]}: the conversation is empty" in capsys.readouterr().err
+    assert list(in_tmp_path.glob("*.json")) == []
+
+
+def test_saving_says_which_folder_it_created(capsys, in_tmp_path):
+    type_into_chat(open_session(chat=True), "hello\r/save new/a.json\r/save new/b.json\r/quit\r")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Saved")]
+    assert said == ["Saved: new/a.json (created the folder new)", "Saved: new/b.json"]
+
+
 def test_esc_then_a_slash_begins_a_command():
     session = open_session(chat=True)
     type_into_chat(session, "\x1b/top_k 7\r/quit\r")
@@ -411,7 +424,7 @@ def test_ctrl_c_while_another_model_answers_returns_to_the_conversation():
     )
     child = spawn_program(program)
     child.expect(">")
-    child.send("/compare other\r")
+    child.send("/compare other text\r")
     child.expect("loading other")
     child.sendintr()
     child.expect("Stopped.")
