@@ -8,6 +8,7 @@ os.environ["TERM"] = "xterm-256color"  # so that screens are not in plain mode, 
 os.environ.pop("LLM_LAB_PLAIN", None)
 
 import contextlib
+import functools
 import gc
 import itertools
 import random
@@ -78,6 +79,14 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def look_up_packages_once():
+    """Remember which packages are installed: Accelerate looks for dozens of them at the start of each run."""
+    from accelerate.utils import imports
+
+    imports._is_package_available = functools.cache(imports._is_package_available)
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,14 @@ def write_first_rows(source: dict[str, str], kind: str, file: str) -> None:
     Path(file).write_text("".join(json.dumps(row) + "\n" for row in islice(rows, limit)), encoding="utf-8")
 
 
-def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def small_stories(tmp_path) -> str:
+    """The first texts of the data of configs/stories.yaml, which test_the_python_of_the_readme_works reads in full."""
+    write_first_rows({"path": "builtin:stories"}, "text", str(tmp_path / "stories.jsonl"))
+    return f"data=[{{path: {tmp_path / 'stories.jsonl'}}}]"
+
+
+def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys, small_stories, quick_verification):
     import shlex
     import shutil
 
@@ -153,6 +160,7 @@ def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys)
             words += small_demo()
         elif words[0] == "run" and not {"--dry-run", "--resume"} & set(words):
             words = [word for word in words if not word.startswith("train.")] + SMALL
+            words += [small_stories] if words[1] == "configs/stories.yaml" else []
         elif words[0] in ("sweep", "duel"):
             words.append("--dry-run")  # tests/studies runs some
         code = main(words)

@@ -1,7 +1,10 @@
 """Tiny runs of the stages after pretraining: an untrained base, and questions with answers that can be checked."""
 
+import functools
 import json
 import random
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,20 @@ from llm_lab.runs.folder import RunFolder
 def write_base(folder: str = "base", **parts: Any) -> str:
     """Write a new tiny model with a byte tokenizer and no chat template; return its folder."""
     torch.manual_seed(0)
+    shutil.copytree(_made(json.dumps(parts, sort_keys=True)).name, folder, dirs_exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _made(parts: str) -> tempfile.TemporaryDirectory:
+    """Make the model with these parts in a folder that exists until the process ends."""
+    folder = tempfile.TemporaryDirectory()
     tokenizer = make_byte_tokenizer()
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    sizes |= {"max_position_embeddings": 128} | parts
+    sizes |= {"max_position_embeddings": 128} | json.loads(parts)
     model = LabForCausalLM(LabConfig(vocab_size=len(tokenizer), **sizes))
     set_special_tokens(model, tokenizer)
-    save_model(model, Path(folder), tokenizer)
+    save_model(model, Path(folder.name), tokenizer)
     return folder
 
 

@@ -25,7 +25,10 @@ class BlockLab:
 sys.meta_path.insert(0, BlockLab())
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
-from transformers import dynamic_module_utils
+from transformers import dynamic_module_utils, modeling_gguf_pytorch_utils
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+get_checkpoint_conversion_mapping("llama")  # makes the table of all models, which each fork would make again
 
 def work(job):
     os.chdir(job["cwd"])

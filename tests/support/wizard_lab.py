@@ -18,6 +18,7 @@ def base(tmp_path_factory) -> Path:
     parts = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 160}
     raw = {"stage": "pretrain", "name": "base", "device": "cpu", "model": parts, "tokenizer": {"bpe": 320}}
     raw |= {"data": [{"path": "builtin:sums"}], "optimizer": {"name": "adamw"}}
+    raw |= {"validation": {"max_tokens": 2_000}}
     raw |= {"train": {"max_steps": 2, "max_length": 64, "per_device_train_batch_size": 2}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
