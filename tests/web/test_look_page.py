@@ -207,7 +207,7 @@ def test_the_whole_page_works_by_keyboard_and_a_head_is_ablated_on_demand(looked
     few = Repeats(repeats.ids[:ABLATION_ROWS], repeats.length, repeats.start)
     rise = ablate_heads(model, [(0, 2)], few, ids)[2][0]
     effect = looked.locator("#attention-view .effect")
-    expect(effect).to_contain_text("Without L0H2", timeout=120_000)
+    expect(effect).to_contain_text("With the output of L0H2 set to zero", timeout=120_000)
     expect(effect).to_contain_text(f"changes by {rise.repeated:+.3f} nats on repeated".replace("-", "−"))
     expect(effect).to_contain_text(f"by {rise.text:+.3f} on the text".replace("-", "−"))
 
