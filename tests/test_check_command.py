@@ -127,5 +127,5 @@ def test_a_text_in_the_wrong_format_is_refused_with_the_right_format(capsys):
     )
     assert main(["check", "recipe.yaml"]) == 2
     said = capsys.readouterr().err
-    assert "'.', '_', '=' and '-', starting with a letter or digit" in said
+    assert "letters, digits and . _ = -, starting with a letter or digit" in said
     assert "template_date = yesterday: not of the allowed form. Allowed: a date such as 2026-11-28" in said

@@ -57,8 +57,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*$"
 REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 DATE = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$"
 IN_WORDS = {
-    NAME: "letters, digits, '.', '_', '=' and '-', starting with a letter or digit",
-    REPOSITORY: "owner/name with letters, digits, '.', '_' and '-'",
+    NAME: "letters, digits and . _ = -, starting with a letter or digit",
+    REPOSITORY: "owner/name with letters, digits and . _ -",
     DATE: "a date such as 2026-11-28",
 }
 

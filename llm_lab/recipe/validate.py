@@ -264,7 +264,7 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
         fix = f"Write it without quotes: {key.name}: {number}" if number else fix
     why = {
         "string_pattern_mismatch": "not of the allowed form",
-        "string_too_long": f"{len(value) if isinstance(value, str) else 0} characters are too long",
+        "string_too_long": too_long(value, item),
         "too_large": "a whole number may not exceed 2^53",
         "too_short": "at least one entry is required",
         **dict.fromkeys(("greater_than", "greater_than_equal"), "too small"),
@@ -275,6 +275,12 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
     }.get(kind, f"invalid value ({key.help})")
     # The help of a group with a shorthand (the tokenizer) names what is allowed.
     return Problem(path, why, value=value, allowed=None if key.kind == "group" else key.allowed(), fix=fix)
+
+
+def too_long(value: Any, item: Mapping[str, Any]) -> str:
+    """Return why a text is too long. item: pydantic's description of the error."""
+    length, most = len(value) if isinstance(value, str) else 0, (item.get("ctx") or {}).get("max_length")
+    return f"{length} characters are too long: at most {most}"
 
 
 def _capital(text: str) -> str:

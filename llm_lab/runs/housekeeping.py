@@ -24,7 +24,8 @@ from .glossary import name_of, write
 from .lock import NAME as LOCK
 from .lock import hold, in_progress, this_process
 from .record import is_number
-from .rename import NAME, RENAMING, Renamed, change_name
+from .rename import NAME as NAME_OF_A_RUN
+from .rename import RENAMING, Renamed, change_name
 from .retention import steps_to_keep
 
 CHECKPOINT = "checkpoint"  # a kind of Leftover
@@ -263,9 +264,11 @@ def check_rename(name: str, new_name: str, *, root: Path = ROOT) -> tuple[Path, 
     settle(root)
     old, _ = find_folder(name, root=root)
     new = root / Path(new_name).name
-    if Path(new_name) not in (Path(new.name), new) or not NAME.fullmatch(new.name):
+    if Path(new_name) not in (Path(new.name), new) or not NAME_OF_A_RUN.fullmatch(new.name):
+        from llm_lab.recipe.fields import IN_WORDS, NAME
+
         why = "this is not a name for a run"
-        allowed = f"letters, digits, '.', '_', '=' and '-', starting with a letter or digit; the run stays in {root}/"
+        allowed = f"{IN_WORDS[NAME]}; the run stays in {root}/"
         raise UserError(Problem("the new name", why, value=new_name, allowed=allowed))
     if old.parent != root:
         outer = next(folder for folder in old.parents if folder.parent == root)

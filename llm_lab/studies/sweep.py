@@ -17,7 +17,7 @@ from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 from llm_lab.estimate.adapter_base import read_object
 from llm_lab.estimate.machine import find_machine
 from llm_lab.job import Job, check, find_recipe, read_job
-from llm_lab.recipe.fields import flatten, value_at
+from llm_lab.recipe.fields import IN_WORDS, NAME, flatten, value_at
 from llm_lab.recipe.files import format_value, read_recipe_file
 from llm_lab.recipe.registry import PipelineRecipe
 from llm_lab.recipe.stage import StageRecipe
@@ -313,9 +313,8 @@ def require_differences(configurations: Sequence[Configuration], jobs: Mapping[s
 
 def folder_name(name: str | None, title: str, default: str) -> str:
     """Return the name of a sweep's folder: the given name, or one made from a title. UserError for a path."""
-    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=-]*", name):
-        allowed = "letters, digits, '.', '_', '=' and '-', starting with a letter or digit"
-        raise UserError(Problem("--name", "this is not the name of a folder", value=name, allowed=allowed))
+    if name and not re.fullmatch(NAME, name):
+        raise UserError(Problem("--name", "this is not the name of a folder", value=name, allowed=IN_WORDS[NAME]))
     return name or slug(title, default)
 
 

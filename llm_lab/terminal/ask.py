@@ -355,7 +355,8 @@ def _run(prompt: Any, footer: Any, so_far: Callable[[], Any] | None = None) -> A
         if footer.show_help:
             footer.show_help = False
             return
-        event.app.exit(exception=Back())
+        if not footer.step_back():
+            event.app.exit(exception=Back())
 
     # In a text, ? is a letter once something has been typed.
     untouched = Condition(lambda: footer.is_untouched())

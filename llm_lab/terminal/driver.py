@@ -157,7 +157,7 @@ class Wizard:
             try:
                 return self.ask(replace(menu_question(last, drafts), notice=notice))
             except Back:
-                again = "Enter b again to quit." if is_plain() else "Press Esc again to quit."
+                again = "Enter b again to quit." if is_plain() else "Press Esc or Ctrl-D again to quit."
             except KeyboardInterrupt:
                 _end_line()
                 again = "Press Ctrl-C again to quit."

@@ -197,6 +197,8 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
         elif row is not None and row.question is not None:
             page.change(row, UNSET)
             keep(page.kept)
+        elif row is not None:
+            page.trouble = f"{row.key}: Enter opens it; Delete only resets values that are changed on this page."
 
     @on(Keys.Any, Keys.BracketedPaste)
     def _(event: Any) -> None:

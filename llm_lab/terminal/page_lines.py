@@ -107,7 +107,11 @@ def _lines_of(page: FormPage, columns: int, space: Lines) -> tuple[Lines, int]:
     widths = _columns_of(page, columns)
     rows = page.rows()
     if not rows:
-        text = "You have not chosen any values." if page.view == "yours" else "Nothing contains this text."
+        text = (
+            "You have not chosen any values."
+            if page.view == "yours"
+            else "Nothing contains this text. Esc clears the filter."
+        )
         lines += [[("", "")], [("class:dim", f"  {text}")]]
     for row in rows:
         if row.section != section:

@@ -66,6 +66,7 @@ class Place:
     typed: str = ""
     marked: list[str] = field(default_factory=list)
     was_refused: bool = False  # whether `typed` was refused: the next letter then replaces it
+    before: list[str] = field(default_factory=list)  # the folders that were listed before, the last one last
     forgets: bool = False  # whether to list the default only as the typed text, because it was refused
 
     @property
@@ -122,7 +123,19 @@ class Place:
         return one_line(f"{mark}{_fit(path, most):<{width}}  {about}".rstrip() if path else f"{mark}{about}")
 
     def go(self, folder: str) -> None:
+        """List another folder."""
+        self.before.append(self.folder)
         self.folder, self.typed = folder, ""
+
+    def step_back(self) -> bool:
+        """Clear the typed text, or list the previous folder again; return whether there was something to undo."""
+        if self.typed:
+            self.typed, self.was_refused = "", False
+        elif self.before:
+            self.folder = self.before.pop()
+        else:
+            return False
+        return True
 
     def answer_of(self, row: Row) -> Any:
         """Return the answer that Enter returns on a row."""
@@ -259,6 +272,9 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
         elif key in (Keys.Left, Keys.Backspace):
             place.go(_parent(place.folder))
             show()
+        elif place.folder:
+            place.go("")
+            show()
         footer.trouble = ""
 
     @keys.add(Keys.BracketedPaste, eager=True)
@@ -307,6 +323,16 @@ def pick_path(question: Question, above: int, trouble: str = "", *, run: Callabl
         filters=False,
     )
     footer.is_untouched = lambda: not place.typed  # type: ignore[method-assign]
+
+    def step_back() -> bool:
+        at = before_typing if place.typed else place.folder
+        if not place.step_back():
+            return False
+        footer.trouble = ""
+        show(at)
+        return True
+
+    footer.step_back = step_back
     footer.trouble = trouble
     place.forgets = bool(trouble) and len(default) == 1
     if place.forgets and not any(row.answer == default[0] for row in place.rows()):

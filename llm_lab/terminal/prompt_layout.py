@@ -87,6 +87,7 @@ class Footer:
         self.filter = ""
         self.has_none = False  # no line contains the filter: none is shown, and Enter does nothing
         self.set_filter: Callable[[str], None] = lambda text: None
+        self.step_back: Callable[[], bool] = lambda: False  # undoes a step within the question; False: there is none
         self.keys = KeyBindings()
 
     def is_untouched(self) -> bool:
@@ -299,9 +300,12 @@ def lay_out_list(
 
         @footer.keys.add("enter", filter=has_none, eager=True)
         @footer.keys.add("c-j", filter=has_none, eager=True)
-        @footer.keys.add(" ", filter=has_none, eager=True)
         def _(event: Any) -> None:
             """Do nothing: no line matches the filter."""
+
+        @footer.keys.add(" ", filter=has_none, eager=True)  # no line can be selected
+        def _(event: Any) -> None:
+            set_filter(f"{footer.filter} ")
 
     footer.attach()
     if any(side(choice.value) for choice in control.choices if not choice.disabled):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_lab.estimate.formatting import about, size
 from llm_lab.estimate.measurements import Measurement, find_measurement, keep_measurement
 from llm_lab.events import Listener, Notice, ignore
 from llm_lab.recipe.pretrain import PretrainRecipe
@@ -61,8 +62,8 @@ def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
     after = estimate_again(resolved)
     listener(
         Notice(
-            f"measured: {1000 * measurement.step_seconds:,.0f} ms per step, so the run will take about "
-            f"{after.estimate.wall_seconds:,.0f} s and {after.estimate.memory_bytes / 2**30:.1f} GiB"
+            f"measured: {1000 * measurement.step_seconds:,.0f} ms per step. With evaluations and checkpoints, the run "
+            f"will take {about(after.estimate.wall_seconds)} and {size(after.estimate.memory_bytes)} of memory"
         )
     )
     return after

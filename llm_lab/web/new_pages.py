@@ -16,6 +16,7 @@ from starlette.routing import Route
 from llm_lab.data.builtin import ABOUT_BUILTIN, BUILTIN, BUILTIN_EXAMPLES
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.job import Job, list_recipes, read_job
+from llm_lab.recipe.fields import IN_WORDS, NAME
 from llm_lab.recipe.files import parse_yaml, read_recipe_file
 from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.resolve import Resolved
@@ -340,7 +341,7 @@ async def design(request: Request) -> Response:
     name = str(body.get("name") or "")
     wrong = change({**raw, "name": name}, ()).look()[1]
     if not name or any(getattr(problem, "key", "") == "name" for problem in wrong):
-        raise UserError(Problem("name", "letters, digits, '.', '_' and '-', starting with a letter or digit", name))
+        raise UserError(Problem("name", "this is not a name for a design", name, IN_WORDS[NAME]))
     if (MODELS / name).exists() and not body.get("replace"):
         return _exists(MODELS / name)
     return answer(await lab_of(request).data.call("write_design", design=name, values=resolved.values))

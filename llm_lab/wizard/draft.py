@@ -167,7 +167,8 @@ class Draft:
             if f"{path}.".startswith(f"{start}.") and value_at(self.raw, start) == value:
                 return "derived" if reason else "default", reason
         if path == "name" and not self.is_design and self.raw.get("name") == self._first_name():
-            return ("derived", "from the model's name") if self.raw.get("model") else ("default", "")
+            named = not STAGES[self.raw["stage"]].from_scratch and self.raw.get("model")
+            return ("derived", "from the model's name") if named else ("default", "")
         resolved, _ = self.look()
         found = resolved.origins.get(path) if resolved else None
         if found is None:

@@ -11,10 +11,13 @@ from llm_lab.estimate.formatting import count, size
 from llm_lab.recipe.fields import LARGEST_INT, Key
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.resolve import Resolved
+from llm_lab.recipe.validate import too_long
+from llm_lab.safe_text import shorten
 
 from .draft import Draft
 from .questions import UNSET, Choice, Flow, Question
 
+LONGEST_SHOWN = 60  # characters of a refused text
 OFFERED = 9  # numbers in a list, so that panel and list fit 24 lines
 
 
@@ -185,8 +188,11 @@ def _type_problem(key: Key, value: Any) -> str | None:
         annotation = Annotated[annotation, item]
     try:
         TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value)
-    except ValidationError:
-        shown = f'"{value}"' if isinstance(value, str) else format_value(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "string_too_long":
+            return f"{too_long(value, first)}."
+        shown = f'"{shorten(value, LONGEST_SHOWN)}"' if isinstance(value, str) else format_value(value)
         if key.kind == "int" and not isinstance(value, int):
             return f"{shown} is not a whole number."
         if isinstance(value, int) and abs(value) > LARGEST_INT:

@@ -6,6 +6,7 @@ import codecs
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -96,9 +97,19 @@ def places_in(folder: str, look_for: LookFor) -> list[Place]:
     files.sort(key=_order)
     usable = [file for file in files if not file.why_not]
     if folder and kind.whole and len(usable) > 1:
-        together = sum(file.bytes for file in usable)
-        files.insert(0, Place(folder.rstrip("/"), f"the whole folder: {plural(len(usable), 'file')}, {size(together)}"))
+        files.insert(0, _whole_folder(folder, usable))
     return [*files[:MOST_FILES], *sorted(folders, key=lambda place: place.path.lower())]
+
+
+def _whole_folder(folder: str, files: Sequence[Place]) -> Place:
+    """Return the line for all files of a folder together; files of several types can't be one dataset."""
+    from llm_lab.data.readers import kind_of
+
+    kinds = Counter(str(kind_of(file.path)) for file in files)
+    mixed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    if len(kinds) > 1:
+        return Place(folder.rstrip("/"), f"all {len(files)} files", f"several types: {mixed}")
+    return Place(folder.rstrip("/"), f"all {len(files)} files, {size(sum(file.bytes for file in files))}")
 
 
 def _names(where: Path, depth: int) -> Iterator[tuple[Path, bool]]:

@@ -59,6 +59,12 @@ def answer(text: str) -> tuple[str, Key]:
     return text, Key.ENTER
 
 
+def _rows(app: Application) -> list[str]:
+    """The lines on the screen."""
+    screen = app.renderer.last_rendered_screen
+    return ["".join(screen.data_buffer[y][x].char for x in range(COLUMNS)).rstrip() for y in range(screen.height)]
+
+
 class Screen(DummyOutput):
     def get_size(self) -> Size:
         return Size(rows=ROWS, columns=COLUMNS)
@@ -77,6 +83,7 @@ class Keyboard:
     screens: list[str] = field(default_factory=list)
     _printed: str = ""
     _leaving: bool = False
+    _left: list[str] = field(default_factory=list)
     _downs: int = 0
 
     def attach(self, app: Application) -> None:
@@ -88,7 +95,7 @@ class Keyboard:
         app.after_render += self._press
 
     def _press(self, app: Application) -> None:
-        if app.is_done or self._leaving:
+        if app.is_done or (self._leaving and _rows(app) == self._left):  # Escape may lead to another list
             return
         try:
             self._look(app)
@@ -100,12 +107,12 @@ class Keyboard:
             app.exit(exception=AssertionError(f"No key is left for this question:\n{self.screens[-1]}"))
             return
         # On a page, Escape can lead from one view to another.
+        self._left = _rows(app)
         self._leaving = step == Key.CTRL_C or (step == Key.ESCAPE and not app.full_screen)
         self.pipe.send_text(str(step))
 
     def _look(self, app: Application) -> None:
-        screen = app.renderer.last_rendered_screen
-        rows = ["".join(screen.data_buffer[y][x].char for x in range(COLUMNS)).rstrip() for y in range(screen.height)]
+        rows = _rows(app)
         if app.full_screen:
             self._printed = ""
         self.screens.append(self._printed + "\n".join(rows))

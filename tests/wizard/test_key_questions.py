@@ -89,6 +89,7 @@ def test_choices_that_are_impossible_say_why(draft):
         ("optimizer.adamw_betas", "[0.9, 2]", "[0.9, 2] is not allowed."),
         ("samples.prompts", "[1,", "can't be read"),
         ("name", "no/slash", '"no/slash" is not allowed.'),
+        ("name", "a" * 200, "200 characters are too long: at most 100."),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_reason(draft, path, wrong, reason):

@@ -1,6 +1,7 @@
 """Train on my text: from the files of a folder to a recipe that starts, in four screens; and the list of files."""
 
 import dataclasses
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from llm_lab.job import check
 from llm_lab.runs.folder import RunFolder
 from llm_lab.terminal.ask import title_of
 from llm_lab.terminal.driver import Wizard, run_wizard
+from llm_lab.terminal.prompt_layout import Back
 from llm_lab.terminal.results_view import print_closing
 from llm_lab.wizard.model_questions import why_no_model
 from llm_lab.wizard.places import best_text, places_in
@@ -222,9 +224,26 @@ def test_a_typed_file_that_cannot_be_used_says_why(monkeypatch):
 def test_folders_are_entered_and_left_again_and_can_be_an_answer_as_a_whole(monkeypatch):
     picked, screens = press(PATH, monkeypatch, *pick("more/  "), Key.ENTER)
     assert picked == "more"
-    assert "the whole folder: 2 files" in screens[-1]
+    assert "all 2 files, " in screens[-1]
     assert press(PATH, monkeypatch, *pick("more/  "), *pick(".."), *pick("note.md"))[0] == "note.md"
     assert press(PATH, monkeypatch, "more/", Key.DOWN, Key.ENTER)[0] == "more/one.txt"
+
+
+def test_esc_clears_what_was_typed_then_lists_the_folder_before_and_then_goes_back(monkeypatch):
+    inside = (*pick("more/  "), *pick("more/deep/  "))
+    picked, _ = press(PATH, monkeypatch, *inside, *"tw", Key.ESCAPE, Key.ESCAPE, *pick("one.txt"))
+    assert picked == "more/one.txt"
+    picked, _ = press(PATH, monkeypatch, *inside, Key.ERASE_LINE, *pick("book.txt"))
+    assert picked == "book.txt", "Ctrl-U lists the first folder again"
+    with pytest.raises(Back):
+        press(PATH, monkeypatch, *pick("more/  "), Key.ESCAPE, Key.ESCAPE)
+
+
+def test_a_folder_with_files_of_several_types_cannot_be_one_dataset_and_says_why(monkeypatch):
+    Path("more/rows.jsonl").write_text(json.dumps({"text": SENTENCE}) + "\n")
+    picked, screens = press(PATH, monkeypatch, *pick("more/  "), *pick("one.txt"))
+    assert picked == "more/one.txt"
+    assert "(several types: 2 text, 1 jsonl)" in " ".join(screens[-1].split())
 
 
 def test_offered_data_and_an_answer_from_elsewhere_are_in_the_list(monkeypatch):

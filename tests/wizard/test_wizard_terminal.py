@@ -74,7 +74,7 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.at("What next with first?", ESCAPE)
     here.at("Which one?", ESCAPE)
     here.at("What would you like to do?", ESCAPE)
-    here.at("Press Esc again to quit.")
+    here.at("Press Esc or Ctrl-D again to quit.")
     here.at("What would you like to do?", ESCAPE)
     here.child.expect(pexpect.EOF)
     here.child.close()
@@ -124,7 +124,7 @@ def test_a_dumb_terminal_gets_plain_lines(terminal):
 def test_the_terminal_is_never_asked_for_its_cursor_position(terminal):
     here = terminal()
     here.at("What would you like to do?", ESCAPE)
-    here.at("Press Esc again to quit.")
+    here.at("Press Esc or Ctrl-D again to quit.")
     here.at("What would you like to do?", ESCAPE)
     here.child.expect(pexpect.EOF)
     assert "What would you like to do?" in here.seen.getvalue()
