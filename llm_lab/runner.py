@@ -39,11 +39,11 @@ from llm_lab.runs.recipe_paths import with_paths_of
 from llm_lab.runs.report import collect_scores, write_pipeline_report
 from llm_lab.runs.resume import (
     MANIFESTS_FROM,
+    after_a_full_disk,
     batch_of,
     batch_to_resume,
     require_resume_point,
     require_same_beginning,
-    resume_command,
     set_aside_after,
     what_is_saved,
     with_batch,
@@ -172,7 +172,7 @@ def _naming_a_full_disk(folder: RunFolder) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        fix = f"Free some space, then: {resume_command(folder)}"
+        fix = after_a_full_disk(folder)
         raise MachineError(Problem(str(error.filename or folder.path), "the disk is full", fix=fix)) from error
 
 

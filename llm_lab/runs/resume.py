@@ -95,10 +95,20 @@ def resume_command(run: RunFolder, options: str = "--resume") -> str:
 
 def what_is_saved(run: RunFolder) -> str:
     """Describe what is saved of a run that was stopped at once, and how to resume it."""
+    how = "Resume" if run.checkpoints() else "Start again"
+    return f"Stopped at once. {last_checkpoint(run)} {how}: {resume_command(run)}"
+
+
+def last_checkpoint(run: RunFolder) -> str:
+    """Return a sentence about the last complete checkpoint of a run, or that there is none."""
     step = max((step for step, _ in run.checkpoints()), default=START)
-    if step == START:
-        return f"Stopped at once. {run.path} has no checkpoint yet. Start again: {resume_command(run)}"
-    return f"Stopped at once. The checkpoint of step {step:,} is saved. Resume: {resume_command(run)}"
+    return "No checkpoint is saved." if step == START else f"The checkpoint of step {step:,} is saved."
+
+
+def after_a_full_disk(run: RunFolder) -> str:
+    """Return what is saved of a run that ended because the disk was full, and how to continue."""
+    how = "then" if run.checkpoints() else "then start again"
+    return f"{last_checkpoint(run)} Free some space, {how}: {resume_command(run)}"
 
 
 def require_resume_point(run: RunFolder, step: int | None = None) -> tuple[int, list[str]]:

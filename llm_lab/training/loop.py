@@ -16,7 +16,7 @@ from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, staged_folder
 from llm_lab.runs.folder import EVALUATES_FIRST, RunFolder, find_model, now
 from llm_lab.runs.processes import is_first_process
-from llm_lab.runs.resume import resume_command
+from llm_lab.runs.resume import after_a_full_disk
 from llm_lab.runs.samples import add_samples
 
 
@@ -170,9 +170,8 @@ def _write_rows(trainer: Any) -> None:
     try:
         trainer.write_rows()
     except OSError as error:
-        fix = f"Free some space, then: {resume_command(trainer.run)}"
         why = f"the last metrics could not be written: {describe_disk_error(error)}"
-        raise MachineError(Problem(str(trainer.run.metrics_path), why, fix=fix)) from error
+        raise MachineError(Problem(str(trainer.run.metrics_path), why, fix=after_a_full_disk(trainer.run))) from error
 
 
 def write_model(folder: RunFolder, model: Any, save: Callable[[Path], None]) -> None:
@@ -194,8 +193,7 @@ def _write_whole_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
     except Exception as error:
         if not is_disk_error(error):
             raise
-        fix = f"The checkpoints in {folder.steps_path} are kept. Free some space, then: {resume_command(folder)}"
-        raise not_written(folder.model_path, error, fix) from error
+        raise not_written(folder.model_path, error, after_a_full_disk(folder)) from error
 
 
 def not_written(path: Path, error: Exception, fix: str) -> MachineError:

@@ -21,6 +21,7 @@ from llm_lab.runs.disk import remove_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.health import ALL_ALIKE, ENTROPY_LEFT, MOST_CUT_OFF, MOST_KL, add_row, concerns
 from llm_lab.runs.processes import is_first_process, wait_for_all
+from llm_lab.runs.resume import last_checkpoint
 
 from .sharding import whole_weights
 
@@ -46,10 +47,12 @@ class Diverged(UserError):
 class LossWatch:
     """Checks the loss of every batch and the norm of every gradient, without waiting for the GPU in each step.
 
-    guess: the loss of a uniform guess, if the loss is a cross-entropy; None if a large loss has no such meaning.
+    guess: the loss of a uniform guess, if the loss is a cross-entropy; None if a large loss has no such meaning. An
+    error names the last checkpoint of the run.
     """
 
-    def __init__(self, guess: float | None, batches_per_step: int, rows_per_step: int):
+    def __init__(self, guess: float | None, batches_per_step: int, rows_per_step: int, run: RunFolder):
+        self._run = run
         self._guess, self._batches, self._rows = guess, batches_per_step, rows_per_step
         self._losses: list[torch.Tensor] = []
         self._norms: list[torch.Tensor | float] = []
@@ -111,9 +114,9 @@ class LossWatch:
 
     def _diverged(self, what: str, step: int, learning_rate: float) -> Diverged:
         fix = (
-            "The last checkpoint is from before that. Start again with a smaller learning rate, a longer "
-            f"scheduler.warmup_steps, or train.on_divergence: {ROLL_BACK}, which returns to the checkpoint with half "
-            "the learning rate."
+            f"{last_checkpoint(self._run)} Start again with a smaller learning rate, a longer "
+            f"scheduler.warmup_steps, or train.on_divergence: {ROLL_BACK}, which returns to the last checkpoint, or to "
+            "the start if there is none, with half the learning rate."
         )
         rate = float(f"{learning_rate:.3g}")  # the schedule's rate at this step
         return Diverged(Problem("optimizer.learning_rate", what, value=rate, fix=fix), step)

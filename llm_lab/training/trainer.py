@@ -29,6 +29,7 @@ from llm_lab.runs.disk import describe_disk_error, is_disk_error, publish, remov
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.manifest import write_manifest
 from llm_lab.runs.processes import any_process, forget_launcher_settings, process_count, wait_for_all
+from llm_lab.runs.resume import last_checkpoint
 from llm_lab.runs.retention import steps_to_keep
 
 from .out_of_memory import BeforeStep
@@ -237,7 +238,7 @@ class LabTrainerMixin(_Base):
         batches = self.args.gradient_accumulation_steps
         vocabulary = getattr(self.model.config, "vocab_size", None) if self.loss_is_cross_entropy else None
         rows = self.args.per_device_train_batch_size * batches * process_count()
-        return LossWatch(math.log(vocabulary) if vocabulary else None, batches, rows)
+        return LossWatch(math.log(vocabulary) if vocabulary else None, batches, rows, self.run)
 
     longest_tokens = 0  # in the longest batch, with padding
 
@@ -417,8 +418,8 @@ class LabTrainerMixin(_Base):
                 reason = describe_disk_error(failure) if failure else "in another process"
                 self.listener(
                     RunWarning(
-                        f"The checkpoint of step {step} could not be written ({reason}). The last complete one is "
-                        f"kept. {self._next_save(step)}"
+                        f"The checkpoint of step {step:,} could not be written ({reason}). {last_checkpoint(self.run)} "
+                        f"{self._next_save(step)}"
                     )
                 )
                 return
@@ -433,8 +434,8 @@ class LabTrainerMixin(_Base):
 
     def _next_save(self, step: int) -> str:
         if self.control.should_training_stop or step >= self.args.max_steps:
-            return "A resumed run repeats the steps since then."
-        return f"Training continues. Free disk space before step {step + self.args.save_steps}."
+            return "A resumed run repeats the steps since then." if self.run.checkpoints() else ""
+        return f"Training continues. Free disk space before step {step + self.args.save_steps:,}."
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with whole_weights(self.model):

@@ -301,7 +301,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch):
     assert display.saved_steps == [5, 15, 20]
     (warning,) = [text for text in display.said if "could not be written" in text]
     assert "step 10" in warning
-    assert "Free disk space before step 15" in warning
+    assert "The checkpoint of step 5 is saved. Training continues. Free disk space before step 15." in warning
     assert [step for step, _ in TINY.checkpoints()] == [5, 15, 20]
     assert not (TINY.steps_path / ".saving").exists()
 

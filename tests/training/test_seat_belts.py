@@ -30,7 +30,7 @@ NAN = float("nan")
 
 def watch(losses, norms=None, *, batches=1, guess=None, steps=1):
     """Pass the batches of `steps` steps to a watch, up to step 10."""
-    found = LossWatch(guess, batches, rows_per_step=8)
+    found = LossWatch(guess, batches, 8, TINY)
     for loss in losses:
         found.saw_loss(torch.tensor(loss))
     for norm in norms or [1.0] * steps:
@@ -49,6 +49,7 @@ def test_the_first_bad_batch_since_the_last_log_row_is_named():
     assert "the loss became nan at step 9 (batch 2 of 2, sequences 65 to 72 in the order of the data)" in text
     assert "gradient norm 3.5" in text
     assert "optimizer.learning_rate = 0.1" in text
+    assert "No checkpoint is saved." in text
 
 
 def test_a_gradient_that_is_not_a_number_stops_the_run_before_it_is_saved():
