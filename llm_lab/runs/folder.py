@@ -107,6 +107,10 @@ class RunFolder:
         own = self.checkpoints() or self.metrics() or self.facts().get("export")
         return bool(own) or any(stage.has_progress() for stage in self.stages())
 
+    def starts_over(self) -> bool:
+        """Return whether resuming the run repeats all of its training, because it has no checkpoint."""
+        return not (self.checkpoints() or any(stage.has_progress() for stage in self.stages()))
+
     def delete_temporary(self) -> None:
         """Delete what a killed process left unfinished."""
         for place in (self.path, self.steps_path):

@@ -36,6 +36,9 @@ RESUME_WHY = (
     "The run continues from its last checkpoint, with the same recipe and data: the result is the same as without "
     "the interruption. To change a setting, run its recipe again as a new run."
 )
+START_OVER_WHY = (
+    "It ended before its first checkpoint, so it starts from its first step, with the same recipe and data."
+)
 DRAFT_WHY = "Your answers and settings were kept when you left. You can go back through the answers."
 RESUME_SWEEP_WHY = (
     "Runs that are done are not repeated. Stopped runs continue from their last checkpoint, failed runs start over, "
@@ -149,7 +152,9 @@ def _offered(
         about = " · ".join(
             [*([] if share is None else [f"{100 * share:.0f} %"]), f"{run.status()} {when_last_active(run)}"]
         )
-        yield ["resume", str(run.path)], f"Resume {short_name(run.path.name)}", about, RESUME_WHY
+        name = short_name(run.path.name)
+        title, why = (f"Start {name} again", START_OVER_WHY) if run.starts_over() else (f"Resume {name}", RESUME_WHY)
+        yield ["resume", str(run.path)], title, about, why
     for one in islice((one for one in sweeps if can_resume_sweep(one)), OFFERED):
         about = f"{one['kind']}, {parts_done(one)}"
         yield ["resume sweep", one["path"]], f"Resume {short_name(one['name'])}", about, RESUME_SWEEP_WHY

@@ -20,6 +20,7 @@ from .home import (
     RESUME_SWEEP_WHY,
     RESUME_WHY,
     RUNS,
+    START_OVER_WHY,
     can_resume,
     can_resume_sweep,
     parts_done,
@@ -135,7 +136,7 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
         again = "Run it again with the same options" if run.status() == "done" else "Resume this study"
         return [*choices, Choice("study", again), *KEEPING]
     if run is not None and can_resume(run):
-        choices.append(Choice("resume", f"Resume this run{_how_far(run)}", why=RESUME_WHY))
+        choices.append(_resume_choice(run, "this run"))
     choices += [Choice("chat", "Chat with it")] if generates else []
     if run is not None and next_stages(run) and run.status() == "done":
         choices.append(Choice("next", "Continue with its model: the next stage", why=NEXT_WHY))
@@ -180,9 +181,22 @@ def _how_far(run: RunFolder) -> str:
     return "" if share is None else f" ({100 * share:.0f} %)"
 
 
+def _resume_choice(run: RunFolder, what: str) -> Choice:
+    if run.starts_over():
+        return Choice("resume", f"Start {what} again", why=START_OVER_WHY)
+    return Choice("resume", f"Resume {what}{_how_far(run)}", why=RESUME_WHY)
+
+
 def resume(path: str) -> Flow[Next | None]:
     """Show what remains of a run, and resume it after a yes."""
     return (yield from start(str(RunFolder(Path(path)).recipe_path), resume=True))
+
+
+def _about_the_end(run: RunFolder) -> tuple[str, ...]:
+    """Return why a run ended, if it failed, and where a resumed one starts."""
+    facts = run.facts()
+    why = [f"it failed: {facts['error']}"] if facts.get("error") else []
+    return (*why, *([START_OVER_WHY.rstrip(".")] if run.starts_over() else []))
 
 
 def chat_with(path: str) -> Flow[None]:
@@ -194,8 +208,9 @@ def start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False)
     """Show the plan of a recipe file and start it after a yes; return the next flow, or None if it was not started."""
     from llm_lab.job import check, read_job
 
-    remarks: tuple[str, ...] = ()
-    if not resume:
+    if resume:
+        remarks = _about_the_end(RunFolder(Path(recipe).parent))
+    else:
         yield Wait("Reading the data ...")
         remarks = check(recipe, overrides).remarks
     wanted = yield start_question(RecipePlan(recipe, overrides, resume), notice=notes(remarks))
@@ -242,7 +257,7 @@ def next_steps(path: str) -> Flow[Next | None]:
 def _next_choices(run: RunFolder) -> list[Choice]:
     """Return the usual next steps with a run, the most usual first."""
     if can_resume(run):
-        choices = [Choice("resume", f"Resume it{_how_far(run)}", why=RESUME_WHY)]
+        choices = [_resume_choice(run, "it")]
         stage = stage_of(run.facts())
         chats = run.saved_models() and (stage is None or stage.writes_text)
         return [*choices, Choice("chat", "Chat with its last checkpoint")] if chats else choices

@@ -306,6 +306,21 @@ def test_a_stopped_run_is_resumed_and_any_run_is_replayed_after_a_yes():
     assert again.result == Next("after a run", {"name": "base"})
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_says_why_and_that_it_starts_again():
+    run = RunFolder(Path("checkpoints/base"))
+    run.update(status="failed", error="Diverged: the loss became nan at step 3")
+    shutil.rmtree(run.steps_path)
+    shutil.rmtree(run.model_path)
+    (offered,) = [choice for choice in menu_question().choices if choice.value == ["resume", "checkpoints/base"]]
+    assert "Start base again" in offered.text
+    visit = answers(checkpoints, [MODEL, "Start this run again"])
+    assert "it failed: Diverged: the loss became nan at step 3" in visit.question.notice
+    assert "starts from its first step" in visit.question.notice
+    assert "Start it again" in [
+        choice.text for choice in answers(partial(after_a_run, name="base"), []).question.choices
+    ]
+
+
 def test_after_a_run_the_first_choice_is_a_chat_that_returns_to_the_choices():
     for after in (partial(after_a_run, name="base"), partial(after_a_run, path="checkpoints/base")):
         visit = answers(after, [ENTER])
