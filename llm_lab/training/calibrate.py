@@ -63,7 +63,7 @@ def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
     listener(
         Notice(
             f"measured: {1000 * measurement.step_seconds:,.0f} ms per step. With evaluations and checkpoints, the run "
-            f"will take {about(after.estimate.wall_seconds)} and {size(after.estimate.memory_bytes)} of memory"
+            f"will take {about(after.estimate.wall_seconds or 0.0)} and {size(after.estimate.memory_bytes)} of memory"
         )
     )
     return after
