@@ -57,10 +57,14 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
 
 
 class Interruption:
-    """Whether the user (Ctrl-C) or the system (SIGTERM, SIGHUP) has requested a stop."""
+    """Whether the user (Ctrl-C) or the system (SIGTERM, SIGHUP) has requested a stop.
+
+    in_progress: what is finished before the stop: the step, or an evaluation, which a resumed run would not repeat.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.in_progress = "step"
 
     @contextmanager
     def listen(self, listener: Listener) -> Iterator[None]:
@@ -81,7 +85,8 @@ class Interruption:
             self.requested = True
             listener(
                 Notice(
-                    "Stopping after this step and saving a checkpoint. Ctrl-C again stops immediately, without saving."
+                    f"Stopping after this {self.in_progress} and saving a checkpoint. Ctrl-C again stops immediately, "
+                    "without saving."
                 )
             )
 
@@ -368,6 +373,7 @@ class LabTrainerMixin(_Base):
 
     def evaluate_now(self) -> None:
         """Evaluate at the current step and record the row."""
+        self.interruption.in_progress = "evaluation"
         self.listener(Evaluating())
         with self._clock.paused():
             self.model.eval()
@@ -376,6 +382,7 @@ class LabTrainerMixin(_Base):
             reshard(self.model)
             if row:
                 self.record(row)
+        self.interruption.in_progress = "step"
         self.listener(Evaluating(is_over=True))
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:

@@ -17,7 +17,7 @@ from support.tiny_models import combinations, expert_combinations, named, recipe
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
-from llm_lab.events import MetricsLogged, TrainingStarted
+from llm_lab.events import Evaluating, MetricsLogged, Notice, TrainingStarted
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages.pretrain import PretrainEvaluation
@@ -102,6 +102,21 @@ def test_a_second_ctrl_c_says_what_is_saved_and_the_resumed_run_is_recorded_as_o
         assert f"| training loss | {facts['results']['loss']:.4f} |" in text
     assert facts["results"]["train_tokens"] == 20 * 4 * 16
     assert steps_logged() == [1, 5, 10, 15, 20]
+
+
+@pytest.mark.parametrize(("event_type", "finished"), [(MetricsLogged, "step"), (Evaluating, "evaluation")])
+def test_ctrl_c_says_what_is_finished_before_the_run_stops(event_type, finished):
+    said = []
+
+    def press_ctrl_c(event):
+        said.extend([event.text] if isinstance(event, Notice) else [])
+        if isinstance(event, event_type) and not any("Stopping" in text for text in said):
+            signal.raise_signal(signal.SIGINT)
+
+    raw = tiny_recipe(**{"train.max_steps": 4, "train.eval_steps": 2})
+    assert run(raw, listener=press_ctrl_c)["status"] == "stopped"
+    (text,) = [text for text in said if "Stopping" in text]
+    assert text.startswith(f"Stopping after this {finished} and saving a checkpoint.")
 
 
 def test_ctrl_c_saves_and_the_resumed_run_equals_an_uninterrupted_one():
