@@ -88,7 +88,7 @@ def verdict_words(duel: Sweep, comparison: Comparison) -> str:
         )
         if verdict.n < len(duel.seeds):
             return f"{few} Seeds without both results yet: {len(duel.seeds) - verdict.n} of {len(duel.seeds)}."
-        return f"{few} With --seeds {_enough(verdict)}, the same command adds the missing ones."
+        return f"{few} To decide, run it again with {_enough(verdict)} seeds: only the missing ones are trained."
     most = max(abs(verdict.low), abs(verdict.high))
     return (
         f"{start}, no difference was found: {effect} ({details}; {test}). A difference of more than {most:.4f} is "

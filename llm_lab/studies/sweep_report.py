@@ -122,32 +122,26 @@ def _disk_bytes(sweep: Sweep, name: str) -> int:
     return sum(one.estimate.disk_bytes for one in sweep.jobs[name].stages)
 
 
-def _of_one(words: str) -> str:
-    """Return the words about runs as words about one run."""
-    for several, one in (
-        ("have not", "has not"),
-        ("are ", "is "),
-        ("were ", "was "),
-        ("; they continue", "; it continues"),
-    ):
-        words = words.replace(several, one)
-    return words
-
-
 def what_is_missing(rows: Sequence[Row]) -> list[str]:
     """Return remarks about cells without a result."""
     states = [state for row in rows for state in row.states]
-    missing = {
-        "failed": "failed; they are listed below",
-        "waiting": "have not run yet",
-        "running": "are in progress",
-        "stopped": "were stopped; they continue when this is resumed",
-        "interrupted": "were killed; they continue when this is resumed",
+    missing = {  # what is said of one run and of several
+        "failed": ("failed; it is listed below", "failed; they are listed below"),
+        "waiting": ("has not run yet", "have not run yet"),
+        "running": ("is in progress", "are in progress"),
+        "stopped": (
+            "was stopped; it continues when this is resumed",
+            "were stopped; they continue when this is resumed",
+        ),
+        "interrupted": (
+            "was killed; it continues when this is resumed",
+            "were killed; they continue when this is resumed",
+        ),
     }
     found = []
-    for status, words in missing.items():
+    for status, (of_one, of_several) in missing.items():
         if number := sum(state.status == status for state in states):
-            found.append(f"{number} of {len(states)} runs {words if number > 1 else _of_one(words)}.")
+            found.append(f"{number} of {len(states)} runs {of_one if number == 1 else of_several}.")
     if without := sum(state.status == "done" and state.value is None for state in states):
         found.append(f"{without} of {len(states)} runs are done, but have no result to compare by.")
     return found

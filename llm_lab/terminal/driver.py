@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.runs.disk import write_atomically
-from llm_lab.wizard.home import DRAFT, EVALUATE, LEAVE, LOOK, MODELS, draft_question, menu_question, next_of
+from llm_lab.wizard.home import AFTER, DRAFT, EVALUATE, LEAVE, LOOK, MODELS, draft_question, menu_question, next_of
 from llm_lab.wizard.questions import (
     CheckpointDetails,
     Compare,
@@ -129,7 +129,8 @@ class Wizard:
             try:
                 if upcoming:
                     begun = self._begin(upcoming)
-                    walks = [*(walks if upcoming.can_return else walks[:-1]), begun]
+                    earlier = [] if upcoming.flow == AFTER else walks if upcoming.can_return else walks[:-1]
+                    walks = [*earlier, begun]  # after a run, Esc leads to the menu
                     upcoming = None
                 upcoming = self._finish(*walks[-1])
                 if upcoming is None:

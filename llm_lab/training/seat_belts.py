@@ -118,8 +118,8 @@ class LossWatch:
             f"scheduler.warmup_steps, or train.on_divergence: {ROLL_BACK}, which returns to the last checkpoint, or to "
             "the start if there is none, with half the learning rate."
         )
-        rate = float(f"{learning_rate:.3g}")  # the schedule's rate at this step
-        return Diverged(Problem("optimizer.learning_rate", what, value=rate, fix=fix), step)
+        why = f"{what}; the schedule's learning rate was {learning_rate:.3g}"
+        return Diverged(Problem("optimizer.learning_rate", why, fix=fix), step)
 
 
 class HealthWatch:

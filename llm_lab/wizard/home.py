@@ -39,6 +39,7 @@ RESUME_WHY = (
 START_OVER_WHY = (
     "It ended before its first checkpoint, so it starts from its first step, with the same recipe and data."
 )
+AFTER = "after a run"  # the flow that offers what to do next
 DRAFT_WHY = "Your answers and settings were kept when you left. You can go back through the answers."
 RESUME_SWEEP_WHY = (
     "Runs that are done are not repeated. Stopped runs continue from their last checkpoint, failed runs start over, "

@@ -21,11 +21,10 @@ from llm_lab.runs.folder import slug
 
 from .data_questions import READING, TEXTS, can_ask_columns, look_at_texts, recognize
 from .draft import Draft
-from .home import QUICK
+from .home import AFTER, QUICK
 from .places import HEAD_BYTES, best_text, places_in, recent_data
 from .questions import BackTo, Choice, Flow, Line, Next, Plan, Question, Screen, StartRun, Wait
 from .review import START, YES, settings_and_start
-from .run_questions import AFTER
 from .training_runs import run_page
 
 CPU_SECONDS = 150  # to train the smallest size on a CPU; larger ones take as many steps, and longer

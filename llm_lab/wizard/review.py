@@ -19,6 +19,7 @@ from llm_lab.runs.card_answers import OF_ALL_MODELS
 from .draft import Draft
 from .draft_page import Page, ask_page
 from .eval_and_export import CARD, ask_card, is_card_open
+from .home import AFTER
 from .questions import (
     Choice,
     Flow,
@@ -85,7 +86,7 @@ def settings_and_start(draft: Draft, page: Page) -> Flow[Next]:
         else:
             is_started, draft = yield from _start(draft, resolved)
             if is_started:
-                return Next("after a run", {"name": draft.raw["name"]})
+                return Next(AFTER, {"name": draft.raw["name"]})
 
 
 def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:

@@ -17,6 +17,7 @@ from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs, run
 from llm_lab.runs.housekeeping import check_rename, plan_removal
 
 from .home import (
+    AFTER,
     RESUME_SWEEP_WHY,
     RESUME_WHY,
     RUNS,
@@ -55,7 +56,6 @@ MENU = "menu"
 KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
 RENAME_WHY = "Adapters, recipes and later runs then refer to it by the new name."
 DELETE_WHY = "The folder is deleted, with the model and its checkpoints. This can't be undone."
-AFTER = "after a run"
 NO_RUNS = "none yet; start with Train on my text"
 CHECKPOINT_WHY = "Any of your runs, a folder or GGUF file with a causal language model, or a name on the Hub."
 LINEAGE_WHY = "A run's lineage is every run that its model was built from. Replaying it trains all of them again."

@@ -57,7 +57,7 @@ def test_the_same_difference_in_five_seeds_is_not_called_significant(trained_onc
     words = said(duel)
     assert "too few seeds to decide" in words
     assert "the smallest possible p is 0.0625" in words
-    assert words.endswith("With --seeds 6, the same command adds the missing ones.")
+    assert words.endswith("To decide, run it again with 6 seeds: only the missing ones are trained.")
     assert "is better than" not in words
 
 

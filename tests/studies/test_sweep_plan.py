@@ -243,6 +243,7 @@ def test_a_sweep_without_a_result_explains_no_result_and_counts_its_runs_in_word
         "1 of 2 runs was stopped; it continues when this is resumed.",
     ]
     assert what_is_missing(rows("waiting", "waiting")) == ["2 of 2 runs have not run yet."]
+    assert what_is_missing(rows("waiting", "failed"))[0] == "1 of 2 runs failed; it is listed below."
 
 
 def test_the_time_left_of_a_sweep_is_the_time_of_its_plan_until_a_run_has_started():

@@ -48,7 +48,8 @@ def test_the_first_bad_batch_since_the_last_log_row_is_named():
     assert caught.value.step == 9
     assert "the loss became nan at step 9 (batch 2 of 2, sequences 65 to 72 in the order of the data)" in text
     assert "gradient norm 3.5" in text
-    assert "optimizer.learning_rate = 0.1" in text
+    assert text.startswith("optimizer.learning_rate: the loss became nan")
+    assert "the schedule's learning rate was 0.1." in text
     assert "No checkpoint is saved." in text
 
 

@@ -14,6 +14,7 @@ from support.wizard_lab import base, lab  # noqa: F401 - fixtures
 from llm_lab.commands.wizard_commands import wizard_commands
 from llm_lab.errors import MachineError, Problem
 from llm_lab.recipe.registry import STAGES
+from llm_lab.runs.folder import RunFolder
 from llm_lab.terminal import ask as prompts
 from llm_lab.terminal.ask import Back
 from llm_lab.terminal.console import make_console, print_waiting
@@ -704,3 +705,11 @@ def test_only_the_line_with_the_pointer_is_highlighted(press, monkeypatch):
     assert press(dataclasses.replace(CHOICE, default=1), Key.DOWN, Key.ENTER)[0] == 2
     assert styles
     assert all(found == {"class:highlighted", "class:text"} for found in styles[1:])
+
+
+def test_esc_on_the_page_after_a_run_leads_to_the_menu_not_to_the_pages_before_the_run(monkeypatch, lab):  # noqa: F811
+    commands = dataclasses.replace(wizard_commands(), start=lambda *_, **__: 0)
+    RunFolder(Path("checkpoints/base")).update(status="stopped")
+    with keyboard([*pick("Resume it"), *pick("Yes, start"), Key.ESCAPE], monkeypatch) as keys:
+        Wizard(commands, debug=True).open(Next("next steps", {"path": "checkpoints/base"}))
+    assert "What next with base?" in keys.screens[-1]
