@@ -81,7 +81,7 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     if values.get("optimizer"):
         yield "optimizer", _optimizer(values), ""
     if train.get("eval_steps"):
-        yield "evaluation", _evaluation(values, train), ""
+        yield "evaluation", _evaluation(values, train, examples), ""
     if cost.memory_bytes:
         yield (
             "memory",
@@ -156,8 +156,7 @@ def _model(values: Mapping[str, Any]) -> str:
     if not isinstance(model, Mapping):
         return str(model)
     if "checkpoint" in model:
-        stage = STAGES[values["stage"]]
-        return f"{model['checkpoint']}: {'starts from its weights' if stage.trains else stage.about}"
+        return f"{model['checkpoint']}{': starts from its weights' if STAGES[values['stage']].trains else ''}"
     if "config" in model:
         return f"{model['config']}, from scratch"
     parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))
@@ -225,22 +224,28 @@ def _warmup(scheduler: Mapping[str, Any]) -> str:
     return "warm-up" if steps is None else f"{steps:,} warm-up step{'' if steps == 1 else 's'}"
 
 
-def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any], examples: ExampleSizes | None) -> str:
     validation = values.get("validation") or {}
     if validation.get("fraction") == 0:
         return "none: no data is held out"
     limits = {what: validation.get(f"max_{what}") for what in ("tokens", "examples")}
     most = "".join(f", on at most {count(number)} {what}" for what, number in limits.items() if number)
+    if examples and limits["examples"]:
+        most = f", on {plural(min(examples.held_out, limits['examples']), 'example')}"
     saved = f"; checkpoint every {train['save_steps']:,}" if train.get("save_steps") else ""
     return f"every {train['eval_steps']:,} steps{most}{saved}"
 
 
 def _time(cost: Estimate) -> str:
-    """Return the total time, the basis of the estimate, and the parts of more than 2 %."""
+    """Return the total time, the basis of the estimate, and the parts in percent; those of at most 2 % are one part."""
     whole = cost.wall_seconds or 0.0
+    if not whole:
+        return about(whole)
     parts = sorted(cost.seconds_by_part.items(), key=lambda item: -item[1])
-    shares = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in parts if seconds > 0.02 * whole]
-    return f"{about(whole)} ({cost.basis}): {', '.join(shares)}" if whole else about(whole)
+    shares = {name: round(100 * seconds / whole) for name, seconds in parts if seconds > 0.02 * whole}
+    shares["other"] = round(100 * sum(seconds for name, seconds in parts if name not in shares) / whole)
+    shares[parts[0][0]] += 100 - sum(shares.values())  # rounded numbers may not add up to 100
+    return f"{about(whole)} ({cost.basis}): {', '.join(f'{name} {share} %' for name, share in shares.items() if share)}"
 
 
 def _memory(cost: Estimate, *, assumed: bool) -> str:
@@ -250,5 +255,7 @@ def _memory(cost: Estimate, *, assumed: bool) -> str:
     fits = "" if cost.fits else "Does not fit: "
     there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
     if cost.measurement and cost.measurement.memory_bytes:  # the parts are not measured, so they don't sum to it
-        return f"{fits}about {size(cost.memory_bytes)} (measured here) of {there}; estimated parts: {need}"
+        more = cost.memory_bytes - sum(cost.memory_by_part.values())
+        beyond = f"{size(abs(more))} {'more' if more >= 0 else 'less'} than estimated"
+        return f"{fits}about {size(cost.memory_bytes)} (measured here, {beyond}) of {there}; estimated parts: {need}"
     return f"{fits}about {size(cost.memory_bytes)} of {there}: {need}"

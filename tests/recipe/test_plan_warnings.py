@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from llm_lab.estimate.formatting import size
 from llm_lab.estimate.measurements import Measurement
 from llm_lab.estimate.tuning_cost import ExampleSizes
 from llm_lab.job import problems_of_length
@@ -129,13 +130,47 @@ def test_a_plan_says_how_much_is_held_out_and_how_much_of_it_an_evaluation_measu
     assert ("evaluation", "every 10 steps, on at most 500 tokens; checkpoint every 10") in lines
 
 
-def test_a_plan_calls_the_parts_of_a_measured_memory_estimated():
+def test_a_plan_says_how_many_examples_an_evaluation_measures():
+    planned = replace(with_examples(1000), examples=ExampleSizes(31, 9, (10,)))
+    lines = [(name, text) for name, text, _ in plan_lines(planned)]
+    assert any(name == "evaluation" and ", on 9 examples" in text for name, text in lines)
+    many = replace(planned, examples=ExampleSizes(90_000, 10_000, (10,)))
+    (said,) = [text for name, text, _ in plan_lines(many) if name == "evaluation"]
+    assert f", on {many.values['validation']['max_examples']:,} examples" in said
+
+
+def test_the_parts_of_a_measured_memory_add_up_to_it_with_what_it_has_beyond_the_estimate():
     planned = resolve({"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}]})
-    measured = Measurement("run", 0.1, memory_bytes=700 * 2**20)
-    cost = replace(planned.estimate, measurement=measured, memory_bytes=measured.memory_bytes)
-    (said,) = [text for name, text, _ in plan_lines(replace(planned, estimate=cost)) if name == "memory"]
-    assert said.startswith("about 700 MiB (measured here) of ")
-    assert "; estimated parts: libraries 500 MiB, " in said
+    estimated = sum(planned.estimate.memory_by_part.values())
+    for more, said in ((76 * 2**20, "76 MiB more"), (-20 * 2**20, "20 MiB less")):
+        measured = Measurement("run", 0.1, memory_bytes=estimated + more)
+        cost = replace(planned.estimate, measurement=measured, memory_bytes=measured.memory_bytes)
+        (text,) = [text for name, text, _ in plan_lines(replace(planned, estimate=cost)) if name == "memory"]
+        assert text.startswith(f"about {size(estimated + more)} (measured here, {said} than estimated) of ")
+        assert "; estimated parts: libraries 500 MiB, " in text
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"training": 95.2, "evaluation": 3.2, "start": 1.0, "checkpoints": 0.6},
+         "training 95 %, evaluation 3 %, other 2 %"),
+        ({"training": 100.0, "evaluation": 100.0, "start": 100.0}, "training 34 %, evaluation 33 %, start 33 %"),
+        ({"training": 50.0}, "training 100 %"),
+        ({"training": 999.0, "start": 1.0}, "training 100 %"),
+    ],
+)  # fmt: skip
+def test_the_parts_of_the_time_of_a_plan_add_up_to_100_percent(parts, said):
+    planned = with_examples(1000)
+    cost = replace(planned.estimate, seconds_by_part=parts)
+    (text,) = [text for name, text, _ in plan_lines(replace(planned, estimate=cost)) if name == "time"]
+    assert text.endswith(f"): {said}")
+
+
+@pytest.mark.parametrize("stage", ["eval", "export"])
+def test_the_plan_of_a_stage_that_does_not_train_names_its_model_and_no_more(tmp_path, stage):
+    planned = resolve({"stage": stage, "device": "cpu", "model": {"checkpoint": str(tmp_path)}})
+    assert ("model", str(tmp_path), "") in plan_lines(planned)
 
 
 @pytest.mark.parametrize(
