@@ -50,7 +50,9 @@ def axis_of(
         return Axis(low / 10**room, high * 10**room, start, end, log=True)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    space = room * (high - low) if high > low else abs(high) * 0.1 or 1.0
+    if low == high == 0:  # most quantities can't be negative
+        return Axis(0.0, 1.0, start, end)
+    space = room * (high - low) if high > low else abs(high) * 0.1
     # An axis with a requested 0 at one end has no extra room there.
     return Axis(low - space * (not zero or low < 0), high + space * (not zero or high > 0), start, end)
 

@@ -504,11 +504,14 @@ def draw_curves(
 
 
 def _span(values: Sequence[float], least: float) -> tuple[float, float]:
-    """Return the least and the greatest value; add a margin if they differ by less than a share of their size."""
+    """Return the least and the greatest value; add a margin if they differ by less than a share of their size.
+
+    If no value is negative, the margin does not go below 0: most quantities can't be negative.
+    """
     low, high = min(values), max(values)
     if high - low <= least * max(abs(low), abs(high), 1e-300):
         margin = abs(high) * 0.05 or 0.5
-        return low - margin, high + margin
+        return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
     return low, high
 
 

@@ -21,6 +21,7 @@ BOTTOM_LINES, MOST_BOTTOM_LINES = 6, 7
 BESIDE_COMMAND = len("$ ")
 LONGEST_ORIGIN = len("derived")
 LEAST_VALUE = 12
+BESIDE_VALUE = len("‹  ›")  # the marks of the pointed row
 TITLES = {"essentials": "", "yours": "your values", "all": "all values"}
 Fragment = tuple[str, str]  # (style, text)
 Lines = list[list[Fragment]]
@@ -161,9 +162,8 @@ def _columns_of(page: FormPage, columns: int) -> tuple[int, int, int]:
     label = min(label, columns - LEAST_VALUE - LONGEST_ORIGIN - 5)
     longest = max((_width(one_line(row.value)) for row in rows), default=0)
     rest = columns - 2 - label - 2
-    value = min(max(longest + 4, 10), max(rest // 2, LEAST_VALUE))
-    if value < longest < rest - LONGEST_ORIGIN:  # reasons make room for values; the help of the row has both
-        value = longest
+    # Reasons make room for values; the help of the row has both.
+    value = min(max(longest + BESIDE_VALUE, 10), max(rest - LONGEST_ORIGIN - 1, LEAST_VALUE))
     return label, value, max(0, rest - value - 1)
 
 
@@ -175,11 +175,12 @@ def _row_line(page: FormPage, row: Row, widths: tuple[int, int, int]) -> list[Fr
     label, value, rest = widths
     pointed = row.key == page.at
     shown, origin = _value_of(row, pointed), f"{row.origin}: {one_line(row.reason)}" if row.reason else row.origin
-    if _width(shown) > value:  # the reason makes room for the value, and so do the marks around it
+    if _width(shown) > value:  # the marks around a value make room for it
+        shown = one_line(row.value)
         room = value + rest - len(row.origin) - 1
-        shown = shown if _width(shown) <= max(value, room) else one_line(row.value)
-        shown, origin = _cut(shown, max(value, room)), row.origin
-        value, rest = max(value, min(room, _width(shown))), len(row.origin)
+        if pointed and value < _width(shown) <= room:
+            value, rest = _width(shown), len(row.origin)
+        shown = _cut(shown, value)
     style = {"yours": "class:accent", "default": "class:dim", "derived": ""}.get(row.origin, "")
     whole = _width(origin) <= rest  # the reason of the pointed row is shown in full below
     from_where = origin if whole else row.origin if _width(row.origin) <= rest else ""

@@ -36,14 +36,22 @@ SHORT_NAMES = {
 
 
 def filtered(rows: Iterable[Row], text: str) -> list[Row]:
-    """Return the rows that a text matches by key, value or common short name; if none, those whose help has it."""
+    """Return the rows that a text matches by key, value or common short name.
+
+    If there are none, those that offer it as a choice; else those whose help has it.
+    """
     rows, words = list(rows), text.lower().split()
 
     def has(row: Row, word: str) -> bool:
         return word in f"{row.key} {row.value}".lower() or any(key in row.key for key in SHORT_NAMES.get(word, ()))
 
-    found = [row for row in rows if all(has(row, word) for word in words)]
-    return found or [row for row in rows if all(word in row.help.lower() for word in words)]
+    def offers(row: Row, word: str) -> bool:
+        return row.question is not None and any(word in choice.text.lower() for choice in row.question().choices)
+
+    for matches in (has, offers, lambda row, word: word in row.help.lower()):
+        if found := [row for row in rows if all(matches(row, word) for word in words)]:
+            return found
+    return []
 
 
 class FormPage:

@@ -280,7 +280,7 @@ def lay_out_list(
         @footer.keys.add("i", eager=True)
         @footer.keys.add(Keys.Any)
         def _(event: Any) -> None:
-            if event.data.isprintable():
+            if event.data.isprintable() and (footer.filter or event.data.strip()):
                 set_filter(footer.filter + event.data)
 
         @footer.keys.add("backspace", eager=True)

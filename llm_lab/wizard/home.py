@@ -233,7 +233,7 @@ def _status(runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]) -> I
     working = [run.path.name for run in runs if run.status() == "running"]
     working += [one["name"] for one in sweeps if one["status"] == "running"]
     if working:
-        yield Line(f"running now: {', '.join(map(short_name, working[:RUNNING_SHOWN]))}", "good")
+        yield Line(f"running now: {', '.join(working[:RUNNING_SHOWN])}", "good")
 
 
 def _recent(runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]) -> Iterator[Line]:

@@ -181,6 +181,12 @@ def test_a_curve_within_a_narrow_range_has_different_numbers_on_its_axis():
     assert len(set(at_the_axis)) == len(at_the_axis) > 2
 
 
+def test_the_axis_of_a_quantity_that_was_always_zero_does_not_go_below_zero():
+    picture = picture_of([metrics_row(step, token_accuracy=0.0) for step in (1, 2, 3)])
+    assert any("token accuracy" in text for text in texts(picture))
+    assert not any(text.startswith(("-", "−")) for text in texts(picture))
+
+
 def test_no_label_overlaps_another():
     rows = [{"step": step, **dict.fromkeys(metrics_of_all(), 0.123456 * step)} for step in (1, 50, 100)]
     picture = picture_of(rows)

@@ -616,6 +616,16 @@ def test_the_numbers_of_the_axis_differ(values):
     assert len(set(numbers)) == len(numbers) == 3
 
 
+@pytest.mark.parametrize("values", [[0.0], [0.0, 0.0], [0.0, 5.0], [3.0]])
+def test_the_axis_of_values_that_are_not_negative_does_not_go_below_zero(values):
+    lines = draw_curve(list(enumerate(values)), 40, 8)
+    numbers = [float(found[1]) for line in lines if (found := re.match(r" *([-\d.e]+) ┤", line))]
+    assert numbers[-1] == min(numbers) >= 0
+    assert numbers[0] > 0
+    below = [float(found[1]) for line in draw_curve([(1, -2.0)], 40, 8) if (found := re.match(r" *(\S+) ┤", line))]
+    assert below[-1] < -2.0 < below[0] < 0
+
+
 def test_the_later_curve_lies_on_top():
     lines = draw_curves([[(0, 1.0), (9, 1.0)], [(0, 1.0), (9, 1.0)]], 30, 4)
     owners = {index for line in lines for text, index in line if index is not None and text.strip()}

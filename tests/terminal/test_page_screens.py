@@ -46,6 +46,18 @@ def test_the_value_of_the_pointed_row_is_shown_in_full_if_there_is_no_room_for_i
     assert any(line.split() == ["»", "data", "builtin:word-problems", "yours"] for line in lines)
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_where_values_come_from_is_a_straight_column_also_next_to_a_value_that_is_cut(in_tmp_path, columns):
+    checkpoint = "checkpoints/shakespeare-with-a-long-name-of-its-own-that-is-cut/model"
+    raw = {"stage": "sft", "name": "shakespeare-sft", "device": "cpu", "model": {"checkpoint": checkpoint}}
+    start = Draft(raw | {"data": [{"path": "builtin:sums"}]}, CPU, "Fine-tune (SFT)")
+    page = FormPage(page_question(start, start, run_page("sft")), lambda question, columns, most: [])
+    lines = ["".join(text for _, text in line) for line in lay_out(page, columns, 40, Place())]
+    origins = [re.search(r"\s(yours|derived|default)(:| |$)", line.partition("│")[0]) for line in lines[4:24]]
+    assert len({found.start() for found in origins if found}) == 1
+    assert any(re.match(r"  model +\S+…\S+ ", line) for line in lines)
+
+
 @pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24)])
 def test_the_recipe_of_a_page_fits_a_narrow_terminal(in_tmp_path, columns, rows):
     raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
@@ -90,6 +102,15 @@ def test_settings_are_found_by_their_usual_short_names_and_by_their_keys(in_tmp_
     start = Draft({"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}]}, CPU, "Pretrain")
     rows = page_question(start, start, run_page("pretrain")).form.rows
     assert key in [row.key for row in filtered(rows, typed)][:2]
+
+
+def test_a_filter_finds_the_setting_whose_value_or_choice_it_names_before_the_ones_whose_help_has_it(in_tmp_path):
+    (in_tmp_path / "model").mkdir()
+    start = Draft({"stage": "export", "device": "cpu", "model": {"checkpoint": "model"}}, CPU, "Export")
+    for form in ("hf", "gguf"):
+        draft = start.with_answer("export.to", form)
+        rows = page_question(draft, draft, run_page("export")).form.rows
+        assert [row.key for row in filtered(rows, "gguf")] == ["export.to"]
 
 
 def test_a_refused_value_says_what_is_allowed(in_tmp_path):

@@ -207,6 +207,13 @@ def test_a_filter_without_a_match_shows_and_marks_no_line_until_ctrl_u_clears_it
     assert "Filter" not in screens[-1]
 
 
+def test_a_space_does_not_begin_a_filter(press):
+    lines = tuple(Choice(n, f"number {n}") for n in range(9))
+    value, screens = press(Question("n", "Which number?", choices=lines, default=3), " ", Key.ENTER)
+    assert value == 3
+    assert not any("Filter" in screen for screen in screens)
+
+
 def test_clearing_a_filter_leaves_the_pointer_in_place_unless_it_was_moved(press):
     lines = tuple(Choice(n, f"{'even' if n % 2 == 0 else 'odd'} {n}") for n in range(9))
     asked = Question("n", "Which number?", choices=lines, default=3)

@@ -401,6 +401,15 @@ def test_home_counts_sweeps_offers_to_resume_them_and_says_what_is_running():
         assert not any(choice.text.startswith("Resume") for choice in home.choices)
 
 
+def test_home_names_a_running_run_in_full(monkeypatch):
+    folder = Path("checkpoints/shakespeare-sft-grpo-2-dpo-f32-with-a-long-name")
+    shutil.copytree("checkpoints/base", folder)
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"status": "running"}))
+    with hold(folder):
+        assert menu_question().screen.lines[2].text == f"running now: {folder.name}"
+
+
 def test_an_evaluation_without_named_data_says_what_it_measures_on():
     page = answers(MEASURE, [MODEL]).question.form
     assert page.row("data").value == "the validation data of its run"
