@@ -218,6 +218,10 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
     if folder.status() == "running":
         raise in_progress(folder.path, folder.facts().get("process", {}))
     if job.own_run:
+        kept = read_recipe_file(folder.recipe_path).get("name")
+        if kept is not None and job.name != kept:
+            how = f"Leave name out. To rename the run: llm-lab mv {folder.path.name} {job.name}"
+            raise UserError(Problem("name", "a resumed run keeps its name", value=job.name, allowed=kept, fix=how))
         fix = f"Restore it in {folder.recipe_path}, or start a new run without --resume."
     else:
         fix = f"Resume with `llm-lab run {folder.recipe_path} --resume`, or start a new run."

@@ -467,6 +467,8 @@ def test_a_runs_recipe_replays_resumes_and_evaluates_from_any_folder(trained, tm
     assert main(["run", "elsewhere/checkpoints/tiny", "--dry-run", "--resume"]) == 0  # one with absolute paths
     assert main(["run", str(run), "--resume", "--json"]) == 0  # one with relative paths that is already done
     assert json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["path"] == str(run)
+    assert main(["run", str(run), "--resume", "name=abc"]) == 2
+    assert "name = abc: a resumed run keeps its name. Allowed: tiny." in " ".join(capsys.readouterr().err.split())
     assert main(["eval", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["texts"][0]["own"] is True
     assert main(["check", str(run), "data.0.path=text.txt"]) == 2  # an override is relative to the working folder

@@ -199,7 +199,8 @@ def _of_one_kind(path: str, key: str, files: list[Path]) -> LocalFiles:
     count = Counter(kinds.values())
     if len(count) > 1:
         listing = ", ".join(f"{number} {kind}" for kind, number in count.most_common())
-        suffix = next(file.suffix for file, kind in kinds.items() if kind == count.most_common(1)[0][0])
+        most_common = count.most_common(1)[0][0]
+        suffix = Counter(file.suffix for file, kind in kinds.items() if kind == most_common).most_common(1)[0][0]
         folder = path.rstrip("/") if Path(path).expanduser().is_dir() else "folder"
         raise UserError(
             Problem(

@@ -19,7 +19,7 @@ from llm_lab.runs.folder import ROOT, list_runs
 from llm_lab.safe_text import has_secret, one_line
 
 from .console import columns, is_plain, print_waiting, prompt_styles
-from .prompt_layout import ESCAPE_SECONDS
+from .prompt_layout import ESCAPE_SECONDS, fit_words
 
 PROMPT = "> "
 LEAVING = "Press Ctrl-C again, or Ctrl-D, to quit."
@@ -193,7 +193,7 @@ def _fitted(text: str, width: int) -> str:
     parts = one_line(text).split("; ")
     while len(parts) > 1 and len("; ".join(parts)) > width:
         parts.pop()
-    return "; ".join(parts)[:width]
+    return fit_words("; ".join(parts), width)
 
 
 def _keys(hint: Callable[[str], None]) -> Any:

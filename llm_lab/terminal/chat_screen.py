@@ -244,7 +244,8 @@ class _Screen:
             self._knows_full_context = False
             return ""
         if self._knows_full_context and not session.has_unseen_results:
-            return "; context full"
+            stats = session.last_stats
+            return "" if stats is not None and stats.stop == "context" else "; context full"
         self._say(session.notice, "warn")
         self._knows_full_context = session.unseen is not None
         return ""

@@ -21,7 +21,7 @@ STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
 HEADS = ("run", "stage", "size", "disk", "age", "status", "result")
 LEFT_OUT_FIRST = ("disk", "size", "age")  # if the terminal is narrow
 GAP = 2  # columns between columns
-LEAST_NAME = 16  # columns; longer names are wrapped
+LEAST_NAME, USUAL_NAME = 16, 32  # columns; longer names are wrapped if there is no room for them
 SHOWN = 30  # lines of leftovers
 
 
@@ -36,6 +36,7 @@ def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = Fals
         return
     rows = [_cells_of(entry) for entry in entries]
     widths = {head: max(len(head), *(len(row[head]) for row in rows)) + GAP for head in HEADS}
+    widths["run"] = min(widths["run"], USUAL_NAME + GAP)  # one long name is wrapped instead
     for head in LEFT_OUT_FIRST:
         if sum(widths.values()) - GAP > console.width:
             del widths[head]

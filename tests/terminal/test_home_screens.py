@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.screens import Terminal, assert_matches_snapshot
 
+from llm_lab.cli import main
 from llm_lab.terminal import ask
 from llm_lab.terminal.prompt_layout import SIDE_COLUMNS
 from llm_lab.terminal.side_panel import head_of
@@ -31,6 +32,14 @@ def make_runs() -> None:
         then = time.time() - (2.5 + number) * HOURS
         about = {"name": name, "created_at": then, "ended_at": then, "parameters": 870_000, **facts}
         (folder / "run.json").write_text(json.dumps(about))
+
+
+def test_one_long_name_in_the_list_of_runs_is_wrapped_and_hides_no_column(in_tmp_path, monkeypatch, capsys):
+    make_runs()
+    Path("checkpoints/shakespeare").rename(f"checkpoints/{'long-' * 12}name")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list", "runs"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == "run stage size disk age status result".split()
 
 
 def make_texts() -> None:
