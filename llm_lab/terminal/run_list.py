@@ -21,7 +21,7 @@ STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
 HEADS = ("run", "stage", "size", "disk", "age", "status", "result")
 LEFT_OUT_FIRST = ("disk", "size", "age")  # if the terminal is narrow
 GAP = 2  # columns between columns
-LEAST_NAME, USUAL_NAME = 16, 32  # columns; longer names are wrapped if there is no room for them
+LEAST_NAME, USUAL_NAME = 16, 24  # columns; longer names are wrapped if there is no room for them
 SHOWN = 30  # lines of leftovers
 
 

@@ -27,6 +27,8 @@ def make_runs() -> None:
         folder = Path("checkpoints", name)
         (folder / "model").mkdir(parents=True)
         (folder / "model/config.json").write_text("{}")
+        (folder / "steps/checkpoint-300").mkdir(parents=True)
+        (folder / "steps/checkpoint-300/trainer_state.json").write_text("{}")
         (folder / "metrics.jsonl").write_text('{"step": 300, "loss": 1.5}\n')
         (folder / "recipe.yaml").write_text("stage: pretrain\ntrain:\n  max_steps: 1000\n")
         then = time.time() - (2.5 + number) * HOURS
