@@ -190,10 +190,11 @@ class Reader:
         """Raise a UserError about this file."""
         raise UserError(Problem(f"{self.key}.path", why, value=self.path, fix=fix))
 
-    def is_json_list(self) -> bool:
-        """Return whether the file is one JSON list, which can't be streamed."""
+    def is_read_whole(self) -> bool:
+        """Return whether the file is one JSON list or has objects that span lines, so that it can't be streamed."""
         with self.open() as stream:
-            return self.kind == "jsonl" and _starts_list(stream.read(4096))
+            head = stream.read(4096)
+        return self.kind == "jsonl" and (_starts_list(head) or _spans_lines(head))
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -241,6 +242,9 @@ class Reader:
             if _starts_list(head):
                 yield from self._json_list(stream.read())
                 return
+            if _spans_lines(head):
+                yield from self._json_objects(stream.read())
+                return
             for line in stream:
                 if (at := line.find(b"\0")) >= 0:
                     self.refuse_binary(offset + at)
@@ -263,6 +267,22 @@ class Reader:
             )
         for number, row in enumerate(rows, 1):
             yield (0, number), self._checked_row(row, f"item {number} of {self.file}")
+
+    def _json_objects(self, data: bytes) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Yield the objects of a file in which an object spans lines, as in a saved conversation."""
+        text = data.decode("utf-8-sig").rstrip()
+        at, number = 0, 1
+        while at < len(text):
+            if text[at].isspace():
+                at += 1
+                continue
+            try:
+                row, at = _JSON.raw_decode(text, at)
+            except ValueError as error:
+                fix = "Fix that line, or write one object per line."
+                self.refuse(f"object {number} of {self.file} is not JSON: {error}", fix=fix)
+            yield (0, number), self._checked_row(row, f"object {number} of {self.file}")
+            number += 1
 
     def _checked_row(self, row: Any, place: str) -> dict[str, Any]:
         if not isinstance(row, dict):
@@ -353,6 +373,12 @@ class Reader:
 
 def _starts_list(head: bytes) -> bool:
     return head.removeprefix(_BOM).lstrip().startswith(b"[")
+
+
+def _spans_lines(head: bytes) -> bool:
+    """Whether a JSON file begins with an object that goes on after its first line."""
+    first, newline, _ = head.removeprefix(_BOM).lstrip().partition(b"\n")
+    return bool(newline) and first.startswith(b"{") and first.rstrip().endswith((b"{", b"[", b","))
 
 
 def _is_sound(text: str) -> bool:

@@ -147,9 +147,10 @@ def _open_files(path: str, key: str, found: LocalFiles, text_column: str | None)
     column = None
     names: tuple[str, ...] = ()
     if found.kind != "text":
-        if any(reader.is_json_list() for reader in readers):
+        if any(reader.is_read_whole() for reader in readers):
             fix = "Write one object per line, or remove streaming."
-            raise UserError(Problem(f"{key}.streaming", "A JSON list can't be streamed", value=True, fix=fix))
+            why = "A JSON list, or an object that spans lines, can't be streamed"
+            raise UserError(Problem(f"{key}.streaming", why, value=True, fix=fix))
         names, column = sniff(readers, key, path, text_column)
     return TextStream(
         key=key,

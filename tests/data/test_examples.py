@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llm_lab.chat.conversation_files import write_conversation
+from llm_lab.chat.decoding import ChatSettings
 from llm_lab.data import builtin
 from llm_lab.data.examples import look_at_examples, open_examples
 from llm_lab.errors import UserError
@@ -260,6 +262,14 @@ def test_a_reference_answer_that_is_not_text_is_an_error_for_prompts_only():
 
 def test_a_number_is_a_valid_answer():
     assert only({"question": "6 * 7?", "answer": 42}).completion == "42"
+
+
+def test_a_saved_conversation_is_an_example_with_its_system_prompt():
+    file = Path("talk.json")
+    said = [USER, {**ANSWER, "ended": True}]
+    write_conversation(file, "chat", "checkpoints/base", ChatSettings(), SYSTEM["content"], said)
+    (example,) = open_examples(str(file), kind="conversation").examples
+    assert ([*example.prompt], example.completion) == ([SYSTEM, USER], ANSWER["content"])
 
 
 def test_messages_as_an_object_of_lists_are_read():

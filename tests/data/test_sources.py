@@ -63,6 +63,15 @@ def test_a_json_list_of_objects_is_read_like_json_lines():
     assert documents("rows.json") == ["one", "two"]
 
 
+def test_json_objects_that_span_lines_are_read_like_json_lines():
+    write_file("one.json", json.dumps({"text": "one"}, indent=2))
+    assert documents("one.json") == ["one"]
+    write_file(
+        "more.json", "\ufeff\n" + "\r\n".join(json.dumps({"text": text}, indent=1) for text in ("one", "two ü")) + "\n"
+    )
+    assert documents("more.json") == ["one", "two ü"]
+
+
 def test_csv_and_tsv_cells_may_be_long_and_contain_newlines():
     long = "word " * 60_000
     write_file("a.csv", f'id,text\n1,"{long}"\n2,"two ""quoted"" lines\r\nhere"\n')
@@ -349,6 +358,13 @@ def test_a_json_line_that_is_not_an_object_is_refused():
 def test_a_broken_json_list_is_refused():
     write_file("a.json", '[{"text": "one"},\n {"text"]')
     assert "starts as a list but is not JSON" in refusal("a.json")
+
+
+def test_an_error_in_a_json_object_that_spans_lines_names_its_line():
+    write_file("a.json", '{\n  "text": "one"\n}\n{\n  "text": two\n}\n')
+    assert "object 2 of a.json is not JSON: Expecting value: line 5 column 11" in refusal("a.json")
+    write_file("b.json", '{\n  "text": "one"\n}\n"two"\n')
+    assert "object 2 of b.json is a JSON str, not an object" in refusal("b.json")
 
 
 def test_an_unpaired_surrogate_is_refused():
