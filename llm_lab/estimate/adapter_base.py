@@ -26,9 +26,20 @@ def read_adapter_json(folder: str | Path) -> dict[str, Any] | None:
 
 
 def adapter_folder(folder: str | Path) -> Path:
-    """Return the folder of the adapter's files: the folder itself, or `model/` of a run."""
+    """Return the folder of the adapter's files: the folder itself, or `model/` or the newest checkpoint of a run."""
     path = Path(folder).expanduser()
-    return next((f for f in (path, path / "model") if (f / CONFIG).is_file()), path)
+    return next((place for place in places_of_model(path) if (place / CONFIG).is_file()), path)
+
+
+def places_of_model(folder: Path) -> Iterator[Path]:
+    """Yield where the config of a model may be: the folder itself, `model/` of a run, its checkpoints, newest first.
+
+    A run that has not ended yet has only checkpoints.
+    """
+    yield folder
+    yield folder / "model"
+    steps = {int(at.name.rpartition("-")[2]): at for at in folder.glob("steps/checkpoint-*") if at.name[11:].isdigit()}
+    yield from (steps[step] for step in sorted(steps, reverse=True))
 
 
 def read_object(file: Path) -> dict[str, Any] | None:

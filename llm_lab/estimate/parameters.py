@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .adapter_base import base_circle, find_base, read_adapter_json, read_object
+from .adapter_base import base_circle, find_base, places_of_model, read_adapter_json, read_object
 from .formatting import count
 from .gguf_header import gguf_config, is_gguf
 
@@ -187,7 +187,7 @@ def read_config_json(path: str | Path) -> dict[str, Any] | None:
     if is_gguf(file):
         return gguf_config(file)
     if file.is_dir():
-        file = next((f for f in (file / "config.json", file / "model" / "config.json") if f.exists()), file)
+        file = next((f for place in places_of_model(file) if (f := place / "config.json").exists()), file)
     if file.is_dir():
         adapter, base = read_adapter_json(file), None if base_circle(file) else find_base(file)
         config = read_config_json(base) if base else None

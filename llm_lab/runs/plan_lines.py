@@ -22,7 +22,7 @@ from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.scoring import describe_term
 from llm_lab.recipe.train_loop import DISTRIBUTED
 
-from .folder import ROOT, free_name
+from .folder import ROOT, RunFolder, free_name
 
 DATA_LINES = 2
 MEMORY_PARTS = 4
@@ -156,7 +156,10 @@ def _model(values: Mapping[str, Any]) -> str:
     if not isinstance(model, Mapping):
         return str(model)
     if "checkpoint" in model:
-        return f"{model['checkpoint']}{': starts from its weights' if STAGES[values['stage']].trains else ''}"
+        run = RunFolder(Path(model["checkpoint"]).expanduser())
+        newest = run.saved_models()[-1:]
+        step = next((f", after step {step:,}" for step, folder in newest if folder != run.model_path), "")
+        return f"{model['checkpoint']}{step}{': starts from its weights' if STAGES[values['stage']].trains else ''}"
     if "config" in model:
         return f"{model['config']}, from scratch"
     parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))

@@ -19,6 +19,7 @@ from llm_lab.recipe.plan_warnings import enough_epochs
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.train_loop import SCHEDULERS
+from llm_lab.runs.plan_lines import plan_lines
 from llm_lab.wizard import training_runs
 from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.menu import replay
@@ -369,3 +370,23 @@ def test_the_name_of_a_run_follows_from_a_model_that_was_given_on_the_command_li
     draft = new_draft("sft", values={"model": {"checkpoint": "checkpoints/base"}})
     assert (draft.raw["name"], draft.origin("name")) == ("base-sft", ("derived", "from the model's name"))
     assert new_draft("sft", values={"model": "gpt2", "name": "mine"}).raw["name"] == "mine"
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_the_plan_of_a_run_that_starts_from_an_unfinished_run_has_its_numbers_and_names_the_step(stage):
+    data = "builtin:stories" if stage == "pretrain" else "builtin:sums"
+    raw = {"model": {"checkpoint": "checkpoints/base"}, "data": [{"path": data}], "device": "cpu"}
+    raw |= {"train": {"max_length": 32, "max_steps": 5}}
+    finished = new_draft(stage, values=raw).look()[0]
+    folder = Path("checkpoints/base")
+    shutil.rmtree(folder / "steps", ignore_errors=True)
+    for step in (9, 40):
+        shutil.copytree(folder / "model", folder / f"steps/checkpoint-{step}")
+        (folder / f"steps/checkpoint-{step}/trainer_state.json").write_text("{}")
+    shutil.rmtree(folder / "model")
+    running = new_draft(stage, values=raw).look()[0]
+    assert running.estimate == finished.estimate
+    assert running.estimate.parameters
+    plan = {name: text for name, text, _ in plan_lines(running)}
+    assert plan["model"] == "checkpoints/base, after step 40: starts from its weights"
+    assert {"parameters", "memory", "time", "disk"} <= plan.keys()
