@@ -237,7 +237,9 @@ def verify_gguf(
     """Load a GGUF file with llama.cpp, if installed, and with transformers, if it supports the model; compare."""
     skipped, programs = [], []
     if importlib.util.find_spec("llama_cpp") is None:
-        skipped.append(Check(LLAMA_CPP, NOT_TRIED, "llama-cpp-python is not installed"))
+        skipped.append(
+            Check(LLAMA_CPP, NOT_TRIED, "llama-cpp-python is not installed: pip install 'llm-lab[llama-cpp]'")
+        )
     else:
         programs.append(LLAMA_CPP)
     if TRANSFORMERS in loads.gguf_readers:

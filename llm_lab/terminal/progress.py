@@ -27,9 +27,10 @@ from llm_lab.events import (
 )
 from llm_lab.runs.processes import is_first_process
 
-from .console import has_colors, is_plain, make_console, printable, supports_unicode
+from .console import has_colors, is_plain, make_console, supports_unicode
 from .frame import ESCAPE, View, draw_frame, press
 from .keyboard import Keyboard, owns_terminal
+from .prompt_layout import fitted
 from .scores_table import print_scores
 from .track import Track, describe_progress, describe_row, describe_sample, text_of_sample
 
@@ -150,7 +151,7 @@ class PlainDisplay:
         from rich.text import Text
 
         # A log keeps each line whole. In a terminal, lines are wrapped here, because it would break them within a word.
-        self.console.print(Text(printable(text)), soft_wrap=not self.console.is_terminal)
+        self.console.print(Text(fitted(self.console, text)), soft_wrap=not self.console.is_terminal)
 
 
 class TerminalDisplay:
@@ -186,9 +187,10 @@ class TerminalDisplay:
         with self._lock:
             match event:
                 case Notice(text):
-                    self.console.print(Text(printable(text)))  # it stays above the frame, so it need not be in the log
+                    # It stays above the frame, so it need not be in the log.
+                    self.console.print(Text(fitted(self.console, text)))
                 case RunWarning(text):
-                    self.console.print(Text(printable(text), style="warn"))
+                    self.console.print(Text(fitted(self.console, text), style="warn"))
                     self._track.warning = text
                     self._track.lines.append(f"warning: {text}")
                 case Progress(label, done, total):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_lab.safe_text import printable
 from llm_lab.wizard.questions import Line
 
 from .console import columns, one_line, prompt_styles
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MOST_COLUMNS = 119  # longer lines are hard to read
 WIDE_COLUMNS = 118
@@ -163,6 +166,15 @@ def wrapped(text: str, width: int, hang: int = 0) -> str:
     joined = ITEM.sub("\u00a0", re.sub(r"(?<=\d) (?=[a-zA-Z%×])|(?<=×) (?=\d)| (?=\.\.\.$)", "\u00a0", text))
     lines = textwrap.wrap(joined, width, break_on_hyphens=False, subsequent_indent=" " * hang)
     return "\n".join(lines).replace("\u00a0", " ")
+
+
+def fitted(console: Console, text: str, hang: int = 0) -> str:
+    """Return printable text for a console: wrapped between words or after a slash in a terminal, else as it is.
+
+    hang: the indent of continuation lines.
+    """
+    lines = printable(text).splitlines()
+    return "\n".join(wrapped(line, console.width, hang) if console.is_terminal else line for line in lines)
 
 
 def numbered(number: int, text: str, after: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from llm_lab.runs.folder import RunFolder, is_reward_model
 from llm_lab.runs.glossary import name_of, quantity, write
 
 from .console import columns, is_plain, make_console, one_line
-from .prompt_layout import fit_words, text_columns, wrapped
+from .prompt_layout import fit_words, fitted, text_columns, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 PATH_LENGTH = 70  # leaves about two lines next to the numbers
 LEAST_NAME = 15  # columns
+LABEL = len("  run again    ")  # of a next step
 BESIDE_EXAMPLE = 11  # columns of the example's name, and the space before it
 # Columns and rows of each table: the key in the evaluation, and the key in the glossary.
 LOSSES = {"loss": "text_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
@@ -45,50 +47,49 @@ def print_closing(facts: Mapping[str, Any], *, in_wizard: bool = False) -> None:
 
     in_wizard: show no commands, because a menu asks for the next step.
     """
-    from rich.text import Text
 
     console = make_console()
     path, results = facts["path"], facts.get("results", {})
     console.print()
     if collapsed := collapse_of(facts):
         text = describe_collapse(collapsed)
-        console.print(Text(f"{text[0].upper()}{text[1:]}: {path}/", style="warn"))
+        _print(console, f"{text[0].upper()}{text[1:]}: {path}/", style="warn")
         if shown := _main_results(results):
-            console.print(wrapped(f"Results: {', '.join(shown)}", console.width))
-        console.print(f"Report:  {path}/report.md", soft_wrap=True)
+            _print(console, f"Results: {', '.join(shown)}")
+        _print(console, f"Report:  {path}/report.md", hang=len("Report:  "))
         return
     if facts["status"] == "stopped":
         text = f"Stopped at step {results.get('step', 0):,}; the checkpoint is saved in {path}/"
-        console.print(Text(text, style="warn"))
+        _print(console, text, style="warn")
         if not in_wizard:
-            console.print(f"Resume with:  llm-lab run {path}/recipe.yaml --resume", soft_wrap=True)
+            _print_command(console, "Resume with:  ", f"llm-lab run {path}/recipe.yaml --resume")
         return
     if facts.get("stage") == EXPORT.name:
         return _close_export(console, facts, in_wizard)
     if facts["status"] == "failed":
-        console.print(Text(f"The run failed; what it wrote is in {path}/", style="bad"))
+        _print(console, f"The run failed; what it wrote is in {path}/", style="bad")
         return
     if facts.get("unmoved"):
-        console.print(Text(f"Done, but nothing was learned: {one_line(facts['unmoved'])}. {path}/", style="warn"))
+        _print(console, f"Done, but nothing was learned: {one_line(facts['unmoved'])}. {path}/", style="warn")
     else:
-        console.print(Text(f"Done: {path}/", style="good"))
+        _print(console, f"Done: {path}/", style="good")
     if facts.get("stage") == EVAL.name:
         print_evaluation(facts["measured"])
-        console.print(f"Report:  {path}/report.md", soft_wrap=True)
+        _print(console, f"Report:  {path}/report.md", hang=len("Report:  "))
         return
     if shown := _main_results(results):
-        console.print(wrapped(f"Results: {', '.join(shown)}", console.width))
+        _print(console, f"Results: {', '.join(shown)}")
     if in_wizard:
-        console.print(f"Report:  {path}/report.md", soft_wrap=True)
+        _print(console, f"Report:  {path}/report.md", hang=len("Report:  "))
         return
     console.print("\nWhat next:", style="title")
     stage = stage_of(facts)
     if (stage is None or stage.writes_text) and not is_reward_model(Path(path) / "model"):
-        console.print(f"  chat         llm-lab chat {path}", soft_wrap=True)
-    console.print(f"  details      llm-lab show {path}", soft_wrap=True)
-    console.print(f"  report       {path}/report.md", soft_wrap=True)
-    console.print(f"  run again    llm-lab run {path}/recipe.yaml", soft_wrap=True)
-    console.print("  wizard       llm-lab")
+        _print_command(console, "  chat         ", f"llm-lab chat {path}")
+    _print_command(console, "  details      ", f"llm-lab show {path}")
+    _print(console, f"  report       {path}/report.md", hang=LABEL)
+    _print_command(console, "  run again    ", f"llm-lab run {path}/recipe.yaml")
+    _print_command(console, "  wizard       ", "llm-lab")
 
 
 def _main_results(results: Mapping[str, Any]) -> list[str]:
@@ -103,36 +104,48 @@ def _main_results(results: Mapping[str, Any]) -> list[str]:
 
 def _close_export(console: Console, facts: Mapping[str, Any], in_wizard: bool) -> None:
     """Print the end of an export: whether the written model loads and equals its source."""
-    from rich.text import Text
-
     path, export = facts["path"], facts["export"]
     verdict = export["proof"]["verdict"]
     if facts["status"] == "failed":
-        console.print(Text("Verification failed: the exported model differs, so it was deleted.", style="bad"))
-        console.print(f"  details      {path}/run.json", soft_wrap=True)
+        _print(console, "Verification failed: the exported model differs, so it was deleted.", style="bad")
+        _print(console, f"  details      {path}/run.json", hang=LABEL)
         return
     style = "warn" if verdict == "not tried" else "good"
-    console.print(Text(f"Exported, {VERDICTS[verdict]}: {export['path']}", style=style))
+    _print(console, f"Exported, {VERDICTS[verdict]}: {export['path']}", style=style)
     console.print("\nWhat next:", style="title")
     if export["to"] == "hf":
         if not in_wizard:
-            console.print(f"  chat         llm-lab chat {path}", soft_wrap=True)
+            _print_command(console, "  chat         ", f"llm-lab chat {path}")
     elif export["to"] == "space":
-        console.print(
-            f"  try it       cd {export['path']}; pip install -r requirements.txt; python app.py", soft_wrap=True
+        _print_command(
+            console, "  try it       ", f"cd {export['path']}; pip install -r requirements.txt; python app.py"
         )
-        console.print(f"  publish      hf upload OWNER/NAME {export['path']} --repo-type space", soft_wrap=True)
+        _print_command(console, "  publish      ", f"hf upload OWNER/NAME {export['path']} --repo-type space")
     else:
-        console.print(f"  chat         llama-cli -m {export['path']}", soft_wrap=True)
-    console.print(f"  usage        {_card_of(export)}", soft_wrap=True)
+        _print_command(console, "  chat         ", f"llama-cli -m {export['path']}")
+    _print(console, f"  usage        {_card_of(export)}", hang=LABEL)
     if in_wizard:
         return
-    console.print(f"  details      llm-lab show {path}", soft_wrap=True)
+    _print_command(console, "  details      ", f"llm-lab show {path}")
     if "license" not in read_answers(RunFolder(Path(path))):
         text = "  license      not set; llm-lab export --author NAME --license ID ... keeps both for all model cards"
-        console.print(
-            wrapped(text, console.width, len("  license      ")) if console.is_terminal else text, soft_wrap=True
-        )
+        _print(console, text, hang=LABEL)
+
+
+def _print(console: Console, text: str, *, style: str = "", hang: int = 0) -> None:
+    """Print a text; long paths are wrapped after a slash. hang: the indent of its continuation lines."""
+    from rich.text import Text
+
+    console.print(Text(fitted(console, text, hang), style=style), soft_wrap=not console.is_terminal)
+
+
+def _print_command(console: Console, label: str, command: str) -> None:
+    """Print a command next to its label; a long one is continued between its words, in a form that can be copied."""
+    lines = [command]
+    if console.is_terminal and len(label) + len(command) > console.width:
+        room = console.width - len(label) - len(" \\")
+        lines = textwrap.wrap(command, room, break_long_words=False, break_on_hyphens=False)
+    console.print(label + (" \\\n" + " " * len(label)).join(lines), soft_wrap=True)
 
 
 def _card_of(export: Mapping[str, Any]) -> str:

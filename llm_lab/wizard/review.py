@@ -90,9 +90,13 @@ def settings_and_start(draft: Draft, page: Page) -> Flow[Next]:
 
 
 def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
-    """Show the plan and start after a yes; return whether it started, and the draft with the changes from the plan."""
+    """Show the plan and start after a yes; return whether it started, and the draft with the changes from the plan.
+
+    What is missing on the model card of an export is asked before the plan, so that nothing is asked after the yes.
+    """
     from llm_lab.job import look_at_data, problems_of_length, problems_of_push, with_sizes
 
+    card = (yield from ask_card(draft, *OF_ALL_MODELS)) if is_card_open(draft) else None
     yield Wait("Reading the data ...")
     problems, remarks = look_at_data(resolved)
     problems = [*problems, *problems_of_push(resolved)]
@@ -107,8 +111,8 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
         resolved = make_it_fit(with_sizes(longer))
     if not answer:
         return False, draft
-    if is_card_open(draft):
-        yield (yield from ask_card(draft, *OF_ALL_MODELS))
+    if card:
+        yield card
     return (yield StartRun(draft.raw)), draft
 
 

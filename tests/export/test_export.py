@@ -175,7 +175,7 @@ def test_an_export_that_no_program_can_load_here_is_not_called_verified(in_tmp_p
     assert main(["export", "born", "--to", "gguf"]) == 0
     output = capsys.readouterr().out
     assert "Exported, not verified" in output
-    assert "llama.cpp: not verified: llama-cpp-python is not installed" in output
+    assert "llama.cpp: not verified: llama-cpp-python is not installed: pip install 'llm-lab[llama-cpp]'" in output
     assert "Transformers: not verified" in output
     assert "YaRN" in output
     proof = facts_of("born-gguf")["proof"]

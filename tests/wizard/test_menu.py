@@ -201,7 +201,7 @@ def test_comparing_checkpoints_asks_for_a_run_and_a_prompt():
 @pytest.mark.usefixtures("quick_verification")
 def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
     changes = {"export.to": "gguf", "export.weights": "f32", "name": "file"}
-    visit = answers(EXPORT, [MODEL, Fill(changes), START, "Jo", "mit"], execute=keep_or_run)
+    visit = answers(EXPORT, [MODEL, Fill(changes), "Jo", "mit", START], execute=keep_or_run)
     form = visit.questions[1].form.row("export.to").question()
     assert any("a Llama file for llama.cpp, Ollama and LM Studio" in choice.effect for choice in form.choices)
     assert [file.suffix for file in Path("checkpoints/file/gguf").iterdir() if file.suffix != ".md"] == [".gguf"]
@@ -219,9 +219,12 @@ def test_an_export_without_a_type_of_weights_says_which_one_they_get():
     assert shown == ["as trained", "f32 4 bytes per weight: exact"]
 
 
-def test_an_export_asks_for_the_card_after_its_plan():
-    visit = answers(EXPORT, [MODEL, ENTER, START])
-    assert visit.keys[-2:] == ["start", "card.author"]
+def test_an_export_asks_for_the_card_before_its_plan_and_nothing_after_the_yes():
+    visit = answers(EXPORT, [MODEL, ENTER, "Jo", "mit", START])
+    assert visit.keys[-3:] == ["card.author", "card.license", "start"]
+    assert [type(effect) for effect in visit.effects] == [KeepCard, StartRun]
+    back = answers(EXPORT, [MODEL, ENTER, "Jo", "mit", BACK])
+    assert (back.question.key, back.question.default, back.effects) == ("card.license", "mit", [])
 
 
 def test_a_run_that_was_renamed_is_marked_in_the_list():

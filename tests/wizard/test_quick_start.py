@@ -1,12 +1,16 @@
 """Train on my text: from the files of a folder to a recipe that starts, in four screens; and the list of files."""
 
 import dataclasses
+import io
 import json
 import os
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.theme import Theme
 from support.wizard_answers import BACK, ENTER, Refused, answers
 from support.wizard_keys import Key, keyboard, pick
 
@@ -16,6 +20,7 @@ from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.job import check
 from llm_lab.runs.folder import RunFolder
 from llm_lab.terminal.ask import title_of
+from llm_lab.terminal.console import PALETTE
 from llm_lab.terminal.driver import Wizard, run_wizard
 from llm_lab.terminal.prompt_layout import Back
 from llm_lab.terminal.results_view import print_closing
@@ -291,6 +296,20 @@ def test_a_run_that_ends_in_the_wizard_shows_no_commands(capsys):
         print_closing({"path": "checkpoints/a", **facts}, in_wizard=True)
         assert "checkpoints/a" in (printed := capsys.readouterr().out)
         assert "llm-lab" not in printed
+
+
+def test_the_end_of_an_export_breaks_paths_at_slashes_and_commands_between_words(in_tmp_path, monkeypatch):
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, no_color=True, theme=Theme(PALETTE))
+    monkeypatch.setattr("llm_lab.terminal.results_view.make_console", lambda: console)
+    path = "checkpoints/shakespeare-sft-grpo-2-dpo-f32"
+    export = {"to": "gguf", "path": f"{path}/gguf/shakespeare-sft-f32.gguf", "proof": {"verdict": "proven"}}
+    print_closing({"path": path, "status": "done", "stage": "export", "export": export})
+    lines = re.sub(r"\x1b\[\d*m", "", console.file.getvalue()).splitlines()
+    assert [line.strip() for line in lines if len(line) > 60] == [export["path"]]  # a word of a command stays whole
+    whole = "\n".join(lines)
+    assert f"Exported, verified:\n{path}/gguf/\nshakespeare-sft-f32.gguf\n" in whole
+    assert f"usage        {path}/\n{' ' * 15}gguf/README.md\n" in whole
+    assert f"details      llm-lab show \\\n{' ' * 15}{path}\n" in whole
 
 
 def test_recipes_are_listed_in_two_columns_and_cut_after_whole_words():
