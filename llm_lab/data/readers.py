@@ -376,7 +376,7 @@ def _starts_list(head: bytes) -> bool:
 
 
 def _spans_lines(head: bytes) -> bool:
-    """Whether a JSON file begins with an object that goes on after its first line."""
+    """Whether a JSON file begins with an object that has more than one line."""
     first, newline, _ = head.removeprefix(_BOM).lstrip().partition(b"\n")
     return bool(newline) and first.startswith(b"{") and first.rstrip().endswith((b"{", b"[", b","))
 

@@ -129,19 +129,7 @@ def find_function(spec: str, *, key: str = "rewards.python") -> tuple[Path, str]
     if not colon or not file_name.endswith(".py") or not name.isidentifier():
         raise UserError(Problem(key, "this is not a function in a file", value=spec, allowed=FORM))
     path = Path(file_name).expanduser()
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        why = f"the file can't be read: {error.strerror}"
-        raise UserError(Problem(key, why, value=spec, fix=f"The full path is {path.resolve()}.")) from None
-    try:
-        tree = ast.parse(source, filename=str(path))
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        where = f" in line {line}" if line else ""
-        why = f"{path} is not valid Python: {getattr(error, 'msg', error)}{where}"
-        raise UserError(Problem(key, why, value=spec)) from None
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    functions = functions_in(path, key=key, spec=spec)
     if name not in functions:
         known = ", ".join(functions) or "none"
         raise UserError(
@@ -153,11 +141,32 @@ def find_function(spec: str, *, key: str = "rewards.python") -> tuple[Path, str]
                 fix=did_you_mean(name, functions),
             )
         )
-    problem = _signature_problem(functions[name])
-    if problem:
+    if problem := functions[name]:
         fix = f"Write it as `def {name}(completions, **columns)`, returning one number for each completion."
         raise UserError(Problem(key, problem, value=spec, fix=fix))
     return path, name
+
+
+def functions_in(path: Path, *, key: str = "rewards.python", spec: str | None = None) -> dict[str, str | None]:
+    """Return {function at the top level of a Python file: why it can't be a reward, or None}, without running the file.
+
+    Raises UserError, about `spec` under `key`, if the file is missing or is not valid Python.
+    """
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        why = f"the file can't be read: {error.strerror}"
+        fix = f"The full path is {path.resolve()}."
+        raise UserError(Problem(key, why, value=spec or str(path), fix=fix)) from None
+    try:
+        tree = ast.parse(source, filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        where = f" in line {line}" if line else ""
+        why = f"{path} is not valid Python: {getattr(error, 'msg', error)}{where}"
+        raise UserError(Problem(key, why, value=spec or str(path))) from None
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {node.name: _signature_problem(node) for node in functions}
 
 
 def _signature_problem(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:

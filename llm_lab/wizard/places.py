@@ -73,6 +73,7 @@ KINDS: dict[LookFor, Kind] = {
     "configs": Kind(lambda name: name == "config.json", ("config.json",)),
     "tokenizers": Kind(lambda name: False, ("tokenizer.json", "run.json")),
     "recipes": Kind(_ends(".yaml", ".yml"), ("recipe.yaml",)),
+    "python": Kind(_ends(".py"), below=True),
     "new file": Kind(lambda name: True),
     "": Kind(lambda name: True),
 }

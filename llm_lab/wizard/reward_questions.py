@@ -164,15 +164,18 @@ def _ask_python(draft: Draft, path: str) -> Flow[str]:
     text = (
         yield draft.ask(
             f"{path}.python",
-            "Which function?",
+            "Which Python file?",
             kind="path",
             default="",
             help=f"python: {RewardTerm.model_fields['python'].description}",
             why=PYTHON_WHY,
-            allowed="Written as file.py:function, for example my_rewards.py:polite. Tab completes paths.",
+            allowed="A Python file, or a function in it: my_rewards.py:polite. Tab completes paths.",
             check=_why_no_function,
+            look_for="python",
         )
     ).strip()
+    if text.endswith(".py"):
+        text = f"{text}:{(yield from _ask_function(draft, path, text))}"
     file, _, name = text.rpartition(":")
     trusted = yield yes_no(
         f"{path}.python.trusted",
@@ -188,14 +191,32 @@ def _ask_python(draft: Draft, path: str) -> Flow[str]:
     return text
 
 
-def _why_no_function(text: str) -> str | None:
-    """Look at the user's reward function, as file.py:function, without running it."""
-    from llm_lab.rewards.build import find_function
+def _ask_function(draft: Draft, path: str, file: str) -> Flow[str]:
+    """Ask for a function of a Python file, if it has several."""
+    from llm_lab.rewards.build import functions_in
 
-    if not text.strip():
-        return "A file and a function are required."
+    found = functions_in(Path(file).expanduser())
+    if len(found) == 1:
+        return next(iter(found))
+    choices = tuple(Choice(name, name, why_not) for name, why_not in found.items())
+    return (yield draft.ask(f"{path}.python.function", "Which function?", choices=choices, help=file, why=PYTHON_WHY))
+
+
+def _why_no_function(text: str) -> str | None:
+    """Look at the user's Python file, or a function in it as file.py:function, without running it."""
+    from llm_lab.rewards.build import find_function, functions_in
+
+    text = text.strip()
+    if not text:
+        return "A file is required."
     try:
-        find_function(text.strip())
+        if not text.endswith(".py"):
+            find_function(text)
+            return None
+        found = functions_in(Path(text).expanduser())
+        if found and None in found.values():
+            return None
+        find_function(f"{text}:{next(iter(found))}") if found else None
     except LabError as error:
         return "\n".join(str(problem) for problem in error.problems)
-    return None
+    return f"{text} defines no function. Write one: {PYTHON_WHY.partition(';')[0]}."

@@ -23,6 +23,7 @@ from llm_lab.runs.plan_lines import plan_lines
 from llm_lab.wizard import training_runs
 from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.menu import replay
+from llm_lab.wizard.places import places_in
 from llm_lab.wizard.questions import Next, OpenChat, Plan, StartRun
 from llm_lab.wizard.run_questions import after_a_run
 from llm_lab.wizard.training_runs import askers_of, new_draft, run_of_stage, run_page
@@ -206,6 +207,24 @@ def test_a_python_function_is_run_only_after_a_yes_to_its_path():
     assert trust.suggested is False
     assert trust.help == str(Path("mine.py").resolve())
     assert recipe_of(visit)["rewards"] == [{"name": "exact_number"}, {"python": "mine.py:polite", "weight": -2.0}]
+
+
+def test_a_python_reward_is_chosen_from_the_functions_of_a_python_file_which_is_not_run():
+    usable = "def polite(completions, **columns):\n    return [1.0 for _ in completions]\n"
+    Path("mine.py").write_text(f"raise SystemExit\n{usable}\ndef short(completions):\n    return []\n")
+    Path("one.py").write_text(usable)
+    Path("bad.py").write_text("def short(completions):\n    return []\n")
+    Path("none.py").write_text("x = 1\n")
+    refused = [Refused("none.py", "none.py defines no function"), Refused("bad.py", "does not accept the columns"),
+               Refused("no.py", "can't be read"), Refused("", "required")]  # fmt: skip
+    page = [MODEL, *DATA, "rewards", "Add your own Python function"]
+    visit = answers(flow("grpo"), [*page, *refused, "mine.py"])
+    assert [choice.text for choice in visit.question.choices] == ["polite", "short"]
+    assert "columns" in visit.question.choices[1].why_not
+    files = next(question for question in visit.questions if question.key == "rewards.python")
+    listed = [place.path for place in places_in("", files.look_for) if not place.enters]
+    assert listed == ["bad.py", "mine.py", "none.py", "one.py"]
+    assert answers(flow("grpo"), [*page, "one.py"]).question.text.endswith("to use its function polite?")
 
 
 def test_rewards_are_changed_and_removed_and_at_least_one_stays():
