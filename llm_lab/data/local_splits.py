@@ -21,7 +21,7 @@ _IN_TABLES = {
         "test": "test|testing|eval|evaluation",
     }.items()
 }
-# Text files have all kinds of names (dev-guide.md), so only names like train.txt and wiki.test.raw count as splits.
+# Text files have all kinds of names (dev-guide.md), so only names like train.txt and wiki.test.txt count as splits.
 _IN_TEXTS = {
     split: re.compile(rf"(?:^|\.)(?:{words})(?:\.|$)")
     for split, words in {"train": "train", "validation": "validation|valid|dev|val", "test": "test"}.items()
