@@ -257,7 +257,7 @@ def summary_of(looked: Findings) -> list[str]:
         found.append(_named(INDUCTION_HEADS, inside.induction_heads(), count, INDUCTION))
         found.append(_named(PREVIOUS_HEADS, inside.previous_heads(), count, PREVIOUS))
         first, second = inside.scores.first_loss, inside.scores.second_loss
-        verdict = "it repeats what it has read" if second < first - 1 else "it hardly uses the repetition"
+        verdict = "the model repeats what it has read" if second < first - 1 else "the model hardly uses the repetition"
         found.append(
             f"Random tokens, repeated once: loss {first:.2f} on the first copy, {second:.2f} on the second: {verdict}."
         )
@@ -310,7 +310,7 @@ def _causal(inside: Inside) -> str:
     if not others:
         return f"{text}."
     most = max(others, key=lambda one: one.repeated)
-    kind = "any other head" if inside.every_head_ablated else f"any of {len(others)} random heads"
+    kind = "one of the other heads" if inside.every_head_ablated else f"one of {len(others)} random heads"
     which = head_name(most.layer, most.head)
     if float(scores.previous[most.layer, most.head]) >= PREVIOUS:
         which += ", a previous-token head"

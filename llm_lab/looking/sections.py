@@ -17,6 +17,11 @@ from .inside import Inside
 from .look_tables import head_name, head_rows
 
 TOP = 12  # heads in a table
+HEADS_CAPTION = (
+    "The heads with the highest induction scores. Same token: the attention to a token's own first occurrence, on the "
+    "random tokens. First token: the attention to the first token of the text. Attribution: what the head adds to the "
+    "logit of the prediction, as below."
+)
 FEW = 24  # bars in a picture
 
 
@@ -86,7 +91,7 @@ def add_heads(page: Page, inside: Inside) -> None:
         )
     table = sorted(_head_cells(inside), key=lambda row: -float(row[1] or 0))
     head = ("head", "induction", "previous token", "same token", "first token", "entropy, bits", "attribution")
-    page.table(head, [_cells(row) for row in table[:TOP]], "The heads with the highest induction scores")
+    page.table(head, [_cells(row) for row in table[:TOP]], HEADS_CAPTION)
     if len(table) > TOP:
         with page.details(f"All {len(table):,} heads"):
             page.table(head, [_cells(row) for row in sorted(table, key=lambda row: (row[7], row[8]))])

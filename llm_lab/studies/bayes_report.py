@@ -259,7 +259,7 @@ def _report_causes(study: Study, inside: Inside) -> None:
                 (f"head {head}", cosine, inside.without_heads[0][head] - inside.whole)
                 for head, cosine in enumerate(inside.cosines)
             ],
-            "If orthogonal keys made a head important, the smallest cosine would have the largest loss. Random "
+            "If orthogonal keys made a head important, the smallest cosine would have the largest error. Random "
             f"directions have {inside.expected:.3f}.",
         )
     study.table(

@@ -16,7 +16,7 @@ PRESETS = {
     "lora-rank": "LoRA adapters of rank 4 to 64",
     "optimizer": "every optimizer of the stage, each with its default rate",
     "position-embedding": "every position embedding, for a new model",
-    "seeds": "the recipe as it is: how much the seed changes",
+    "seeds": "the recipe as it is: how much results vary by seed",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -539,6 +540,11 @@ def _keep_card(effect: KeepCard) -> None:
 
 
 def _write_recipe(effect: WriteRecipe) -> None:
+    from llm_lab.job import list_recipes
+
     write_atomically(effect.path, effect.text)
-    text = f"Written: {effect.path}. Experiments, Run a recipe lists it."
-    make_console().print(one_line(text), style="good")
+    listed = effect.path in list_recipes()
+    how = (
+        "Experiments, Run a recipe lists it." if listed else f"Run it with: llm-lab run {shlex.quote(str(effect.path))}"
+    )
+    make_console().print(one_line(f"Written: {effect.path}. {how}"), style="good")

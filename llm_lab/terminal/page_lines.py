@@ -22,6 +22,7 @@ BESIDE_COMMAND = len("$ ")
 LONGEST_ORIGIN = len("derived")
 LEAST_VALUE = 12
 BESIDE_VALUE = len("‹  ›")  # the marks of the pointed row
+RESET, VIEWS = "Delete resets a value.", "Tab shows the values you chose, then all values."
 TITLES = {"essentials": "", "yours": "your values", "all": "all values"}
 Fragment = tuple[str, str]  # (style, text)
 Lines = list[list[Fragment]]
@@ -225,7 +226,7 @@ def _bottom(page: FormPage, columns: int, most: int, *, wide: bool, edits: bool)
             allowed = _first_lines(row.question().allowed, columns, most - len(trouble))
             lines += [[("class:dim", line)] for line in allowed]
     elif not wide and not page.is_read:
-        general = "" if page.row else page.question.why.partition("\n")[0]
+        general = "" if page.row else f"{page.question.why.partition(chr(10))[0]} {RESET}"
         about = _shortened(_about(page), columns, most)
         about = about or [("class:dim", line) for line in _first_lines(general, columns, most - 1)]
         lines += [[fragment] for fragment in about] + [[("", "")]] * (LEAST_ABOUT - len(about))
@@ -295,7 +296,8 @@ def _side(page: FormPage, columns: int) -> Lines:
     row = page.row
     if row is None or row.question is None:
         lines: Lines = [[(style, line)] for style, text in _about(page) for line in _wrap(text, columns)]
-        lines += [[("", line)] for text in page.question.why.splitlines() for line in _wrap(text, columns)]
+        about = [*page.question.why.splitlines(), f"{RESET} {VIEWS}"]
+        lines += [[("", line)] for text in about for line in _wrap(text, columns)]
         groups = page.form.sections.items() if page.at == MORE else ()
         texts = [f"{name}: {about}" for name, about in groups if about]
         return lines + [[("class:dim", line)] for text in texts for line in ["", *_wrap(text, columns)]]

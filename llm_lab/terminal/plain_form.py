@@ -13,8 +13,8 @@ from .page_state import filtered
 from .prompt_layout import Back, text_columns, wrapped
 
 HINT = (
-    "A number changes a line; key=value sets it, key= sets it back. Enter: {}. a all settings · y yours · /text filter "
-    "· r recipe · b back · ? help"
+    "A number changes a line; key=value sets it, key= resets it. Enter: {}. a all settings · y yours · e main settings "
+    "· /text filter · r recipe · b back · ? help"
 )
 
 
@@ -47,7 +47,7 @@ def ask_plain_form(
         elif text == "b":
             raise Back
         elif text == "?":
-            print(_folded(question.why))
+            print(_folded(question.why), _folded(HINT.format(form.actions[0].text)), sep="\n")
         elif text == "r":
             print(printable(form.recipe() if form.recipe else ""), printable(f"\n{form.command}"), sep="")
         elif text == "" or text.isdigit():

@@ -205,7 +205,7 @@ def _tables(measured: Row) -> Iterator[Any]:
 
 
 def _loss_row(name: str, row: Row) -> list[Any]:
-    tokens = f"{row['tokens']:,}" + ("" if row.get("whole", True) else ", part")
+    tokens = ("" if row.get("whole", True) else "first ") + f"{row['tokens']:,}"
     return [_short(name), tokens, *(cell for _, cell in _cells(row, LOSSES))]
 
 

@@ -29,7 +29,10 @@ STREAM_WHY = (
     "A downloaded dataset is shuffled and kept on disk as text and as tokens. A streamed one is read while the model "
     "trains, in its original order, and is not stored: for datasets that don't fit on the disk."
 )
-HUB_WHY = "The dataset's page on the Hub shows both. Most datasets have no subsets, and a split called train."
+HUB_WHY = (
+    "The dataset's page on the Hub shows its subsets, splits and columns. Most datasets have no subsets, and a split "
+    "called train."
+)
 MIX_WHY = "Several datasets of {} are mixed by weights that you set next. Part of each is held out for validation."
 SETS_WHY = "Each dataset is measured separately."
 NOUNS = {"text": "text", "conversation": "conversations", "preference": "preference pairs", "prompt": "prompts"}

@@ -25,9 +25,8 @@ from .walk import remember
 OWN_DATA = "the validation data of its run"
 RUN = "run"  # the section of keys outside any group
 WHY = (
-    "yours: you chose it. default: built in. derived: computed from other values. Delete resets a value.\nA derived "
-    "value shows its reason, and changes with the values it depends on. Tab shows the values you chose, then all "
-    "values."
+    "yours: you chose it. default: built in. derived: computed from other values.\nA derived value shows its reason, "
+    "and changes with the values it depends on."
 )
 
 

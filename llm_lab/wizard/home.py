@@ -30,11 +30,12 @@ NO_TEXT = ("reward", "eval", "export")  # stages that do not leave a model of th
 MENU_WHY = (
     "The usual order is: pretrain a model on text, fine-tune it on conversations (SFT), improve its replies (DPO, "
     "GRPO, PPO), chat with it, evaluate it, export it. Every run has a recipe file, which also runs without this "
-    "wizard: llm-lab run RECIPE. Ctrl-C returns to this menu and keeps the answers."
+    "wizard: llm-lab run RECIPE. Ctrl-C returns to this menu; what you set up for a run, a design, a sweep or a duel "
+    "is kept as a draft."
 )
 RESUME_WHY = (
     "The run continues from its last checkpoint, with the same recipe and data: the result is the same as without "
-    "the interruption. To change a setting, run its recipe again as a new run."
+    "the interruption. To change a setting, start a new run from its recipe: Experiments, Run a recipe."
 )
 START_OVER_WHY = (
     "It ended before its first checkpoint, so it starts from its first step, with the same recipe and data."
@@ -45,7 +46,10 @@ RESUME_SWEEP_WHY = (
     "Runs that are done are not repeated. Stopped runs continue from their last checkpoint, failed runs start over, "
     "and the table is made again at the end."
 )
-CHAT_WHY = "This menu offers the newest runs. Chat, under Use a model, lists all runs and takes any other model."
+CHAT_WHY = (
+    "This menu offers the newest runs. Chat, under Use a model, lists every run whose model generates text, and takes "
+    "any other model."
+)
 
 
 class Entry(NamedTuple):

@@ -63,6 +63,9 @@ PROMPT_WHY = (
     "All models get the same text, in their own chat template where they have one, and generate greedily. Left empty, "
     "they get the sample prompts of the first model's run."
 )
+STEPS_PROMPT_WHY = (
+    "All checkpoints get the same text and generate greedily. Left empty, they get the first sample prompt of the run."
+)
 STEPS_WHY = (
     "A run keeps train.save_total_limit checkpoints, from the first to the last. Each of them gets the same prompt: "
     "this shows when the model learned what."
@@ -176,7 +179,9 @@ def evaluate() -> Flow[Next | None]:
     )  # fmt: skip
     name = yield Question("time.run", "Which run?", choices=named, heads=("run", "checkpoints"), why=STEPS_WHY,
                           screen=Screen(EVALUATE, "compare checkpoints"))  # fmt: skip
-    if not (yield Compare((name,), (yield from _ask_prompts(f"compare checkpoints: {name}")), steps=True)):
+    if not (
+        yield Compare((name,), (yield from _ask_prompts(f"compare checkpoints: {name}", STEPS_PROMPT_WHY)), steps=True)
+    ):
         yield BackTo("prompt")
     return None
 
@@ -212,8 +217,8 @@ def _steps(run: RunFolder) -> str:
     return f"step{'' if len(steps) == 1 else 's'} {', '.join(steps)} and the end"
 
 
-def _ask_prompts(where: str) -> Flow[tuple[str, ...]]:
-    text = yield Question("prompt", "Prompt (empty: the run's own)?", "text", default="", why=PROMPT_WHY,
+def _ask_prompts(where: str, why: str = PROMPT_WHY) -> Flow[tuple[str, ...]]:
+    text = yield Question("prompt", "Prompt (empty: the run's own)?", "text", default="", why=why,
                           screen=Screen(EVALUATE, where))  # fmt: skip
     return (text.strip(),) if text.strip() else ()
 

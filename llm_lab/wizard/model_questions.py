@@ -32,13 +32,20 @@ LIBRARY = "library"
 RUN_HEADS = ("run", "stage", "size", "age", "status", "result")
 LIBRARY_CHOICE = Choice(LIBRARY, f"a model from the library ({len(LIBRARY_MODELS)}), downloaded from the Hub")
 ANOTHER_CHOICE = Choice(ANOTHER, "another folder, a GGUF file, or a name on the Hub")
+ANOTHER_ADAPTER = Choice(ANOTHER, "another folder with an adapter")
+ANOTHER_REWARD_MODEL = Choice(ANOTHER, "another folder, or a name on the Hub")
+NAMED = {  # how another model is asked for: the question, and what may be typed
+    ANOTHER_CHOICE: ("Folder or name?", "A folder, a GGUF file, or a Hub name: Qwen/Qwen3-0.6B."),
+    ANOTHER_ADAPTER: ("Which folder?", "A folder with adapter_config.json."),
+    ANOTHER_REWARD_MODEL: ("Folder or name?", "A folder, or a Hub name."),
+}
 LIBRARY_WHY = (
     "What fits is estimated for SFT on this machine, with up to 1,024 tokens per sequence: all weights, else a LoRA "
     "adapter, else QLoRA (LoRA on a base in 4 bits). A base model continues text; a chat model already answers. For a "
     "gated model, accept its terms on its page on the Hub, then sign in: hf auth login."
 )
 PRETRAIN_WHY = (
-    "A preset size gives RoPE, RMSNorm, grouped-query attention and SwiGLU, with a width and depth that fit. "
+    "A preset size sets the width and the depth; the parts are RoPE, RMSNorm, grouped-query attention and SwiGLU. "
     "A design is made with 'Design a model'. Continuing from a run or another model keeps its weights and tokenizer."
 )
 WHY = (
@@ -144,18 +151,20 @@ def pick_run(
     check: Callable[[str], str | None] = why_no_model,
     machine: Machine | None = None,
     more: Sequence[tuple[float, Choice]] = (),
+    another: Choice = ANOTHER_CHOICE,
 ) -> Flow[str]:
     """Return the chosen run, or the folder or name that was typed.
 
     none: why there is no run to choose. check: checks what is typed. machine: also offer the models of the library,
-    with what fits on this machine. more: (when it was last active, a choice), sorted among the runs.
+    with what fits on this machine. more: (when it was last active, a choice), sorted among the runs. another: the line
+    that leads to a model that is not listed.
     """
     made = [last_active(run.facts()) for run in runs] if more else [0.0] * len(runs)
     listed = sorted([*zip(made, run_choices(runs), strict=True), *more], key=lambda one: -one[0])
     choices = [*question.choices, *(choice for _, choice in listed)]
     if not choices:
         choices.append(Choice("", "one of my runs", none))
-    choices += [*([LIBRARY_CHOICE] if machine else []), ANOTHER_CHOICE]
+    choices += [*([LIBRARY_CHOICE] if machine else []), another]
     now, known = question.default, [choice.value for choice in choices]
     elsewhere = LIBRARY if machine and find_in_library(now or "") else ANOTHER
     picked = yield replace(
@@ -167,15 +176,16 @@ def pick_run(
         return (yield _library_question(question, machine))
     if picked != ANOTHER:
         return picked
+    text, allowed = NAMED[another]
     return (
         yield replace(
             question,
             key=f"{question.key}.path",
-            text="Folder or name?",
+            text=text,
             kind="path",
             choices=(),
             default="" if now in known else now or "",
-            allowed="A folder, a GGUF file, or a Hub name: Qwen/Qwen3-0.6B.",
+            allowed=allowed,
             check=check,
             look_for="models",
         )
@@ -277,7 +287,8 @@ def ask_model(draft: Draft) -> Flow[Draft]:
     if stage == MERGE.name:
         question = draft.ask(key, "Which adapter?", default=now, help=help_line, why=ADAPTER_WHY)
         adapters = [run for run, _, _ in _stage_runs() if is_adapter(run.path)]
-        path = yield from pick_run(question, adapters, "none yet; train one with LoRA", check=_why_no_adapter)
+        none = "none yet; train one with LoRA"
+        path = yield from pick_run(question, adapters, none, check=_why_no_adapter, another=ANOTHER_ADAPTER)
     else:
         question = draft.ask(key, "Which model?", default=now, help=help_line, why=WHY)
         machine = draft.machine if STAGES[stage].trains else None

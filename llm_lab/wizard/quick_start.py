@@ -44,9 +44,9 @@ LONGER = 2
 MOST_WORDS, LONGEST_PROMPT = 4, 40
 TEXT_WHY = (
     "The list has the text files (.txt, .md) and the tables with a text column (.jsonl, .csv, .parquet) of this "
-    "folder and three levels below. Enter takes the current line. To take several, select each with Space, then "
-    "press Enter. Type to filter the list, or type a path or a name on the Hub (owner/name). One MiB is a good "
-    "start; with less than 100 KiB, the model mostly repeats the text."
+    "folder and two levels below. Enter takes the current line. To take several, select each with Space, then press "
+    "Enter (with --plain: type their numbers). Type to filter the list, or type a path or a name on the Hub "
+    "(owner/name). One MiB is a good start; with less than 100 KiB, the model mostly repeats the text."
 )
 SIZE_WHY = (
     "A larger model writes better text, needs more text and time, and more memory. A size is a width and a depth; "

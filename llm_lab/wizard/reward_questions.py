@@ -11,7 +11,7 @@ from llm_lab.errors import LabError
 from llm_lab.recipe.scoring import REWARD_OPTIONS, REWARDS, RewardTerm, describe_term
 
 from .draft import Draft
-from .model_questions import REWARD_WHY, pick_run, reward_models
+from .model_questions import ANOTHER_REWARD_MODEL, REWARD_WHY, pick_run, reward_models
 from .questions import BackTo, Choice, Flow, Question, yes_no
 
 Term = dict[str, Any]
@@ -96,7 +96,7 @@ def _new_term(draft: Draft, path: str, way: str) -> Flow[Term]:
     if way == "model":
         question = draft.ask(f"{path}.model", "Which reward model?", help=help_line, why=REWARD_WHY)
         none = "none yet; train one with the menu entry Reward model"
-        return {"model": (yield from pick_run(question, reward_models(), none))}
+        return {"model": (yield from pick_run(question, reward_models(), none, another=ANOTHER_REWARD_MODEL))}
     return {"python": (yield from _ask_python(draft, path))}
 
 

@@ -57,7 +57,14 @@ KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
 RENAME_WHY = "Adapters, recipes and later runs then refer to it by the new name."
 DELETE_WHY = "The folder is deleted, with the model and its checkpoints. This can't be undone."
 NO_RUNS = "none yet; start with Train on my text"
-CHECKPOINT_WHY = "Any of your runs, a folder or GGUF file with a causal language model, or a name on the Hub."
+CHAT_WHY = (
+    "Any of your runs whose model generates text, a folder or GGUF file with a causal language model, or a name on the "
+    "Hub."
+)
+RUNS_WHY = (
+    "Any of your runs, a folder or GGUF file with a causal language model, or a model of the Hub that is already "
+    "downloaded."
+)
 LINEAGE_WHY = "A run's lineage is every run that its model was built from. Replaying it trains all of them again."
 NEXT_WHY = (
     "Usually: pretrain, SFT, then DPO (from preference pairs) or GRPO or PPO (from scored outputs). A reward model "
@@ -67,13 +74,13 @@ NEXT_WHY = (
 
 def ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
     """Ask for one of the user's runs, or for another model."""
-    question = Question("checkpoint", text, why=CHECKPOINT_WHY, screen=Screen(title))
+    question = Question("checkpoint", text, why=CHAT_WHY, screen=Screen(title))
     return (yield from pick_run(question, runs, NO_RUNS))
 
 
 def checkpoints(last: str | None = None) -> Flow[Next | None]:
     """Look at runs and models, and choose what to do with one. last: the run at which the pointer starts."""
-    question = Question("checkpoint", "Which run or model?", default=last, why=CHECKPOINT_WHY, screen=Screen(RUNS))
+    question = Question("checkpoint", "Which run or model?", default=last, why=RUNS_WHY, screen=Screen(RUNS))
     path = yield from pick_run(question, list_runs(), NO_RUNS, more=sweep_choices())
     is_sweep = (Path(path) / "sweep.json").is_file()
     run = next((run for run in list_runs() if str(run.path) == path), RunFolder(Path(path)) if is_sweep else None)

@@ -149,7 +149,7 @@ def _ask_values(recipe: str, preset: str, where: str) -> Flow[list[str]]:
             choices=tuple(Choice(value, value, effect=OPTIMIZERS.get(value, "")) for value in values),
             default=list(values),
             why=_why_these(job, key),
-            check=lambda picked: None if len(picked) > 1 else "Select at least two with Space.",
+            check=lambda picked: None if len(picked) > 1 else "Select at least two.",
             screen=Screen(TITLE, where),
         )
         found += [f"{key}={','.join(picked)}"] if list(picked) != list(values) else []

@@ -58,6 +58,12 @@ def test_attention_reports_that_no_induction_head_appeared_if_none_did(attention
     assert f"The loss on new text goes from {first:.2f} to {last:.2f}" in report
 
 
+def test_attention_compares_with_other_heads_only_if_there_are_any(tmp_path):
+    small = {"steps": 20, "checkpoints": 4, "batch": 2, "hidden_size": 32, "one_layer": False}
+    report = run_tiny("attention", tmp_path, **small, layers=2, heads=1).report_path.read_text()
+    assert "nan" not in report
+
+
 def test_attention_refuses_a_longest_chunk_below_the_shortest(tmp_path):
     with pytest.raises(UserError, match="longest"):
         run_tiny("attention", tmp_path, shortest=20, longest=10)

@@ -602,6 +602,17 @@ def test_a_recipe_is_written_and_a_full_or_read_only_disk_is_reported(monkeypatc
     assert Path("configs/a.yaml").read_text() == "stage: sft\n"
 
 
+def test_a_written_recipe_says_where_it_is_found(monkeypatch, capsys):
+    wizard = Wizard(wizard_commands(), debug=True)
+    with keyboard([Key.ENTER, Key.ENTER], monkeypatch):
+        wizard._execute(WriteRecipe(Path("configs/a.yaml"), "stage: sft\n"))
+        assert "Run a recipe lists it" in capsys.readouterr().out
+        wizard._execute(WriteRecipe(Path("elsewhere.yaml"), "stage: sft\n"))
+    shown = capsys.readouterr().out
+    assert "Run it with: llm-lab run elsewhere.yaml" in shown
+    assert "Run a recipe lists it" not in shown
+
+
 def page_of(stage, **known):
     draft = new_draft(stage, **known)
     return page_question(draft, draft, run_page(stage))
@@ -692,6 +703,21 @@ def test_a_page_of_plain_mode_wraps_between_words(monkeypatch, capsys):
     words = " ".join(lines).split()
     for word in ("per_device_train_batch_size:", "data.0.path=builtin:stories", "(derived:", "Enter:"):
         assert word in words
+
+
+def test_the_help_of_a_page_names_only_keys_that_its_mode_has(press, monkeypatch, capsys):
+    _, screens = press(page_of("pretrain"), Key.HELP, Key.ESCAPE, Key.FINISH)
+    assert seen(screens, "Delete resets a value. Tab shows the values you chose")
+    monkeypatch.setenv("TERM", "dumb")
+    typed = iter(["?", "b"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    capsys.readouterr()
+    with pytest.raises(Back):
+        Wizard(wizard_commands(), debug=True).ask(page_of("pretrain"))
+    words = " ".join(capsys.readouterr().out.split())
+    assert "key= resets it" in words.partition("yours: you chose it.")[2]
+    for key in ("Delete", "Tab "):
+        assert key not in words
 
 
 def test_a_list_has_no_history_to_search(press):

@@ -129,6 +129,13 @@ def test_without_a_run_a_path_is_typed_and_what_is_missing_says_why():
     assert "one of my runs (none yet; train one with LoRA)" in merge.texts()
 
 
+def test_a_model_that_is_not_listed_can_only_be_what_the_question_takes():
+    assert "another folder, a GGUF file, or a name on the Hub" in answers(flow("sft"), []).texts()
+    assert "another folder with an adapter" in answers(flow("merge"), []).texts()
+    reward = answers(flow("grpo"), [MODEL, *DATA, "rewards", "Add a reward model"])
+    assert "another folder, or a name on the Hub" in reward.texts()
+
+
 def test_only_adapters_are_merged():
     answers(flow("merge"), ["another folder", Refused("checkpoints/base", "has no adapter")])
 

@@ -287,11 +287,11 @@ def _report_causes(study: Study, trained: RunFolder, last: Moment) -> None:
             f"{'head has' if len(group) == 1 else 'heads have'} a score of at least {STRONG}, and without all of them "
             f"the loss rises by {cost_of_all:.2f} nats."
         )
+    rest = f"; without one of the other heads, by {mean:.2f} on average and at most {max(others):.2f}" if others else ""
     study.text(
         f"Without the head with the best induction score ({_name(induction)}), the loss on the repetition rises by "
         f"{cost:.2f} nats; without the best previous-token head ({_name(previous)}), by "
-        f"{added[previous[0]][previous[1]]:.2f}; without one of the other heads, by {mean:.2f} on average and at most "
-        f"{max(others, default=float('nan')):.2f}.{together}"
+        f"{added[previous[0]][previous[1]]:.2f}{rest}.{together}"
     )
     ranked = sorted(_all_heads(last.scores), key=lambda at: -added[at[0]][at[1]])
     rows = [
@@ -305,7 +305,8 @@ def _report_causes(study: Study, trained: RunFolder, last: Moment) -> None:
         "All heads, the most needed first.",
     )
     study.result("induction_heads", len(group))
-    study.result("loss_added_without_other_heads", mean)
+    if others:
+        study.result("loss_added_without_other_heads", mean)
     _draw_head(study, model, induction, is_induction_head=bool(group))
 
 

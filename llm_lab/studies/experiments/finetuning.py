@@ -149,6 +149,12 @@ def _draw_losses(options: Options, study: Study, tuned: RunFolder) -> None:
     study.result("loss_before", validation[0][1])
     study.result("lowest_loss", lowest[1])
     study.result("lowest_loss_at_epoch", round(lowest[0]))
+    if round(lowest[0]) == 0:
+        study.text(
+            f"The validation loss was lowest before training, at {lowest[1]:.2f}: every epoch ended higher. Try a "
+            "smaller learning rate."
+        )
+        return
     at_end = round(lowest[0]) == options.epochs
     verdict = "it was still falling at the end: more epochs may help" if at_end else "later epochs made it worse again"
     study.text(

@@ -139,7 +139,7 @@ def _report(
     study.picture(
         "over_steps",
         draw_lines(curves, title="Forgetting during the fine-tune", x="step", y="bits per byte more than before"),
-        "Every curve starts at 0, the model before the fine-tune. Most is forgotten in the first steps.",
+        "Every curve starts at 0, the model before the fine-tune. Where it is steep, much is forgotten in few steps.",
     )
     past = [name for name in runs if rises[name] > threshold]
     where = f"Past the threshold of {threshold:g} bits per byte"
@@ -165,6 +165,5 @@ def _report(
         for name in runs
         if not any(learned[other] < learned[name] and rises[other] < rises[name] for other in runs)
     ]
-    study.text(
-        f"The best trade-offs: {', '.join(front)}. Each of the others learned less and forgot more than one of these."
-    )
+    others = " Each of the others learned less and forgot more than one of these." if len(front) < len(runs) else ""
+    study.text(f"The best trade-offs: {', '.join(front)}.{others}")

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 APP_NAME = "Learning rate: too small, right, too large"
 TAKES = "about 5 minutes on two cores"
 BYTES = 257  # vocabulary size of the byte tokenizer
+LOOKS = {  # how a training curve looks
+    "too small": "smooth, and still high at the end",
+    "right": "falls fast, and still falls at the end",
+    "too large": "falls to a higher loss and stays there",
+    "diverges": "leaves the picture within a few steps, and the run is stopped",
+}
 
 
 class Options(BaseModel):
@@ -168,10 +174,7 @@ def _draw_curves(
         curve = points(study.child(_name(width, rate)), "loss")
         lines.append(Line(f"{name}: {rate:g}", [(step, loss) for step, loss in curve if loss < most]))
     study.heading("What it looks like while it trains")
-    caption = "Too small: smooth, and still high at the end. Right: falls fast, and still falls at the end. Too large: "
-    caption += "falls to a higher loss and stays there."
-    if diverged:
-        caption += " Diverges: leaves the picture within a few steps, and the run is stopped."
+    caption = " ".join(f"{name.capitalize()}: {look}." for name, look in LOOKS.items() if name in named.values())
     title = f"Training loss, width {width}"
     study.picture("curves", draw_lines(lines, title=title, x="step", y="nats per byte"), caption)
 

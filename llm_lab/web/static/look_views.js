@@ -82,7 +82,7 @@ export function createViews({ ramps, ask }) {
     const figure = el("figure.look", { id: "look-heads" },
       el("div.look-bar", {}, el("label", {}, hide, " Hide the first token"), buttons.length ? el("div.segmented", { role: "group", "aria-label": "Which model" }, buttons) : null, share, change, ablate),
       effect,
-      el("figcaption", {}, `Each small picture is one head: rows are layers, columns are heads. In a picture, each row is a token that attends, each column one that it attends to. Colors grow with the square root of the weight. On average, ${percent(answer.sink ?? 0)} of the attention goes to the first token, where heads that find nothing to read attend (the attention sink).`));
+      el("figcaption", {}, `Each small picture is one head: rows are layers, columns are heads. In a picture, each row is a token that attends, each column one that it attends to. Colors grow with the square root of the weight. On average, ${percent(answer.sink ?? 0)} of the attention goes to the first token: heads that find nothing to read attend there (the attention sink).`));
     fill(view("attention"), figure);
     figure.addEventListener("choose", ({ detail }) => {
       if (detail !== chosen) effect.textContent = "";
@@ -127,7 +127,7 @@ export function createViews({ ramps, ask }) {
     const sort = { at: 1, up: false };
     const list = el("div");
     fill(view("heads"),
-      el("p.soft", {}, "The scores are measured on random tokens that are repeated once, so that nothing but the repetition can be predicted. A click on a cell opens the head."),
+      el("p.soft", {}, "The scores are measured on random tokens that are repeated once, so that nothing but the repetition can be predicted. A click on a cell opens the head. In the table, same token is the attention to a token's own first occurrence, and attribution what the head adds to the logit of the prediction."),
       el("div.charts", {},
         byHead("Induction", "Attention from a token in the second copy to the one that followed it in the first.", () => table("induction"), { low: 0, high: 1 }),
         byHead("Previous token", "Attention to the token just before. Induction heads need such a head in a layer below.", () => table("previous"), { low: 0, high: 1 }),
