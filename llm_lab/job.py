@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,8 @@ from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs
 from llm_lab.runs.recipe_paths import require_own_data, with_paths_of
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
+RECIPE_FOLDERS = (Path("configs"), Path(), SHIPPED_RECIPES)  # where a recipe is looked for by its name
+LINES_LOOKED_AT = 200  # of a YAML file, to see whether it is a recipe
 # Names on the Hub without an owner. A run whose name begins with one of them needs its full name.
 ONE_WORD_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 REFERENCE = "stage:"  # in a pipeline, stage:sft is the result of the stage named sft
@@ -88,9 +91,10 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    for folder in (Path("configs"), SHIPPED_RECIPES):
+    for folder in RECIPE_FOLDERS:
         for candidate in (folder / path.name, folder / f"{path.name}.yaml"):
-            if candidate.is_file() and path.parent in (Path(), Path("configs")):
+            fits = path.parent == Path() or (path.parent == Path("configs") and folder != Path())
+            if fits and candidate.is_file():
                 return candidate
     run = find_run(str(name))
     if run is not None and (run / "recipe.yaml").is_file():
@@ -107,12 +111,24 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def list_recipes() -> list[Path]:
-    """Return the available recipe files: those in ./configs, then those shipped with LLM Lab."""
+    """Return the available recipe files: those in ./configs, those here, then those shipped with LLM Lab.
+
+    Of several with the same name, only the first is listed.
+    """
     found: dict[str, Path] = {}
-    for folder in (Path("configs"), SHIPPED_RECIPES):
+    for folder in RECIPE_FOLDERS:
         for file in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
-            found.setdefault(file.name, file)
+            if folder != Path() or _looks_like_a_recipe(file):
+                found.setdefault(file.name, file)
     return list(found.values())
+
+
+def _looks_like_a_recipe(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return any(line.startswith(("stage:", "stages:")) for line in islice(lines, LINES_LOOKED_AT))
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def check(

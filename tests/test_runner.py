@@ -28,6 +28,10 @@ def test_a_recipe_is_found_by_path_by_name_and_by_run():
     write_recipe("configs/own.yaml")
     write_recipe("checkpoints/done/recipe.yaml")
     assert find_recipe("configs/own.yaml") == find_recipe("own") == find_recipe("own.yaml") == Path("configs/own.yaml")
+    write_recipe("here.yaml")
+    Path("compose.yaml").write_text("services: {}\n")
+    assert find_recipe("here") == find_recipe("here.yaml") == Path("here.yaml")
+    assert {file.name for file in list_recipes()} & {"here.yaml", "compose.yaml"} == {"here.yaml"}
     assert find_recipe("done") == Path("checkpoints/done")
     assert find_recipe("checkpoints/done") == Path("checkpoints/done")
     shipped = sorted(SHIPPED_RECIPES.glob("*.yaml"))

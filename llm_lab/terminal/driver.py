@@ -130,8 +130,7 @@ class Wizard:
             try:
                 if upcoming:
                     begun = self._begin(upcoming)
-                    earlier = [] if upcoming.flow == AFTER else walks if upcoming.can_return else walks[:-1]
-                    walks = [*earlier, begun]  # after a run, Esc leads to the menu
+                    walks = [*(walks if upcoming.can_return else walks[:-1]), begun]
                     upcoming = None
                 upcoming = self._finish(*walks[-1])
                 if upcoming is None:
@@ -140,8 +139,8 @@ class Wizard:
                         return
                     walks[-1][1].back()
             except Back:
-                if upcoming is None:
-                    walks.pop()
+                if upcoming is None and walks.pop()[0].flow == AFTER:  # not to the pages from before the run
+                    return
                 upcoming = None
                 if walks:
                     walks[-1][1].back()

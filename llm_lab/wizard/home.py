@@ -216,8 +216,9 @@ def _writes_text(run: RunFolder) -> bool:
 
 
 def short_name(name: str, longest: int = LONGEST_NAME) -> str:
-    """Return the name of a run, shortened if it is long."""
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+    """Return the name of a run; of a long one, its beginning and its end, in which similar names differ."""
+    end = longest // 3
+    return name if len(name) <= longest else f"{name[: longest - 1 - end]}…{name[-end:]}"
 
 
 def when_last_active(run: RunFolder) -> str:

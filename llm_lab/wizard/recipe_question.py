@@ -13,6 +13,8 @@ from .home import short_name, stage_or_kind, when_last_active
 from .model_questions import ANOTHER
 from .questions import Choice, FileHead, Flow, Question, Screen
 
+WIDEST = 36  # columns of a name
+
 
 def ask_recipe(
     title: str, why: str, *, key: str = "recipe", text: str = "Which recipe?", compares: bool = False
@@ -28,7 +30,7 @@ def ask_recipe(
     runs = [run for run in with_recipe if not compares or _trains(run)]
     stems = [file.stem for file in files]
     # A run with the same name as a recipe is shown with its folder.
-    names = [str(run.path) if run.path.name in stems else short_name(run.path.name) for run in runs]
+    names = [str(run.path) if run.path.name in stems else short_name(run.path.name, WIDEST) for run in runs]
     width = max(map(len, [*stems, *names]), default=0) + 2
     choices = [_run_choice(run, name, width) for run, name in zip(runs, names, strict=True)]
     choices += [_recipe_choice(file, width) for file in files]
