@@ -96,7 +96,6 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
     """
     from llm_lab.job import look_at_data, problems_of_length, problems_of_push, with_sizes
 
-    card = (yield from ask_card(draft, *OF_ALL_MODELS)) if is_card_open(draft) else None
     yield Wait("Reading the data ...")
     problems, remarks = look_at_data(resolved)
     problems = [*problems, *problems_of_push(resolved)]
@@ -104,6 +103,7 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
     resolved = make_it_fit(with_sizes(resolved)) if not problems else resolved
     if problems := problems or [*problems_of_length(resolved)]:
         raise UserError(*problems)
+    card = (yield from ask_card(draft, *OF_ALL_MODELS)) if is_card_open(draft) else None
     while (answer := (yield start_question(Plan(resolved), enough_epochs(resolved), notice))) == EPOCHS:
         draft = draft.with_answer(EPOCHS, float(enough_epochs(resolved) or 0))
         longer, _ = draft.look()

@@ -72,7 +72,6 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.child.expect(r"tokens?(, [\d,]+ tokens\/s)?;")  # a text that ends at once has no speed
     here.at(TAKES_KEYS, END_OF_INPUT)  # earlier, the terminal itself would handle Ctrl-D
     here.at("What next with first?", ESCAPE)
-    here.at("Which one?", ESCAPE)
     here.at("What would you like to do?", ESCAPE)
     here.at("Press Esc or Ctrl-D again to quit.")
     here.at("What would you like to do?", ESCAPE)
