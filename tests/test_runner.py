@@ -51,7 +51,13 @@ def test_a_users_recipe_hides_the_shipped_one_of_the_same_name():
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [("my text (1).yaml", "my-text-1"), ("..yaml", "run"), ("checkpoints/old-2/recipe.yaml", "old-2")]
+    ("path", "name"),
+    [
+        ("my text (1).yaml", "my-text-1"),
+        ("..yaml", "run"),
+        ("Größe, déjà 文.yaml", "Grosse-deja"),
+        ("checkpoints/old-2/recipe.yaml", "old-2"),
+    ],
 )
 def test_a_run_without_a_name_is_named_after_its_file(path, name):
     job, problems = read_job(write_recipe(path))

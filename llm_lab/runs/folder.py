@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -454,7 +455,12 @@ def is_reward_model(folder: Path) -> bool:
 
 
 def slug(text: str, default: str = "") -> str:
-    """Turn a text into a name for a file, a run or a repository: at most 80 letters, digits and ._-"""
+    """Turn a text into a name for a file, a run or a repository: at most 80 letters, digits and ._-
+
+    Letters with accents lose them.
+    """
+    text = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    text = "".join(letter for letter in text if not unicodedata.combining(letter))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or default
 
 
