@@ -311,10 +311,12 @@ DUELS_PAGE = """# Duels
 
 This page shows which parts learn better, as measured by `llm-lab duel`. Each duel compares two values of one key of
 `configs/duels/nano.yaml`, with the same seeds and the same number of tokens (less than one pass over the text). The
-runs are short, so that anyone can repeat them on a CPU within minutes. The loss is still falling fast at their end, so
-a value that wins here may lose in a long run or a large model.
+runs are short, so that anyone can repeat them on a CPU within minutes:
+`llm-lab duel configs/duels/nano.yaml CHANGE --seeds 6 --by tokens`, with the text of the column *change* in quotes. The
+loss is still falling fast at their end, so a value that wins here may lose in a long run or a large model.
 
-- **loss of both**: the mean validation loss of the first value and of the second, in nats per token.
+- **loss of both**: the mean validation loss of the first value and of the second, in nats per token; at nano size, a
+  token is a byte.
 - **difference**: the second loss minus the first; below zero, the second value is better.
 - **verdict**: a value is called better only with at least six seeds, and p of at most 5 % in a sign-flip test.
 - **published**: what published sources found, from one pass over much data or from many passes over little. Minutes are
@@ -333,7 +335,7 @@ DUELS_AT_MICRO_SIZE = """
 ## At micro size
 
 The same for models of 2.8 M parameters with a BPE tokenizer of 2,048 entries, from `configs/duels/micro.yaml`. The
-rates are those of the nano recipe. The other duels were not run at this size.
+learning rates are those of the nano recipe. The other duels were not run at this size.
 
 | change | loss of both | difference (95 % interval) | verdict |
 | --- | --- | --- | --- |
@@ -345,6 +347,7 @@ DEFAULTS = """
 
 A part becomes the default of the shipped recipes and of the wizard's quick start if a duel with six seeds and the
 published results agree. The defaults of recipe keys do not change, so an old recipe gives the same losses again.
+The model of `configs/demo.yaml` keeps the defaults of the keys.
 
 | date | default | CPU sizes | GPU sizes |
 | --- | --- | --- | --- |
@@ -353,9 +356,9 @@ and converts to GGUF. | Not measured here. Part of modded-nanogpt and nanochat (
 | 2026-11-28 | `model.activation: swiglu`, unchanged | Better than ReLU² and than GeGLU with six of six seeds, by 0.06 \
 and 0.02 nats. | Not measured here. Published results disagree about ReLU² (one pass, many passes) and show no clear \
 difference to GeGLU. |
-| 2026-11-28 | `optimizer.name: muon`, unchanged | Better than AdamW with six of six seeds. AdamW has one rate for all \
-weights, tuned with seed 1 (0.002, 0.004, 0.008 end at 1.58, 1.52, 2.42); Muon has a second one, for embeddings and \
-norms. | Not measured here. Faster in modded-nanogpt, nanochat and slowrun. |
+| 2026-11-28 | `optimizer.name: muon`, unchanged | Better than AdamW with six of six seeds. AdamW has one learning rate \
+for all weights, tuned with seed 1 (0.002, 0.004, 0.008 end at 1.58, 1.52, 2.42); Muon has a second one, for embeddings \
+and norms. | Not measured here. Faster in modded-nanogpt, nanochat and slowrun. |
 | 2026-11-28 | `optimizer.normalized: true` in the recipes of tiny Shakespeare only | Better with six of six seeds, by \
 0.04 nats. Not used elsewhere yet: the learning rates \
 there were chosen for plain Muon. | Not measured here. Published gains are small. |
@@ -363,8 +366,8 @@ there were chosen for plain Muon. | Not measured here. Published gains are small
 its own code. | Not measured here. Published gains are for models with their own code too. |
 | 2026-11-29 | `model.residual_scalars: false`, unchanged | Better with six of six seeds, by only 0.01 nats, and such \
 a model needs its own code. | Not measured here. Part of modded-nanogpt (one pass). |
-| 2026-11-29 | `model.rope_theta: 1000` in the recipes for CPUs and the quick start on a CPU | Better with six of six \
-seeds, by 0.015 nats, in sequences of 128 tokens. | Unchanged: sequences are longer there. |
+| 2026-11-29 | `model.rope_theta: 1000` in the recipes of stories and tiny Shakespeare and the quick start on a CPU | Better with \
+six of six seeds, by 0.015 nats, in sequences of 128 tokens. | Unchanged: sequences are longer there. |
 | 2026-11-29 | `model.position_embedding: rope`, unchanged | ALiBi is better with six of six seeds, by 0.016 nats, \
 about as much as the smaller base of RoPE gains; such a model needs its own code. | Not measured here. RoPE is the \
 standard. |

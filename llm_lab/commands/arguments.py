@@ -241,7 +241,7 @@ def _mv(commands: Commands) -> None:
         "rename a run everywhere: also in adapters, recipes and runs made from it",
         "housekeeping_commands.rename",
         "mv stories-2 stories-long",
-        "mv sweep rates",
+        "mv stories-sweep learning-rates",
     )
     parser.add_argument("run", help="a run, a pipeline, a sweep or a study")
     parser.add_argument("name", help="its new name")

@@ -46,7 +46,9 @@ class Options(BaseModel):
     train_share: float = Field(0.5, gt=0, lt=1, description="share of the sums that are trained on")
     hidden_size: int = Field(64, ge=16, le=512, description="width of the model; a multiple of 8")
     layers: int = Field(1, ge=1, le=4, description="layers of the model")
-    steps: int = Field(3000, ge=10, le=1_000_000, description="maximum number of steps; stops at 99 % of the test sums")
+    steps: int = Field(
+        3000, ge=10, le=1_000_000, description="maximum number of steps; stops as soon as 99 % of the test sums are right"
+    )
     batch_size: int = Field(512, ge=8, le=65_536, description="sums in a step")
     learning_rate: float = Field(0.002, gt=0, le=1, description="learning rate of AdamW")
     weight_decay: float = Field(1.0, gt=0, le=10, description="weight decay of the model that is expected to grok")

@@ -2,8 +2,8 @@
 
 A small model is pretrained on short stories in which somebody counts things: "Tom has 5 apples. First he finds 3 more.
 Then he loses 2. So 5 + 3 = 8. 8 - 2 =". A probe is a linear classifier that reads a fact (who counts, what is counted,
-the number at the start, the answer) from the vector that the model has at one token, after one layer. Every fact is
-probed at two tokens: the end of the story, and the last "=", where the answer has to be there.
+the number at the start, the answer) from the residual stream: the vector that the model has at one token, after one
+layer. Every fact is probed at two tokens: the end of the story, and the last "=", where the answer has to be there.
 
 What to expect, with the default options: the embedding of a token says nothing about
 a story. At the end of the story the person can be read, the thing and the answer can't. At the last "=", the answer can
