@@ -356,9 +356,9 @@ and converts to GGUF. | Not measured here. Part of modded-nanogpt and nanochat (
 | 2026-11-28 | `model.activation: swiglu`, unchanged | Better than ReLU² and than GeGLU with six of six seeds, by 0.06 \
 and 0.02 nats. | Not measured here. Published results disagree about ReLU² (one pass, many passes) and show no clear \
 difference to GeGLU. |
-| 2026-11-28 | `optimizer.name: muon`, unchanged | Better than AdamW with six of six seeds. AdamW has one learning rate \
-for all weights, tuned with seed 1 (0.002, 0.004, 0.008 end at 1.58, 1.52, 2.42); Muon has a second one, for embeddings \
-and norms. | Not measured here. Faster in modded-nanogpt, nanochat and slowrun. |
+| 2026-11-28 | `optimizer.name: muon`, unchanged | Better than AdamW with six of six seeds. AdamW has one learning \
+rate for all weights, tuned with seed 1 (0.002, 0.004, 0.008 end at 1.58, 1.52, 2.42); Muon has a second one, for \
+embeddings and norms. | Not measured here. Faster in modded-nanogpt, nanochat and slowrun. |
 | 2026-11-28 | `optimizer.normalized: true` in the recipes of tiny Shakespeare only | Better with six of six seeds, by \
 0.04 nats. Not used elsewhere yet: the learning rates \
 there were chosen for plain Muon. | Not measured here. Published gains are small. |
@@ -366,8 +366,8 @@ there were chosen for plain Muon. | Not measured here. Published gains are small
 its own code. | Not measured here. Published gains are for models with their own code too. |
 | 2026-11-29 | `model.residual_scalars: false`, unchanged | Better with six of six seeds, by only 0.01 nats, and such \
 a model needs its own code. | Not measured here. Part of modded-nanogpt (one pass). |
-| 2026-11-29 | `model.rope_theta: 1000` in the recipes of stories and tiny Shakespeare and the quick start on a CPU | Better with \
-six of six seeds, by 0.015 nats, in sequences of 128 tokens. | Unchanged: sequences are longer there. |
+| 2026-11-29 | `model.rope_theta: 1000` in the recipes of stories and tiny Shakespeare and the quick start on a CPU | \
+Better with six of six seeds, by 0.015 nats, in sequences of 128 tokens. | Unchanged: sequences are longer there. |
 | 2026-11-29 | `model.position_embedding: rope`, unchanged | ALiBi is better with six of six seeds, by 0.016 nats, \
 about as much as the smaller base of RoPE gains; such a model needs its own code. | Not measured here. RoPE is the \
 standard. |

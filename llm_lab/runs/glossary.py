@@ -115,7 +115,8 @@ def glossary_page() -> str:
         "advice: spikes of the gradient, overfitting, a loss that no longer falls, groups of outputs with equal",
         "rewards, an entropy below a tenth of its first value, truncated outputs, a large KL divergence.",
         "",
-        "The column *key* is empty for numbers that have no key of their own in a file. The column *healthy* says what to expect.",
+        "The column *key* is empty for numbers that have no key of their own in a file. The column *healthy* says what",
+        "to expect.",
         "",
         "With `--plain` (or `LLM_LAB_PLAIN=1`, or `TERM=dumb`) all screens are plain lines, for screen readers.",
     ]

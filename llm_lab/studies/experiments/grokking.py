@@ -47,7 +47,7 @@ class Options(BaseModel):
     hidden_size: int = Field(64, ge=16, le=512, description="width of the model; a multiple of 8")
     layers: int = Field(1, ge=1, le=4, description="layers of the model")
     steps: int = Field(
-        3000, ge=10, le=1_000_000, description="maximum number of steps; stops as soon as 99 % of the test sums are right"
+        3000, ge=10, le=1_000_000, description="maximum number of steps; stops when 99 % of the test sums are right"
     )
     batch_size: int = Field(512, ge=8, le=65_536, description="sums in a step")
     learning_rate: float = Field(0.002, gt=0, le=1, description="learning rate of AdamW")
