@@ -43,12 +43,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingStarted:
-    """Training starts, or resumes after `first_step` updates. earlier: the rows of metrics.jsonl from before."""
+    """Training starts, or resumes after `first_step` updates.
+
+    earlier: the rows of metrics.jsonl from before. samples: (step, prompt, text) of the last evaluation from before.
+    """
 
     max_steps: int
     first_step: int
     facts: Mapping[str, Any]
     earlier: Sequence[Mapping[str, Any]] = ()
+    samples: Sequence[tuple[int, str, str]] = ()
 
 
 @dataclass(frozen=True)

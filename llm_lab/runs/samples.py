@@ -24,6 +24,19 @@ def add_samples(run: RunFolder, step: int, samples: list[tuple[str, str]]) -> No
     write_atomically(run.samples_path, "".join(before) + "\n".join(lines) + "\n")
 
 
+def samples_in(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the (prompt, text) pairs of one step, from its part of samples.md."""
+    parts = re.split(r"(?m)^Prompt: `(.*)`$\n\n(?=> )", text)
+    for prompt, body in zip(parts[1::2], parts[2::2], strict=True):
+        yield read_prompt(prompt), _unquoted(body)
+
+
+def last_samples(run: RunFolder) -> list[tuple[int, str, str]]:
+    """Return (step, prompt, text) of a run's last samples."""
+    every = run.samples()
+    return [(step, prompt, text) for step, part in every[-1:] for prompt, text in samples_in(part)]
+
+
 def last_prompts(run: RunFolder) -> Iterator[str]:
     """Yield the prompts of a run's last samples."""
     last = run.samples()[-1][1] if run.samples() else ""
@@ -47,6 +60,10 @@ def read_prompt(text: str) -> str:
         except ValueError:
             return text  # written before prompts were stored as JSON
     return "" if text == NO_PROMPT else text
+
+
+def _unquoted(text: str) -> str:
+    return "\n".join(line.removeprefix("> ").removeprefix(">") for line in text.strip().split("\n"))
 
 
 def _quoted(text: str) -> str:

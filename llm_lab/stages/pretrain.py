@@ -36,6 +36,7 @@ from llm_lab.recipe.pretrain import BpeTokenizer, PretrainRecipe
 from llm_lab.runs.disk import staged_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first, is_first_process, process_count
+from llm_lab.runs.samples import last_samples
 from llm_lab.training.expert_use import counting_experts, expert_metrics
 from llm_lab.training.loop import (
     Result,
@@ -221,7 +222,9 @@ def fit(
     idle = torch.cuda.device_count() - process_count() if recipe.device == "cuda" else 0
     if idle > 0:
         listener(RunWarning(f"{idle} more GPUs are idle: use --nproc {idle + process_count()} to train on all of them"))
-    listener(TrainingStarted(train.max_steps, start.step, folder.facts(), earlier=folder.metrics()))
+    listener(
+        TrainingStarted(train.max_steps, start.step, folder.facts(), folder.metrics(), samples=last_samples(folder))
+    )
     if train.compile:
         listener(Notice("compiling the model: the first steps take longer"))
     try:

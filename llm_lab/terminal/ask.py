@@ -130,7 +130,8 @@ def _ask_list(question: Question, above: int, pane: str, trouble: str, show_help
     def so_far() -> Any:
         if several:  # also the ones that a filter hides
             return [box.choice.value for box in boxes if box in control.selected_options]
-        return control.get_pointed_at().value.choice.value
+        choice = control.get_pointed_at().value.choice
+        return question.suggested if choice.why_not else choice.value
 
     refused = so_far()
 

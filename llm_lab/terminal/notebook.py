@@ -56,9 +56,9 @@ class NotebookDisplay:
             case Progress(label, done, total):
                 self._line = f"{label} {describe_progress(done, total)}"
                 self._draw(at_once=done >= total > 0)
-            case TrainingStarted(max_steps, first_step, facts, earlier):
+            case TrainingStarted(max_steps, first_step, facts, earlier, samples):
                 self._track, self._rows, self._output = Track(self._now), [dict(row) for row in earlier], None
-                self._track.begin(max_steps, first_step, facts, earlier)
+                self._track.begin(max_steps, first_step, facts, earlier, samples)
                 self._draw(at_once=True)
             case MetricsLogged(row):
                 self._track.log(row)

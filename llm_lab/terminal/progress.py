@@ -195,8 +195,8 @@ class TerminalDisplay:
                     self._track.lines.append(f"warning: {text}")
                 case Progress(label, done, total):
                     self._show_progress(label, done, total)
-                case TrainingStarted(max_steps, first_step, facts, earlier):
-                    self._track.begin(max_steps, first_step, facts, earlier)
+                case TrainingStarted(max_steps, first_step, facts, earlier, samples):
+                    self._track.begin(max_steps, first_step, facts, earlier, samples)
                     self.console.print()
                     self._start()
                 case MetricsLogged(row):

@@ -24,6 +24,7 @@ LEAST_LINES = 3
 LEAST_PANE = 8  # minimum lines of a text above a list that needs the others
 PAGE = 8  # lines to move for Page Up and Page Down
 CLEARS = "Esc or Ctrl-U clears the filter."
+ALL_REFUSED = "None of these lines can be chosen. " + CLEARS
 NO_HELP = "There is no more help for this question."
 MOST_ABOUT = 3  # lines below a list
 AGE = re.compile(r"\d+ (s|m|min|h|d|days?|w|weeks?)( ago\b|$)")  # how long ago something was, in a list
@@ -88,7 +89,8 @@ class Footer:
         self.least = 0
         self.has_room: Callable[[int], bool] = lambda lines: False
         self.filter = ""
-        self.has_none = False  # no line contains the filter: none is shown, and Enter does nothing
+        self.has_none = False  # no line that contains the filter can be chosen: Enter does nothing
+        self.hides_list = False  # no line contains the filter
         self.set_filter: Callable[[str], None] = lambda text: None
         self.step_back: Callable[[], bool] = lambda: False  # undoes a step within the question; False: there is none
         self.keys = KeyBindings()
@@ -242,7 +244,7 @@ def lay_out_list(
         return app.output.get_size().rows - above - 1 - len(footer.lines())
 
     def room() -> int:
-        if footer.has_none:
+        if footer.hides_list:
             return 0
         least = max(free() // 3, free() - min(LEAST_PANE, pane.count("\n")) - 1) if pane else free()
         return min(listed(), max(LEAST_LINES, least))
@@ -252,6 +254,9 @@ def lay_out_list(
     window.right_margins = [ConditionalMargin(_scrollbar(), is_long)]
 
     def move(step: int) -> None:
+        if footer.has_none:
+            set_filter("")
+            return
         last = len(control.choices) - 1
         at = max(0, min(last, control.pointed_at + step))
         back = -1 if step > 0 else 1
@@ -275,12 +280,18 @@ def lay_out_list(
         pointed, is_shorter = control.get_pointed_at(), len(text) < len(footer.filter)
         if not footer.filter:
             before = pointed
-        elif not text and pointed is found_first and before is not None:
+        elif not text and before is not None and (pointed is found_first or pointed.disabled):
             pointed = before  # typing a filter and clearing it changes nothing
         footer.filter, footer.has_none = text, not possible
+        footer.hides_list = all(isinstance(one, Separator) for one in found)
         possible.sort(key=lambda number: _rank(_searched(found[number]), text.lower()))
-        footer.trouble = "" if possible else f"Nothing contains {text}. {CLEARS}"
-        if possible:
+        footer.trouble = ""
+        if footer.hides_list:
+            footer.trouble = f"Nothing contains {text}. {CLEARS}"
+        elif not possible:
+            footer.trouble = ALL_REFUSED
+            control.choices, control.pointed_at = found, -1  # the last one, without a pointer
+        else:
             kept = [number for number in possible if is_shorter and found[number] is pointed]
             control.choices, control.pointed_at = found, (kept or possible)[0]
             found_first = found[control.pointed_at]
@@ -307,13 +318,15 @@ def lay_out_list(
 
         @footer.keys.add("up", filter=has_none, eager=True)
         @footer.keys.add("down", filter=has_none, eager=True)
+        @footer.keys.add("c-p", filter=has_none, eager=True)
+        @footer.keys.add("c-n", filter=has_none, eager=True)
         def _(event: Any) -> None:
             set_filter("")
 
         @footer.keys.add("enter", filter=has_none, eager=True)
         @footer.keys.add("c-j", filter=has_none, eager=True)
         def _(event: Any) -> None:
-            """Do nothing: no line matches the filter."""
+            """Do nothing: no line that matches the filter can be chosen."""
 
         @footer.keys.add(" ", filter=has_none, eager=True)  # no line can be selected
         def _(event: Any) -> None:

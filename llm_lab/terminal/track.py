@@ -79,11 +79,16 @@ class Track:
         return [one_line(str(word)) for word in words if word]
 
     def begin(
-        self, max_steps: int, first_step: int, facts: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = ()
+        self,
+        max_steps: int,
+        first_step: int,
+        facts: Mapping[str, Any],
+        earlier: Sequence[Mapping[str, Any]] = (),
+        samples: Sequence[tuple[int, str, str]] = (),
     ) -> None:
-        """Start, or resume after first_step. earlier: the rows of metrics.jsonl from before."""
+        """Start, or resume after first_step. earlier, samples: from before, as in TrainingStarted."""
         self.begun, self.facts, self.max_steps, self.step = True, dict(facts), max_steps, first_step
-        self.saved_step = first_step or None
+        self.saved_step, self.samples = first_step or None, list(samples)
         for row in earlier:
             add_row(self.history, row)
             self.latest.update({key: value for key, value in row.items() if key not in AXES})

@@ -27,6 +27,7 @@ from llm_lab.recipe.post_training import TuneRecipe, fill_steps
 from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.folder import RunFolder, is_reward_model
 from llm_lab.runs.processes import is_first_process, process_count
+from llm_lab.runs.samples import last_samples
 
 from .loop import (
     Result,
@@ -371,7 +372,9 @@ def fit(
         model=model,
     )
     trainer.stops_on_collapse = getattr(getattr(recipe, recipe.stage, None), "on_collapse", "warn") == STOP
-    listener(TrainingStarted(train.max_steps, start.step, folder.facts(), earlier=folder.metrics()))
+    listener(
+        TrainingStarted(train.max_steps, start.step, folder.facts(), folder.metrics(), samples=last_samples(folder))
+    )
     # Step 0 is evaluated too, as the baseline of the stage.
     finished = run_loop(trainer, start, evaluation, listener, max_steps=train.max_steps, measure_start=True)
     step = trainer.state.global_step

@@ -13,7 +13,7 @@ from llm_lab.runs.folder import ROOT, RunFolder
 from llm_lab.runs.glossary import name_of, rank, write
 from llm_lab.runs.lineage import GONE, PARENT, Link, Node, trace
 from llm_lab.runs.record import is_number
-from llm_lab.runs.samples import read_prompt
+from llm_lab.runs.samples import samples_in
 from llm_lab.safe_text import printable
 
 from .addresses import address_of, name_in
@@ -41,17 +41,9 @@ def samples_of(run: RunFolder) -> list[dict[str, Any]]:
     """Return the samples of every evaluation, oldest first: the step, and each prompt with its text."""
     found = []
     for step, text in run.samples():
-        parts = re.split(r"(?m)^Prompt: `(.*)`$\n\n(?=> )", text)
-        pairs = [
-            {"prompt": printable(read_prompt(prompt)), "text": printable(_unquoted(body))}
-            for prompt, body in zip(parts[1::2], parts[2::2], strict=True)
-        ]
+        pairs = [{"prompt": printable(prompt), "text": printable(written)} for prompt, written in samples_in(text)]
         found.append({"step": step, "samples": pairs})
     return found
-
-
-def _unquoted(text: str) -> str:
-    return "\n".join(line.removeprefix("> ").removeprefix(">") for line in text.strip().split("\n"))
 
 
 _DERIVED = re.compile(r"^(\s*)(- )?([A-Za-z_][\w.]*):\s*(.*?)\s*# derived: (.*)$")

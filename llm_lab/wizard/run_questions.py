@@ -53,9 +53,11 @@ from .questions import (
 from .review import NO, PLAN_WHY, START, YES, notes, start_question
 
 MENU = "menu"
-KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
 RENAME_WHY = "Adapters, recipes and later runs then refer to it by the new name."
-DELETE_WHY = "The folder is deleted, with the model and its checkpoints. This can't be undone."
+DELETE_WHY = "The folder is deleted, with everything in it. This can't be undone."
+KEEPING = (Choice("rename", "Rename it", why=RENAME_WHY), Choice("delete", "Delete it", why=DELETE_WHY))
+HERE_WHY = "Above is what is known about it. Choose what to do with it, or go back to the list."
+SWEEP_WHY = "All its runs, its tables and its report are in its folder."
 NO_RUNS = "none yet; start with Train on my text"
 CHAT_WHY = (
     "Any of your runs whose model generates text, a folder or GGUF file with a causal language model, or a name on the "
@@ -89,7 +91,7 @@ def checkpoints(last: str | None = None) -> Flow[Next | None]:
         here,
         "What next?",
         choices=tuple(_checkpoint_choices(run)),
-        why=LINEAGE_WHY,
+        why=f"{SWEEP_WHY} {HERE_WHY}" if is_sweep else HERE_WHY,
         screen=Screen(RUNS, path, CheckpointDetails(path)),
     )
     if picked in (EVAL.name, EXPORT.name):
@@ -153,7 +155,7 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
         choices.append(Choice("time", "Compare its checkpoints on one prompt"))
     if run is not None and run.recipe_path.exists():
         choices.append(Choice("replay", "Run its recipe again as a new run"))
-        choices.append(Choice("lineage", "Replay its whole lineage: this run and all before it"))
+        choices.append(Choice("lineage", "Replay its whole lineage: this run and all before it", why=LINEAGE_WHY))
     return [*choices, *KEEPING] if run is not None else choices
 
 

@@ -95,6 +95,7 @@ def test_a_second_ctrl_c_says_what_is_saved_and_the_resumed_run_is_recorded_as_o
     facts = run(raw, resume=True, listener=lambda event: started.append(event))
     (event,) = [event for event in started if isinstance(event, TrainingStarted)]
     assert [row["step"] for row in event.earlier if "loss" in row] == [1, 5, 10], "the live curve is whole"
+    assert {step for step, _, _ in event.samples} == {10}, "the live view shows the samples from before"
     report, card = TINY.report_path.read_text(), (TINY.model_path / "README.md").read_text()
     assert "| step | 20 |" in report
     for text in (report, card):

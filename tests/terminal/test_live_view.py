@@ -497,6 +497,17 @@ def test_a_resumed_run_shows_its_whole_curve():
     assert "training loss 3.0000" in "\n".join(lines[2:4])
 
 
+def test_a_resumed_run_shows_the_samples_from_before_until_there_are_new_ones():
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    with TerminalDisplay(console) as display:
+        display(TrainingStarted(400, 200, {"name": "x"}, samples=[(200, "Once", "upon a time")]))
+        lines = "\n".join(shown_lines(display._track))
+        assert "sample at step 200, prompt 'Once'" in lines
+        assert "s samples" in lines
+        display(SampleWritten(220, "Once", "there was"))
+        assert display._track.samples == [(220, "Once", "there was")]
+
+
 @pytest.mark.parametrize(("columns", "lines"), [(60, 20), (80, 24)])
 def test_the_log_shows_whole_entries_between_blank_lines(columns, lines):
     track = busy_track()

@@ -214,6 +214,21 @@ def test_a_space_does_not_begin_a_filter(press):
     assert not any("Filter" in screen for screen in screens)
 
 
+@pytest.mark.parametrize("kind", ["choice", "several"])
+def test_a_filter_shows_the_lines_that_cannot_be_chosen_with_their_reasons(press, kind):
+    lines = (*(Choice(n, f"{n} heads") for n in (1, 2, 4)), Choice(3, "3 heads", why_not="must divide 4"))
+    asked = Question("n", "How many?", kind, choices=lines, default=2 if kind == "choice" else [2])
+    keys = (" ", Key.ENTER, Key.HELP, Key.HELP, Key.ERASE_LINE, Key.ENTER)
+    value, screens = press(asked, "3", *keys)
+    assert value == asked.default
+    for screen in screens[1:3]:
+        assert "- 3 heads (must divide 4)" in screen
+        assert "None of these lines can be chosen. Esc or Ctrl-U clears the filter." in screen
+        assert not any(text in screen for text in ("4 heads", "»"))
+    for key in (Key.UP, Key.DOWN, Key.PAGE_DOWN, Key.END, "\x0e", "\x10", Key.BACKSPACE, Key.ERASE_LINE):
+        assert press(asked, "3", key, Key.ENTER)[0] == asked.default
+
+
 def test_clearing_a_filter_leaves_the_pointer_in_place_unless_it_was_moved(press):
     lines = tuple(Choice(n, f"{'even' if n % 2 == 0 else 'odd'} {n}") for n in range(9))
     asked = Question("n", "Which number?", choices=lines, default=3)

@@ -387,6 +387,19 @@ def test_a_sweep_is_listed_with_its_progress_and_can_be_deleted():
     assert visit.effects == [DeleteRun("checkpoints/rates")]
 
 
+def test_the_help_of_a_page_of_a_run_or_sweep_is_about_what_is_on_the_page():
+    folder = Path("checkpoints/rates")
+    folder.mkdir()
+    about = {"kind": "sweep", "created_at": 1e9, "configurations": [{}], "seeds": [1, 2]}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    for path, has_lineage in (("checkpoints/rates", False), ("checkpoints/base", True)):
+        page = answers(checkpoints, [path]).question
+        about_lineage = [choice.value for choice in page.choices if "lineage" in choice.why]
+        assert about_lineage == (["lineage"] if has_lineage else [])
+        assert "Choose what to do with it" in page.why
+        assert "lineage" not in page.why
+
+
 def test_home_counts_sweeps_offers_to_resume_them_and_says_what_is_running():
     folder = Path("checkpoints/rates")
     shutil.copytree("checkpoints/base", folder / "cell")
