@@ -87,8 +87,10 @@ def recipe_page() -> str:
         "command line, that is `lora=off`, because `key=null` removes a key.",
         "",
         "A pipeline has `stages:` with a list of such recipes. Its own `seed`, `device` and `score` are for all stages",
-        "that do not set theirs. A stage without `model` starts from the result of the stage before it; with",
-        "`model: stage:NAME`, it starts from the result of an earlier stage.",
+        "that do not set theirs. A stage without `model` starts from the result of the stage before it (or an earlier",
+        "one: reward models, evaluations and exports are skipped); with `model: stage:NAME`, from the result of an",
+        "earlier stage. A stage without `name` is named after its stage, such as sft; its folder is",
+        "checkpoints/PIPELINE/NAME/.",
     ]
     known: dict[str, tuple[str, list[str]]] = {}  # {group: (the stage it was shown for, its rows)}
     for stage in STAGES.values():

@@ -126,8 +126,8 @@ def compare(
 ) -> Compared:
     """Compare models side by side: their answers to prompts, and their loss on text; printed or shown in a notebook.
 
-    steps: compare all checkpoints of one run. adapter_off: after each adapter, add its base model without it. settings:
-    max_new_tokens, temperature, top_p, seed.
+    steps: compare all checkpoints of one run. adapter_off: after each adapter, add its base model without it.
+    prompt_set: a dataset of prompts whose outputs are scored. settings: max_new_tokens, temperature, top_p, seed.
     """
     from llm_lab.run_result import compare_models
 

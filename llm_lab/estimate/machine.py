@@ -319,7 +319,9 @@ def _attention(machine: Machine) -> Iterator[Finding]:
         kernels.append("flex_attention")
         if machine.has_flash_attention:
             kernels.append("flash_attention_2")
-    default = "flash_attention_2 where it supports the parts" if "flash_attention_2" in kernels else "sdpa"
+    default = "sdpa"
+    if "flash_attention_2" in kernels:
+        default = "flash_attention_2 in pretraining, where it supports the parts; else sdpa"
     yield Finding("attention kernels", "good", f"{', '.join(kernels)}; default: {default}")
 
 

@@ -92,7 +92,10 @@ class Scorer:
         if not kept:
             why = "every prompt is too long to leave room for an output" if wanted else "there are no prompts to score"
             why = why if wanted or not asked else "the chat template accepts none of the prompts"
-            raise UserError(Problem("score", why, fix="Set score.path to other prompts, or score: null."))
+            fix = "Set score.path to other prompts, or score: null."
+            if wanted:
+                fix = f"Set a score.max_completion_length below {self.new_tokens}, or score.path to shorter prompts."
+            raise UserError(Problem("score", why, fix=fix))
         self.examples, self.ids = [example for example, _ in kept], [ids for _, ids in kept]
         terms = [term.model_dump() for term in score.rewards]
         self.rewards = build_rewards(terms, device=device, find_model=find_local, key="score.rewards")

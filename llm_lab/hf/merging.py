@@ -80,7 +80,7 @@ def merge_adapter(
     # The saved weights may be rounded; the merge itself must be exact.
     limit = tolerance if tolerance is not None and dtype == "float32" else MERGE_TOLERANCES["float32"]
     if not in_float32 / scale <= limit:
-        raise _too_different(in_float32 / scale, limit, key, folder, "merged in float32")
+        raise _too_different(in_float32 / scale, limit, key, folder, "merged in float32", is_set=dtype == "float32")
 
     limit = tolerance if tolerance is not None else MERGE_TOLERANCES[dtype]
     _round(model, dtype)
@@ -88,7 +88,7 @@ def merge_adapter(
     del model
     saved = _difference(_logits(load(str(out)), probe), attached)
     if not saved / scale <= limit:
-        raise _too_different(saved / scale, limit, key, folder, f"saved in {dtype}")
+        raise _too_different(saved / scale, limit, key, folder, f"saved in {dtype}", is_set=True)
     return Merged(adapter, dtype, scale, effect, in_float32, saved, limit)
 
 
@@ -158,10 +158,13 @@ def _difference(one: Any, other: Any) -> float:
     return float((one - other).abs().max())
 
 
-def _too_different(relative: float, limit: float, key: str, folder: str | Path, what: str) -> UserError:
+def _too_different(
+    relative: float, limit: float, key: str, folder: str | Path, what: str, *, is_set: bool
+) -> UserError:
+    """Return the error. is_set: whether merge.tolerance sets this limit."""
     why = (
         f"the model {what} differs from the base with the adapter attached: relative logit difference "
         f"{relative:.2g}, allowed {limit:.2g}"
     )
-    fix = "Use the adapter without merging, or set a larger merge.tolerance."
+    fix = "Use the adapter without merging" + (", or set a larger merge.tolerance." if is_set else ".")
     return UserError(Problem(key, why, value=folder, fix=fix))

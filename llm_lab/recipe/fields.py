@@ -55,11 +55,13 @@ class Group(BaseModel):
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*$"
 REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
+WINDOWS = r"^[SL]+$"
 DATE = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$"
 IN_WORDS = {
     NAME: "letters, digits and . _ = -, starting with a letter or digit",
     REPOSITORY: "owner/name with letters, digits and . _ -",
     DATE: "a date such as 2026-11-28",
+    WINDOWS: "letters S and L, as in SSSL",
 }
 
 
@@ -210,20 +212,32 @@ class Key:
             return "true, false"
         if self.choices:
             return ", ".join(str(choice) for choice in self.choices)
-        if self.kind == "list" and (entries := self.entries):
-            return f"a list of {entries} numbers"
-        low, high, exclusive = self.bounds
-        pattern = next((item.pattern for item in self.info.metadata if getattr(item, "pattern", None)), None)
-        kinds = {"int": "a whole number", "float": "a number", "list": "a list", "text": "text"}
+        pattern = next((item.pattern for item in _metadata(self.info) if getattr(item, "pattern", None)), None)
+        kinds = {"int": "a whole number", "float": "a number", "list": self._allowed_list(), "text": "text"}
         kinds["group"] = "text or a group" if str in _plain_types(self.info.annotation) else "a group"
         words = IN_WORDS.get(pattern or "") or kinds.get(self.kind, self.kind)
-        least = "" if low is None else f" above {_number(low)}" if exclusive else f" of at least {_number(low)}"
-        most = "" if high is None else f" below {_number(high)}" if self.excludes_maximum else f" up to {_number(high)}"
-        if low is not None and high is not None and not exclusive and not self.excludes_maximum:
-            words += f" from {_number(low)} to {_number(high)}"
-        else:
-            words += f"{least},{most}" if least and most else least or most
+        if self.kind != "list":
+            words += _within(*self.bounds, self.excludes_maximum)
         return words + (", or null" if not self.required and self.default is None else "")
+
+    def _allowed_list(self) -> str:
+        inner = next((t for t in _plain_types(self.info.annotation) if get_origin(t) is tuple), None)
+        if inner is None:
+            return "a list"
+        entry = Key(self.path, FieldInfo(annotation=get_args(inner)[0]))
+        if self.entries:
+            within = _within(*entry.bounds, entry.excludes_maximum)
+            return f"a list of {self.entries} numbers" + (f", each{within}" if within else "")
+        return "a list of strings" if entry.kind == "text" else "a list"
+
+
+def _within(low: float | None, high: float | None, exclusive: bool, excludes_maximum: bool) -> str:
+    """Return the bounds of a number in words, after a space."""
+    if low is not None and high is not None and not exclusive and not excludes_maximum:
+        return f" from {_number(low)} to {_number(high)}"
+    least = "" if low is None else f" above {_number(low)}" if exclusive else f" of at least {_number(low)}"
+    most = "" if high is None else f" below {_number(high)}" if excludes_maximum else f" up to {_number(high)}"
+    return f"{least},{most}" if least and most else least or most
 
 
 def _number(value: float | None) -> str:

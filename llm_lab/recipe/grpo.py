@@ -103,7 +103,10 @@ class GrpoOptions(Group):
         question="Exclude truncated outputs from the loss?",
         advanced=True,
     )
-    on_collapse: Annotated[str, OneOf(ON_COLLAPSE)] = on_collapse()
+    on_collapse: Annotated[str, OneOf(ON_COLLAPSE)] = on_collapse(
+        "the entropy collapses, the KL explodes (measured only with beta above 0), most outputs are truncated, or all "
+        "outputs for each prompt get the same reward"
+    )
 
 
 class GrpoRecipe(RolloutRecipe):

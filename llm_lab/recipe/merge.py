@@ -22,7 +22,7 @@ class MergeOptions(Group):
     tolerance: Float | None = option(
         help="maximum logit difference between before and after, relative to the largest logit",
         question="Maximum relative logit difference?",
-        derived="1e-4; 2e-2 for a base in bf16",
+        derived="1e-4; 3e-3 for a base in float16, 2e-2 in bfloat16",
         gt=0.0,
         advanced=True,
     )

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag
 
 from llm_lab.estimate.parameters import GATED, ModelShape, context_in, read_config_json, shape_of_config, shape_of_parts
 
-from .fields import Bool, Float, Group, Int, OneOf, option
+from .fields import WINDOWS, Bool, Float, Group, Int, OneOf, option
 from .stage import PartialRecipe, Values
 
 POSITIONS = {
@@ -176,7 +176,7 @@ class ModelParts(Group):
         question="How many attention heads?",
         candidates=(1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64),
         why="Each head has hidden_size / heads dimensions. 64 to 128 is usual; fewer than 16 is very little.",
-        derived="from size, or hidden_size / 64",
+        derived="from size, or about hidden_size / 64 (/ 32 below a width of 256)",
         ge=1,
         le=1024,
     )
@@ -200,7 +200,8 @@ class ModelParts(Group):
     intermediate_size: Int | None = option(
         help="inner width of the feed-forward network",
         question="Inner width of the feed-forward network (intermediate_size)?",
-        derived="8/3 × hidden_size for gated activations, 4 × hidden_size otherwise",
+        derived="8/3 × hidden_size for gated activations (with experts divided by num_experts_per_tok), "
+        "4 × hidden_size otherwise",
         ge=8,
         le=262144,
         advanced=True,
@@ -243,7 +244,7 @@ class ModelParts(Group):
         ge=2,
         advanced=True,
     )
-    sliding_window_pattern: Annotated[str, Field(pattern="^[SL]+$")] | None = option(
+    sliding_window_pattern: Annotated[str, Field(pattern=WINDOWS)] | None = option(
         help="which layers have the sliding window: letters S (with the window) and L (the whole context), repeated "
         "over the layers; the last layer is always L; null: all layers have the window",
         question="Pattern of windows, such as SSSL (empty: a window in every layer)?",
@@ -318,7 +319,7 @@ class ModelParts(Group):
     )
     dropout: Float = option(
         0.0,
-        help="dropout on embeddings and on each block's output",
+        help="dropout on embeddings, and on the outputs of attention and of the feed-forward network",
         question="Dropout?",
         why="0 if the data is seen once; 0.1 to 0.2 for many epochs over a small dataset.",
         ge=0.0,

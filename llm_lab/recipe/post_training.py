@@ -57,7 +57,7 @@ class ExampleSet(Group):
 
     path: str = option(
         ...,
-        help="a file, folder or glob (jsonl, json, csv, parquet), builtin:NAME, or a Hub name",
+        help="a file, folder or glob (jsonl, json, csv, parquet, arrow), builtin:NAME, or a Hub name",
         question="Which dataset?",
         why="The format is recognized from the first rows: messages, conversations, prompt and completion, "
         "instruction and output, question and answer; for preferences chosen and rejected.",
@@ -279,11 +279,11 @@ def sampling_temperature() -> Any:
     )
 
 
-def on_collapse() -> Any:
-    """Return the option that says what happens if RL training goes wrong."""
+def on_collapse(signs: str) -> Any:
+    """Return the option that says what happens if RL training goes wrong. signs: what shows that, in words."""
     return option(
         "warn",
-        help="what happens if entropy collapses, KL explodes, outputs are truncated or rewards do not differ",
+        help=f"what happens if {signs}",
         question="What if RL training goes wrong?",
         choices=ON_COLLAPSE,
         advanced=True,

@@ -86,7 +86,7 @@ class PpoOptions(Group):
     )
     num_mini_batches: Int = option(1, help="updates per epoch", question="Updates per epoch?", ge=1, advanced=True)
     critic: str | None = option(
-        help="what the critic starts from: a run or a folder with a language model or a reward model",
+        help="what the critic starts from: a language model or a reward model (a run, a folder, or a name on the Hub)",
         question="Which model does the critic start from (empty: a copy of the model)?",
         derived="a copy of the model, with a new head",
         min_length=1,
@@ -109,7 +109,9 @@ class PpoOptions(Group):
         ge=0.0,
         advanced=True,
     )
-    on_collapse: Annotated[str, OneOf(ON_COLLAPSE)] = on_collapse()
+    on_collapse: Annotated[str, OneOf(ON_COLLAPSE)] = on_collapse(
+        "the entropy collapses, the KL explodes (measured only with kl_coef above 0), or most outputs are truncated"
+    )
 
 
 class PpoRecipe(RolloutRecipe):

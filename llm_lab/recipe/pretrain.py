@@ -96,7 +96,7 @@ class Validation(Group):
 
     fraction: Float = option(
         0.1,
-        help="share of each dataset, including streams, held out for validation; 0: none",
+        help="share of each dataset that is held out for validation (of a stream: its first stream_documents); 0: none",
         question="What share of the text is held out for validation?",
         ge=0.0,
         le=0.5,
@@ -118,7 +118,7 @@ class Validation(Group):
     )
     stream_documents: Int = option(
         1000,
-        help="streams: maximum number of documents at the start that are held out (and at most max_tokens tokens)",
+        help="streams: maximum number of documents at the start that are held out; at most about 4 M characters",
         question="Maximum number of documents held out at the start of a stream?",
         ge=1,
         le=100_000,
@@ -199,7 +199,7 @@ class Samples(Group):
         advanced=True,
     )
     max_new_tokens: Int = option(
-        80, help="length of a sample, in tokens", question="Tokens per sample?", ge=1, le=100_000, advanced=True
+        80, help="maximum length of a sample, in tokens", question="Tokens per sample?", ge=1, le=100_000, advanced=True
     )
     temperature: Float = option(
         0.8,
@@ -227,7 +227,8 @@ class PretrainRecipe(StageRecipe):
     )
     tokenizer: Derived[Tokenizer] = option(
         help="bytes, {bpe: vocabulary size} to train a BPE tokenizer, a folder, or a name on the Hub",
-        derived="the checkpoint's own; else from model.size: bytes for nano, a BPE tokenizer for larger sizes",
+        derived="the checkpoint's own; with model.config the design's, or bytes; else from model.size: bytes for nano, "
+        "a BPE tokenizer for larger sizes",
         names="tokenizer",
     )
     data: tuple[DataSource, ...] = option(..., help="the datasets, each with its weight", min_length=1)

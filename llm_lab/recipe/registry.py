@@ -106,6 +106,16 @@ def _names(group: type[Group], steps: list[str]) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
+SHORTHANDS = {"model", "forgetting"}  # groups that a recipe may also write as text: see expand_model
+
+
+def _or_text(schema: Values) -> dict[str, Any]:
+    """Return the schema of a key that may also be text."""
+    notes = {key: value for key, value in schema.items() if key in ("description", "default", "title")}
+    rest = {key: value for key, value in schema.items() if key not in notes}
+    return {"anyOf": [*(rest["anyOf"] if [*rest] == ["anyOf"] else [rest]), {"type": "string"}], **notes}
+
+
 def json_schema() -> dict[str, Any]:
     """Return a JSON Schema of recipes: one stage, or a pipeline of stages."""
     load_installed_stages()
@@ -113,17 +123,14 @@ def json_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     for schema in members:
         definitions |= schema.pop("$defs", {})
-    pipeline = {
-        "type": "object",
-        "required": ["stages"],
-        "properties": {
-            "name": {"type": "string"},
-            "seed": {"type": "integer"},
-            "device": {"enum": list(DEVICES)},
-            "stages": {"type": "array", "minItems": 1, "items": {"anyOf": members}},
-        },
-        "additionalProperties": False,
-    }
+        schema["required"] = ["stage", *schema.get("required", ())]
+        for key in SHORTHANDS & schema["properties"].keys():
+            schema["properties"][key] = _or_text(schema["properties"][key])
+    pipeline = PipelineRecipe.model_json_schema(by_alias=True)
+    definitions |= pipeline.pop("$defs", {})
+    # In a pipeline, a stage without a model starts from an earlier one.
+    inner = [schema | {"required": [key for key in schema["required"] if key != "model"]} for schema in members]
+    pipeline["properties"]["stages"] |= {"minItems": 1, "items": {"anyOf": inner}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "LLM Lab recipe",

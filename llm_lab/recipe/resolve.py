@@ -20,7 +20,7 @@ from .eval import missing_packages
 from .fields import flatten
 from .files import to_yaml
 from .forgetting import expand_forgetting
-from .parts import expand_model
+from .parts import expand_model, model_source
 from .registry import named_in
 from .stage import PartialRecipe, Stage, StageRecipe, ToEstimate, Values
 from .train_loop import missing_trackers, rows_longer_than_context
@@ -189,15 +189,17 @@ def _memory_problem(resolved: Resolved) -> Iterator[Problem]:
     needed, available = cost.memory_bytes / 2**30, cost.memory_available_bytes / 2**30
     if not train:
         why = f"the model in float32 needs about {needed:.1f} GiB, and {available:.1f} GiB are available"
-        yield Problem("model.checkpoint", why, value=resolved.values["model"]["checkpoint"])
+        fix = "Use a smaller model, or a machine with more memory."
+        yield Problem("model.checkpoint", why, value=resolved.values["model"]["checkpoint"], fix=fix)
         return
+    has_size = resolved.stage.from_scratch and model_source(resolved.values) == "parts"
     yield Problem(
         "train.per_device_train_batch_size",
         f"the run needs about {needed:.1f} GiB, and {available:.1f} GiB are available",
         value=train["per_device_train_batch_size"],
         fix="Set a smaller batch size with more train.gradient_accumulation_steps, a shorter train.max_length, "
         + ("" if train.get("gradient_checkpointing") else "train.gradient_checkpointing=true, ")
-        + "or a smaller model.size.",
+        + ("or a smaller model.size." if has_size else "or choose a smaller model."),
     )
 
 

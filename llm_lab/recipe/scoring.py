@@ -12,8 +12,8 @@ from .fields import Float, Group, Int, OneOf, option
 from .stage import PartialRecipe, Rule, Stage, Values
 
 REWARDS = {
-    "exact_number": "1 if the last number equals that of the reference answer",
-    "exact_match": "1 if the output equals the reference answer",
+    "exact_number": "1 if the final number equals that of the reference answer",
+    "exact_match": "1 if the final answer equals the reference answer, apart from capitals",
     "regex": "1 if `pattern` is found in the output",
     "format": "1 if the whole output matches `pattern`",
     "length": "from 1 down to 0 as the output grows to `length` characters",
@@ -25,6 +25,11 @@ REWARD_OPTIONS: dict[str, tuple[tuple[str, ...], bool]] = {
     "length": (("length",), True),
     "ngram": (("repetition",), False),
 }
+# What rewards.answer_parsing finds.
+FINAL = (
+    "The final number or answer is what the output marks with `\\boxed{}`, `####`, `<answer>` or, for numbers, "
+    "`answer is`; without a mark, the last number or the whole output"
+)
 ANSWER_LENGTH = 256
 SUMS = ("builtin:sums", "builtin:word-problems")  # their answers are numbers, at the end of a calculation
 
@@ -44,7 +49,7 @@ class Columns(Group):
 class RewardTerm(Group):
     """One term of the reward: a built-in function, a reward model, or your own Python function."""
 
-    name: Annotated[str, OneOf(REWARDS)] | None = option(help="a built-in reward function", choices=REWARDS)
+    name: Annotated[str, OneOf(REWARDS)] | None = option(help=f"a built-in reward function. {FINAL}", choices=REWARDS)
     model: str | None = option(
         help="a reward model: a run, a folder, or a name on the Hub", min_length=1, names="model"
     )
@@ -59,7 +64,7 @@ class Score(Group):
     """Held-out prompts that are answered and scored at every evaluation."""
 
     path: str | None = option(
-        help="where the prompts come from: a file, builtin:NAME, or a Hub name",
+        help="where the prompts come from: a file, folder or glob, builtin:NAME, or a Hub name",
         question="Prompts to score on (empty: the held-out part of the data)?",
         derived="the held-out part of the stage's own data",
         min_length=1,
@@ -123,12 +128,16 @@ def _term_problems(key: str, term: Mapping[str, Any]) -> Iterator[Problem]:
     given = [way for way in ("name", "model", "python") if term.get(way) is not None]
     if len(given) != 1:
         why = f"a reward term has one of name, model and python; this one has {', '.join(given) or 'none'}"
-        yield Problem(key, why, allowed=one_of([*REWARDS]), fix="Write a separate term for each.")
+        fix = (
+            "Write a separate term for each." if given else f"Add a name: {one_of([*REWARDS])}. Or add model or python."
+        )
+        yield Problem(key, why, fix=fix)
         return
     name = term.get("name")
     for setting, (owners, required) in REWARD_OPTIONS.items():
         if name in owners and required and term.get(setting) is None:
-            yield Problem(f"{key}.{setting}", f"the reward {name} requires it")
+            allowed = "a regular expression" if setting == "pattern" else "a whole number of at least 1"
+            yield Problem(f"{key}.{setting}", f"the reward {name} requires it", allowed=allowed)
         elif name not in owners and term.get(setting) is not None:
             fix = f"Leave it out; it belongs to {' and '.join(owners)}."
             yield Problem(f"{key}.{setting}", f"has no effect on {name or given[0]}", value=term[setting], fix=fix)

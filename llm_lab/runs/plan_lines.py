@@ -52,8 +52,8 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
         yield "parameters", f"{_at_most(values)}{total}: {many}", ""
     if values.get("tokenizer") is not None:
         yield "tokenizer", _tokenizer(values["tokenizer"]), ""
-    held_out = 0 if examples else (values.get("validation") or {}).get("fraction") or 0
-    for index, line in enumerate(_data(values.get("data") or (), held_out)):
+    validation = {} if examples else values.get("validation") or {}
+    for index, line in enumerate(_data(values.get("data") or (), validation)):
         yield "" if index else "data", line, ""
     if examples:
         yield "examples", examples.describe(), ""
@@ -181,8 +181,12 @@ def _tokenizer(tokenizer: Any) -> str:
     return "bytes (257 entries)" if tokenizer == "bytes" else str(tokenizer)
 
 
-def _data(sources: Any, held_out: float) -> Iterator[str]:
-    share_of_each = f"{100 * held_out:.3g} % of {'it' if len(sources) == 1 else 'each'} held out" if held_out else ""
+def _data(sources: Any, validation: Mapping[str, Any]) -> Iterator[str]:
+    held_out = validation.get("fraction") or 0
+    share_of_each = f"{100 * held_out:.3g} % of {'it' if len(sources) == 1 else 'each'} held out"
+    if streams := sum(bool(source.get("streaming")) for source in sources):
+        first = f"at most {validation.get('stream_documents') or 0:,} documents"
+        share_of_each = f"{first} held out" if streams == len(sources) else f"{share_of_each}; of a stream {first}"
     whole = sum(source.get("weight", 1.0) for source in sources) or 1.0
     for source in sources[:DATA_LINES] if len(sources) > DATA_LINES + 1 else sources:
         mixed = len(sources) > 1 and "weight" in source  # texts that are only evaluated have no weights
@@ -229,12 +233,12 @@ def _warmup(scheduler: Mapping[str, Any]) -> str:
 
 def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any], examples: ExampleSizes | None) -> str:
     validation = values.get("validation") or {}
-    if validation.get("fraction") == 0:
-        return "none: no data is held out"
     limits = {what: validation.get(f"max_{what}") for what in ("tokens", "examples")}
     most = "".join(f", on at most {count(number)} {what}" for what, number in limits.items() if number)
     if examples and limits["examples"]:
         most = f", on {plural(min(examples.held_out, limits['examples']), 'example')}"
+    if validation.get("fraction") == 0 and STAGES[values["stage"]].measures_loss:
+        most = ", without a validation loss: no data is held out"
     saved = f"; checkpoint every {train['save_steps']:,}" if train.get("save_steps") else ""
     return f"every {train['eval_steps']:,} steps{most}{saved}"
 

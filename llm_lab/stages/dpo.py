@@ -105,10 +105,10 @@ def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int) -> t
         _, rejected = encode_answer(tokenizer, example.prompt, example.rejected)
         room = max_length - len(prompt)
         if room < 1:
-            counts[f"the prompt alone is longer than {max_length:,} tokens"] += 1
+            counts[f"the prompt alone is longer than {max_length:,} tokens: left out"] += 1
             return
         if chosen[:room] == rejected[:room]:
-            counts["both answers are the same as tokens"] += 1
+            counts["both answers become the same tokens: left out"] += 1
             return
         if len(chosen) > room or len(rejected) > room:
             counts[f"longer than {max_length:,} tokens: the end of an answer was cut off"] += 1

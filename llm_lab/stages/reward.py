@@ -140,7 +140,7 @@ def encode(
         assert example.rejected is not None
         chosen, rejected = (reader.encode(example.prompt, text) for text in (example.chosen, example.rejected))
         if chosen == rejected:
-            counts["both answers are the same as tokens"] += 1
+            counts["both answers become the same tokens: left out"] += 1
             return
         counts[f"longer than {reader.max_length:,} tokens: the beginning was cut off"] += reader.truncated > before
         sides = {"chosen": chosen, "rejected": rejected}

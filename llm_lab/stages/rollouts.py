@@ -137,7 +137,7 @@ def set_up_rollouts(
         seed=recipe.seed,
     )
     for source, epochs in zip(examples.sources, order.epochs(), strict=True):
-        answers = f"{answers_per_prompt} outputs" if answers_per_prompt > 1 else "one answer"
+        answers = f"{answers_per_prompt} outputs" if answers_per_prompt > 1 else "one output"
         listener(Notice(f"{source.key}: {epochs:.2f} epochs over the run, {answers} per prompt"))
     measures = answer_measures(recipe, folder, listener, model, tokenizer, examples.validation)
     evaluation = Evaluation(folder, measures)

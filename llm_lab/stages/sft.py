@@ -118,7 +118,7 @@ def encode(
         for sequence in sequences:
             # The first token has no context to predict it from.
             if not any(sequence.labels_mask[1:]):
-                counts["no tokens in the loss within max_length"] += 1
+                counts["no tokens in the loss within train.max_length: left out"] += 1
                 continue
             counts[f"longer than {length:,} tokens: the end was cut off"] += sequence.truncated
             yield sequence

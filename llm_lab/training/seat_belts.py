@@ -293,7 +293,7 @@ def sample_weights(model: torch.nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().flatten()[:SAMPLED_WEIGHTS].clone() for parameter in trained]
 
 
-SAME_REWARDS = "all answers to each prompt got the same reward"
+SAME_REWARDS = "all outputs for each prompt got the same reward"
 
 
 def why_nothing_moved(rows: Sequence[Mapping[str, Any]], *, weights_changed: bool) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import LabError
-from llm_lab.recipe.scoring import REWARD_OPTIONS, REWARDS, RewardTerm, describe_term
+from llm_lab.recipe.scoring import FINAL, REWARD_OPTIONS, REWARDS, RewardTerm, describe_term
 
 from .draft import Draft
 from .model_questions import ANOTHER_REWARD_MODEL, REWARD_WHY, pick_run, reward_models
@@ -18,7 +18,7 @@ Term = dict[str, Any]
 WHY = (
     "The reward is a weighted sum. A reward that checks the answer (exact_number, exact_match) is hard to exploit; a "
     "reward model is not, so watch the held-out score too. Small terms for format or length keep the answers short "
-    "and well-formed."
+    f"and well-formed. {FINAL}."
 )
 PYTHON_WHY = (
     "def polite(completions, **columns): return a list of numbers, one for each completion; columns holds the other "

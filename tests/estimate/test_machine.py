@@ -66,7 +66,7 @@ def test_without_a_gpu_a_device_in_the_environment_shows_none(monkeypatch):
         ((), False, "sdpa, eager; default: sdpa"),
         ((), True, "sdpa, eager; default: sdpa"),
         ((H100,), False, "sdpa, eager, flex_attention; default: sdpa"),
-        ((H100,), True, "flash_attention_2; default: flash_attention_2 where it supports the parts"),
+        ((H100,), True, "default: flash_attention_2 in pretraining, where it supports the parts; else sdpa"),
     ],
 )
 def test_doctor_lists_the_kernels_that_the_plan_chooses_from(gpus, flash, text):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
-from llm_lab.estimate.adapter_base import settings_digest
+from llm_lab.estimate.adapter_base import MERGE_TOLERANCES, settings_digest
 from llm_lab.events import ignore
 from llm_lab.hf.adapter import make_peft_model, read_adapter
 from llm_lab.hf.load import load_model
@@ -176,6 +176,16 @@ def test_a_bf16_base_stays_bf16_and_the_merge_is_verified_before_rounding(tmp_pa
     assert all(torch.equal(weights[name], want[name].bfloat16()) for name in weights)
     with pytest.raises(UserError, match=r"saved in bfloat16 differs from the base with the adapter.*allowed 0\.001"):
         merge_adapter(tmp_path / "adapter", tmp_path / "again", tolerance=1e-3)
+
+
+def test_a_larger_tolerance_is_suggested_only_where_it_sets_the_limit(tmp_path, monkeypatch):
+    save_model(save_base(tmp_path / "fp32").bfloat16(), tmp_path / "base", make_byte_tokenizer())
+    save_adapter_on(load_model(tmp_path / "base"), tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"without merging, or set a larger merge\.tolerance\."):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged", tolerance=1e-9)
+    monkeypatch.setitem(MERGE_TOLERANCES, "float32", 0.0)
+    with pytest.raises(UserError, match=r"merged in float32 differs .* Use the adapter without merging\.$"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged", tolerance=0.5)
 
 
 def test_an_adapter_on_an_adapter_merges_into_one_model(tmp_path):

@@ -130,6 +130,23 @@ def test_a_plan_says_how_much_is_held_out_and_how_much_of_it_an_evaluation_measu
     assert ("evaluation", "every 10 steps, on at most 500 tokens; checkpoint every 10") in lines
 
 
+def test_a_plan_without_validation_data_still_names_the_evaluations_which_write_samples():
+    raw = {"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}], "train": {"max_steps": 20}}
+    lines = [(name, text) for name, text, _ in plan_lines(resolve({**raw, "validation": {"fraction": 0}}))]
+    said = "every 10 steps, without a validation loss: no data is held out; checkpoint every 10"
+    assert ("evaluation", said) in lines
+
+
+def test_a_plan_says_that_the_first_documents_of_a_stream_are_held_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one two"}\n')
+    stream = {"path": str(tmp_path / "a.jsonl"), "streaming": True}
+    raw = {"stage": "pretrain", "device": "cpu", "data": [stream], "train": {"max_steps": 20}}
+    lines = [text for name, text, _ in plan_lines(resolve(raw)) if name in ("data", "")]
+    assert lines[0] == f"{stream['path']}, at most 1,000 documents held out"
+    lines = [text for name, text, _ in plan_lines(resolve({**raw, "data": [stream, {"path": "builtin:stories"}]}))]
+    assert "10 % of each held out; of a stream at most 1,000 documents" in lines
+
+
 def test_a_plan_says_how_many_examples_an_evaluation_measures():
     planned = replace(with_examples(1000), examples=ExampleSizes(31, 9, (10,)))
     lines = [(name, text) for name, text, _ in plan_lines(planned)]

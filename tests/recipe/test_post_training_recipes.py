@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.post_runs import write_base
 
+from llm_lab.errors import UserError
 from llm_lab.estimate.machine import Machine
 from llm_lab.job import read_job
 from llm_lab.recipe.fields import value_at
@@ -274,3 +275,21 @@ def test_the_memory_of_critic_and_reference_is_counted():
 
 def test_the_memory_of_both_answers_of_a_preference_is_counted():
     assert parts_of("dpo")["activations"] == pytest.approx(2 * parts_of("sft")["activations"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        ({"weight": 2.0}, "this one has none. Add a name: exact_number, exact_match, "),
+        (
+            {"name": "exact_match", "python": "own.py:polite"},
+            "this one has name, python. Write a separate term for each.",
+        ),
+        ({"name": "regex"}, "score.rewards.0.pattern: the reward regex requires it. Allowed: a regular expression."),
+    ],
+)
+def test_an_incomplete_reward_term_is_refused_with_what_is_missing(term, said):
+    score = {"path": "builtin:sums", "rewards": [term]}
+    with pytest.raises(UserError) as caught:
+        resolve({"stage": "eval", "device": "cpu", "model": {"checkpoint": "gpt2"}, "score": score})
+    assert said in str(caught.value)

@@ -92,6 +92,10 @@ def test_a_run_that_exceeds_the_memory_is_refused_with_a_fix():
     with pytest.raises(MachineError) as caught:
         require_device(resolve(raw, machine=machine(H100)))
     assert "gradient_checkpointing" not in str(caught.value), "it is on already"
+    assert "or a smaller model.size." in str(caught.value)
+    tuned = {"stage": "sft", "device": "cuda", "model": {"checkpoint": "Qwen/Qwen3-8B"}, "lora": None}
+    with pytest.raises(MachineError, match=r"or choose a smaller model\.$"):  # without model.size, an unknown key here
+        require_device(resolve(tuned | {"data": [{"path": "builtin:instruct"}]}, machine=machine(H100)))
     with pytest.raises(MachineError, match=r"16\.0 GiB are available"):
         require_device(resolve(bare(device="cpu", model={"size": "3b"}), machine=LAPTOP))
 

@@ -75,7 +75,8 @@ def test_an_unknown_key_without_a_similar_one_lists_the_allowed_keys():
         ("train.max_steps", 1.5, "1.5: not a whole number. Allowed"),
         ("optimizer.learning_rate", "fast", "a number above 0, up to 10"),
         ("optimizer.betas", [0.9], "a list of 2 numbers"),
-        ("optimizer.betas", [0.9, 1.0], "a list of 2 numbers"),
+        ("optimizer.betas", [0.9, 1.0], "a list of 2 numbers, each of at least 0, below 1."),
+        ("model.sliding_window_pattern", "XYZ", "letters S and L, as in SSSL"),
         ("optimizer.name", "adam", "Did you mean adamw?"),
         ("scheduler.name", "cosin", "Did you mean cosine?"),
         ("model.norm", "rms_norm", "Did you mean rmsnorm?"),
@@ -92,7 +93,7 @@ def test_an_unknown_key_without_a_similar_one_lists_the_allowed_keys():
         ("train", 5, "this must be a group of keys"),
         ("tokenizer", {"bpe": 100}, "from 257"),
         ("tokenizer", 5, "bpe"),
-        ("samples.prompts", "the", "a list"),
+        ("samples.prompts", "the", "a list of strings"),
         ("samples.prompts", [1, 2], "samples.prompts = [1, 2]"),
     ],
 )

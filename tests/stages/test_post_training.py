@@ -243,9 +243,9 @@ def test_examples_longer_than_the_context_are_counted(stage):
     change_rows(recipe, lambda row: row | {prompt_key(row): row[prompt_key(row)] + " really" * 30}, 6)
     _, said = run_and_listen(recipe)
     assert {
-        "sft": "examples: no tokens in the loss within max_length",
+        "sft": "examples: no tokens in the loss within train.max_length: left out",
         "reward": "preferences: longer than 64 tokens: the beginning was cut off",
-        "dpo": "preferences: the prompt alone is longer than 64 tokens",
+        "dpo": "preferences: the prompt alone is longer than 64 tokens: left out",
     }.get(stage, "prompts are longer than 58 tokens, which leaves no room for an output: skipped") in said
 
 

@@ -133,7 +133,7 @@ def test_identical_pairs_are_dropped_and_counted(tmp_path):
     _, _, notes = run_stage(recipe, tmp_path / "run")
     notices = "\n".join(notes.notices)
     assert "42 of 43 rows; 1: chosen and rejected are the same" in notices
-    assert "data.0: 1 of 40 preferences: both answers are the same as tokens" in notices
+    assert "data.0: 1 of 40 preferences: both answers become the same tokens: left out" in notices
     assert "data.0: 1 of 40 preferences: longer than 96 tokens: the beginning was cut off" in notices
 
 
