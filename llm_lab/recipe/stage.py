@@ -18,7 +18,7 @@ from .fields import NAME, Group, Int, OneOf, option, value_at
 
 DEVICES = {
     "cuda": "requires a CUDA GPU with bf16 support",
-    "cpu": "CPU mode: everything works, for tiny models",
+    "cpu": "CPU mode: every stage works, for tiny models",
     "auto": "bf16 CUDA where available, else CPU mode",
 }
 Values = Mapping[str, Any]

@@ -26,7 +26,7 @@ from .folder import ROOT, RunFolder, free_name
 
 DATA_LINES = 2
 MEMORY_PARTS = 4
-BANNER = "CPU mode: everything works, for tiny models. Real training requires CUDA."
+BANNER = "CPU mode: every stage works, for tiny models. Real training requires CUDA."
 USUAL_TOKENS_PER_PARAMETER = 20
 
 

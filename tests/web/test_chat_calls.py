@@ -96,12 +96,13 @@ def test_one_model_is_loaded_at_a_time_and_again_when_its_files_have_changed(mod
 
 
 def test_code_that_comes_with_a_model_runs_only_after_a_yes(tmp_path):
-    write_model_with_code(tmp_path / "theirs", "open('ran', 'w').close()\n")
+    write_model_with_code(tmp_path / "theirs", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     with pytest.raises(UserError, match="custom code") as caught:
         ask(tmp_path / "theirs", "hello")
     assert caught.value.problems[0].key == "trust_remote_code"
     assert not (tmp_path / "ran").exists()
     assert ask(tmp_path / "theirs", "hello", trust=True)[1]["content"]
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_request_that_is_not_a_conversation_or_too_long_is_refused_with_the_reason(models):

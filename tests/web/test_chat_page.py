@@ -477,7 +477,7 @@ def test_an_updated_list_keeps_the_choice_of_the_arrow_keys(chat):
 
 @pytest.mark.slow
 def test_a_model_with_code_of_its_own_runs_it_only_after_a_yes(chat, server):
-    write_model_with_code(server.home / "theirs", "open('ran', 'w').close()\n")
+    write_model_with_code(server.home / "theirs", f"open({str(server.home / 'ran')!r}, 'w').close()\n")
     page = chat("model=theirs")
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("contains custom code", timeout=MANY_MS)
@@ -487,6 +487,7 @@ def test_a_model_with_code_of_its_own_runs_it_only_after_a_yes(chat, server):
     send(page, "hello")
     dialog.get_by_role("button", name="Run its code").click()
     done(page)
+    assert (server.home / "ran").exists()
     end_workers(server)
 
 
