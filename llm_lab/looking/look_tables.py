@@ -266,12 +266,13 @@ def summary_of(looked: Findings) -> list[str]:
     if (lens := inside.lens) is not None:
         settled = sorted(lens.settled.tolist())
         middle = settled[len(settled) // 2]
-        where = f"after layer {middle - 1}" if middle else "before the first layer"
+        where = f"already reached after layer {middle - 1}" if middle else "already reached before the first layer"
+        where = where if middle < inside.layers else f"reached only after layer {middle - 1}, the last one"
         where += f" (the layers are 0 to {inside.layers - 1})"
         best = inside.lens_tokens[int(lens.tokens[-1, -1, 0])]
         found.append(
-            f"{LENS}: for half of the tokens, the final prediction is already reached {where}. "
-            f"After the text: “{best}” with probability {float(lens.probabilities[-1, -1, 0]):.2f}."
+            f"{LENS}: for half of the tokens, the final prediction is {where}. "
+            f"After the text, the model predicts “{best}”, with probability {float(lens.probabilities[-1, -1, 0]):.2f}."
         )
     found += list(inside.missing.values())
     if (difference := looked.difference) is not None:

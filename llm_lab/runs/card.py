@@ -20,6 +20,7 @@ from llm_lab.safe_text import redact
 from .card_answers import OF_ALL_MODELS, license_facts, read_answers
 from .describe import VERDICTS, data_rows, headline_results, name_program, versions, warnings_of
 from .disk import write_atomically
+from .evaluations import named_results
 from .glossary import OF_THE_MACHINE, name_of
 from .lineage import Node, main_line, trace
 from .loading import (
@@ -218,7 +219,7 @@ def _evaluation_rows(node: Node) -> Iterator[list[str]]:
     here = Path(node.place).resolve()
     for evaluation in [row for row in node.evaluations if Path(str(row.get("checkpoint"))).resolve() == here][-3:]:
         data = Markdown(", ".join(code(item["path"]) for item in evaluation.get("data") or ()))
-        results = evaluation.get("results") or {}
+        results = named_results(evaluation)
         of_the_model = {key: value for key, value in results.items() if "second" not in key}  # not the speed here
         yield from ([data, *row] for row in result_rows(of_the_model))
 

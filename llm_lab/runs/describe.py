@@ -13,6 +13,7 @@ from llm_lab.estimate.compatibility import TRANSFORMERS, WRITTEN_CLASSES, WRITTE
 from llm_lab.estimate.formatting import percent
 from llm_lab.recipe.registry import stage_of
 
+from .evaluations import named_results
 from .folder import RunFolder
 from .glossary import name_of, rank, write
 from .record import is_number
@@ -21,8 +22,8 @@ from .record import is_number
 VERDICTS = {"proven": "verified", "failed": "verification failed", "not tried": "not verified"}
 # The results that summarize a run, if it has them.
 HEADLINES = (
-    *("eval_loss", "bits_per_byte", "eval_accuracy", "exact_match", "exact_match_sampled", "eval_reward_sampled"),
-    "relative_logit_difference",
+    *("eval_loss", "text_loss", "bits_per_byte", "eval_accuracy", "exact_match", "exact_match_sampled"),
+    *("eval_reward_sampled", "relative_logit_difference"),
 )
 
 
@@ -132,7 +133,7 @@ def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
 
     most: how many results to show.
     """
-    results = {key: value for key, value in (row.get("results") or {}).items() if is_number(value)}
+    results = named_results(row)
     shown = headline_results(results)
     rest = sorted((key for key in results if key not in HEADLINES), key=rank)
     shown += [f"{name_of(key)} {write(key, results[key])}" for key in rest]

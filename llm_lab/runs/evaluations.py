@@ -10,6 +10,7 @@ from llm_lab.estimate.gguf_header import is_gguf
 from llm_lab.limits import parse_json
 
 from .folder import ROOT, run_of
+from .record import is_number
 
 FILE = "evaluations.jsonl"
 
@@ -41,6 +42,23 @@ def evaluations_of(checkpoint: str | Path, *, root: Path = ROOT) -> list[dict[st
                 continue
             rows += [row] if isinstance(row, dict) else []
     return rows
+
+
+def named_results(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the results of an evaluation by the keys that the glossary has for them.
+
+    A loss is a validation loss (eval_loss) only on what the model's run held out; on other texts it is text_loss.
+    record: a line of evaluations.jsonl, or the facts of an evaluation's run.
+    """
+    results, measured = record.get("results"), record.get("measured")
+    found = {key: value for key, value in results.items() if is_number(value)} if isinstance(results, Mapping) else {}
+    texts = measured.get("texts") if isinstance(measured, Mapping) else None
+    if any(isinstance(text, Mapping) and text.get("own") for text in texts or ()):
+        return found
+    return {
+        f"text_loss{key.removeprefix('eval_loss')}" if key.partition("/")[0] == "eval_loss" else key: value
+        for key, value in found.items()
+    }
 
 
 # Settings that are stored among the numbers of an evaluation.

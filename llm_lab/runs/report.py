@@ -16,7 +16,7 @@ from llm_lab.safe_text import redact, redact_values
 from .charts import draw_curves, draw_predictions, draw_scores
 from .describe import data_rows, describe_evaluation, describe_proof, headline_results, versions, warnings_of
 from .disk import append_line, write_atomically
-from .evaluations import evaluations_of, evaluations_path
+from .evaluations import evaluations_of, evaluations_path, named_results
 from .folder import ROOT, RunFolder, require_no_links
 from .glossary import OF_THE_MACHINE, name_of, quantity, rank, write
 from .lineage import describe_line
@@ -32,7 +32,8 @@ def write_report(run: RunFolder) -> None:
     facts = run.facts()
     parts = [f"# {plain(facts.get('name', run.path.name))}", _summary(facts), *_warnings(run)]
     parts += picture_of(run, "curves.svg", draw_curves(run.metrics()), "curves over the steps")
-    parts += _section("Results", table(RESULT_HEAD, result_rows(facts.get("results") or {})))
+    results = named_results(facts) if facts.get("measured") else facts.get("results") or {}
+    parts += _section("Results", table(RESULT_HEAD, result_rows(results)))
     parts += _section("Evaluations", [f"- {plain(describe_evaluation(row))}" for row in evaluations_of(run.path)])
     checks = describe_proof(facts["proof"]) if facts.get("proof") else []
     parts += _section("Verification", [f"- {plain(line)}" for line in checks])

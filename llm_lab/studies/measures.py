@@ -70,7 +70,7 @@ def caveats(keys: Iterable[str], jobs: Mapping[str, Job], measure: str) -> list[
     if "optimizer.name" in compared and "optimizer.learning_rate" not in compared:
         found.append(
             "Each optimizer has its default learning rate, or the recipe's. An optimizer whose rate is not tuned "
-            "looks worse than it is: first find the best rate of each, with a sweep of learning-rate."
+            "looks worse than it is: first find the best rate of each, with a sweep of its learning rate."
         )
     tokens = {sum(one.estimate.tokens for one in job.stages) for job in jobs.values()}
     if len(tokens) > 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.describe import headline_results
+from llm_lab.runs.evaluations import named_results
 from llm_lab.runs.folder import ROOT, RunFolder
 from llm_lab.runs.glossary import name_of, rank, write
 from llm_lab.runs.lineage import GONE, PARENT, Link, Node, trace
@@ -22,10 +23,7 @@ from .launches import command_text
 
 def evaluation_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row from a line of evaluations.jsonl: time, checkpoint, data, and results."""
-    results = row.get("results")
-    numbers = {
-        key: value for key, value in (results if isinstance(results, Mapping) else {}).items() if is_number(value)
-    }
+    numbers = named_results(row)
     step = re.search(r"checkpoint-(\d+)$", str(row.get("checkpoint", "")))
     data = row.get("data")
     paths = [item.get("path") for item in data if isinstance(item, Mapping)] if isinstance(data, list) else []

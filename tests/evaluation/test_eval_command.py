@@ -264,7 +264,8 @@ def test_an_evaluation_is_a_run_that_can_be_replayed(in_tmp_path, capsys):
     with pytest.raises(UserError, match="evaluated a model"):
         find_model("measured")
     report = Path("checkpoints/measured/report.md").read_text()
-    assert "validation loss, more.txt" in report
+    assert "loss on text, more.txt" in report
+    assert "validation loss" not in report
     again = run("checkpoints/measured/recipe.yaml")
     assert again["results"]["eval_loss"] == facts["results"]["eval_loss"]
     assert [row["by"] for row in evaluations_of("base")] == ["eval", "eval"]

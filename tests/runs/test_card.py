@@ -253,7 +253,7 @@ def test_a_card_lists_the_evaluations_of_exactly_these_weights(pretrained):
     other = row | {"results": {"eval_loss": 7.75}}
     keep_evaluation(pretrained.path / "steps" / "checkpoint-10", other)
     text = write_card(pretrained.model_path)
-    assert "| `held.txt` | validation loss | 1.2500 | nats per token" in text
+    assert "| `held.txt` | loss on text | 1.2500 | nats per token" in text
     assert "7.75" not in text
     assert "tokens/s" not in text
     assert "7.75" in write_card(pretrained.path / "steps" / "checkpoint-10")

@@ -147,7 +147,7 @@ def test_show_prints_verification_and_evaluations_of_an_export_within_80_columns
     shown = " ".join(text.split())
     assert "llama.cpp: verified (logit difference at most 0.012, top-1 agreement 99.5 %)" in shown
     assert "Transformers: not verified: does not support GGUF" in shown
-    assert "on b.txt (ffffffffffff): validation loss 2.5000, perplexity 12.18" in shown
+    assert "on b.txt (ffffffffffff): loss on text 2.5000, perplexity 12.18" in shown
     assert "├─● reward checkpoints/scorer" in shown
     assert "● export checkpoints/file <- this model" in shown
     assert "data a.jsonl (basebasebase)" in shown
@@ -227,7 +227,14 @@ def test_a_file_instead_of_a_model_is_refused(in_tmp_path, capsys, command):
 def test_an_evaluation_is_described_with_its_context_length(in_tmp_path):
     row = {"data": [{"path": "a.txt", "fingerprint": "f" * 64}], "results": {"eval_loss": 2.5}}
     row["measured"] = {"texts": [{"path": "a.txt", "max_length": 1024}]}
-    assert describe_evaluation(row) == "on a.txt (ffffffffffff, context 1,024): validation loss 2.5000"
+    assert describe_evaluation(row) == "on a.txt (ffffffffffff, context 1,024): loss on text 2.5000"
+
+
+def test_a_loss_is_called_validation_loss_only_on_what_the_run_held_out():
+    row = {"results": {"eval_loss": 2.5}, "measured": {"texts": [{"path": "validation of checkpoints/a", "own": True}]}}
+    assert describe_evaluation(row) == "validation loss 2.5000"
+    row["measured"] = {"texts": [{"path": "a.txt"}]}
+    assert describe_evaluation(row) == "loss on text 2.5000"
 
 
 def test_show_prints_ascii_in_an_ascii_terminal(line, capsys, monkeypatch):

@@ -35,6 +35,8 @@ def test_a_learning_rate_that_diverges_is_shown_next_to_one_that_learns(capfd):
     assert folder.facts()["results"]["best_learning_rate_width_32"] == 0.01
     report = folder.report_path.read_text()
     assert "pictures/valley.svg" in report
+    assert "Right: " in report
+    assert "Too large: " not in report, "no such curve is drawn"
     assert "diverges: 10" in (folder.path / "pictures/curves.svg").read_text()
     assert "diverged" in (folder.path / "pictures/valley.svg").read_text()
 
