@@ -184,6 +184,7 @@ def read_job(
     else:
         resolved, found = diagnose(raw, machine=machine, name=name, overrides=overridden)
         job, problems = Job(resolved.values["name"], (resolved,), False) if resolved else None, [*found]
+        problems += _references_outside_a_pipeline(resolved.values) if resolved else ()
     job = replace(job, dropped=tuple(dropped)) if job else None
     if job is not None and home is not None:
         run = RunFolder(home)
@@ -191,6 +192,14 @@ def read_job(
         is_found = path.is_dir() or run.run_json.exists() or made
         job = replace(job, own_run=run if run.run_json.is_file() else None, is_found=is_found)
     return job, problems
+
+
+def _references_outside_a_pipeline(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each stage of a pipeline that a recipe of a single stage names."""
+    for key, text in named_in(values, "model", "tokenizer"):
+        if text.startswith(REFERENCE):
+            why = f"{REFERENCE}NAME is a stage of the same pipeline, and this recipe has no stages"
+            yield Problem(key, why, value=text, fix="Name a run, a folder, or a model on the Hub.")
 
 
 def _with_full_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -281,6 +290,7 @@ def hub_models(resolved: Resolved) -> list[tuple[str, str]]:
         (key, name)
         for key, name in named_in(resolved.values, "model")
         if name.count("/") <= 1
+        and not name.startswith(REFERENCE)
         and not name.startswith((".", "~", "/", f"{ROOT}/"))
         and not Path(name).exists()
         and not (ROOT / name).exists()

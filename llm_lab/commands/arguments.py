@@ -289,7 +289,7 @@ def _chat(commands: Commands) -> None:
     parser.add_argument("checkpoint", metavar="model", help=MODEL)
     parser.option("--prompt", "TEXT", "reply to this prompt and exit")
     parser.option("--system", "TEXT", "the system prompt, for a model that was trained to chat")
-    _sampling_arguments(parser, temperature="0.8", tokens=256)
+    _sampling_arguments(parser, temperature="0.8", tokens="256; less for a base model with a small context")
     parser.option("--top-p", "X", "sample from the top tokens up to this probability (default 0.95)", type=float)
     parser.option("--top-k", "N", "sample from the N most likely tokens (default 0: off)", type=int)
     parser.option("--repetition-penalty", "X", "above 1: repeated tokens are less likely (default 1: off)", type=float)
@@ -340,7 +340,7 @@ def _compare(commands: Commands) -> None:
     _measure_arguments(parser)
     parser.flag("--steps", "compare all saved checkpoints of one run")
     parser.flag("--adapter-off", "also compare with the base model, without the adapter")
-    _sampling_arguments(parser, temperature="0", tokens=128)
+    _sampling_arguments(parser, temperature="0", tokens="128")
     _model_arguments(parser)
     parser.add_argument(
         "--trust-code-of",
@@ -514,7 +514,7 @@ def _measure_arguments(parser: Parser) -> None:
     parser.option("--prompts", "PATH", "dataset of prompts; the outputs are scored")
 
 
-def _sampling_arguments(parser: Parser, temperature: str, tokens: int) -> None:
+def _sampling_arguments(parser: Parser, temperature: str, tokens: str) -> None:
     """Add arguments for sampling. temperature, tokens: the defaults, for the help."""
     parser.option("--max-new-tokens", "N", f"maximum length of an output, in tokens (default {tokens})", type=int)
     parser.option("--temperature", "X", f"sampling temperature; 0: greedy (default {temperature})", type=float)

@@ -173,7 +173,8 @@ class Sophia(Group):
         10,
         help="steps between two estimates of the curvature",
         question="Steps between two estimates of the curvature (k)?",
-        why="Each estimate costs one more forward and backward pass: with k = 10 about 5 % of the time.",
+        why="Each estimate costs one more forward and backward pass: with k = 10 and one batch per step about "
+        "10 % more time.",
         ge=1,
         le=10_000,
         advanced=True,

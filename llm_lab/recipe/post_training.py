@@ -248,7 +248,9 @@ class TalkRecipe(TuneRecipe):
 class RolloutRecipe(TalkRecipe):
     """The keys of the stages that generate answers and learn from their rewards."""
 
-    rewards: tuple[RewardTerm, ...] = option(..., help="the terms of the reward that an output gets", min_length=1)
+    rewards: tuple[RewardTerm, ...] = option(
+        ..., help="the terms of the reward that an output gets, such as [{name: exact_number}]", min_length=1
+    )
     score: Score | None = option(
         Score(), help="outputs for held-out prompts are scored at every evaluation; null: none"
     )

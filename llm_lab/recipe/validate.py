@@ -308,7 +308,8 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     keys = {(i.alias or n): i.description or "" for g in groups[:1] for n, i in g.model_fields.items()}
     names = list(keys)
     last = str(steps[-1])
-    where = parent_path if parent_path else with_article(f"{raw['stage']} recipe") if "stage" in raw else "a pipeline"
+    one_stage = "stages" not in schema.model_fields and "stage" in raw
+    where = parent_path or (with_article(f"{raw['stage']} recipe") if one_stage else "a pipeline")
     if isinstance(node, dict) and "name" in node and parent is not None and len(groups_of(parent.info)) > 1:
         where = f"{parent_path} {node['name']}"
     fix = _of_another(last, parent_path, groups_of(parent.info)) if parent else None

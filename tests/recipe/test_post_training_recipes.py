@@ -10,7 +10,7 @@ from support.post_runs import write_base
 
 from llm_lab.errors import UserError
 from llm_lab.estimate.machine import Machine
-from llm_lab.job import read_job
+from llm_lab.job import check, read_job
 from llm_lab.recipe.fields import value_at
 from llm_lab.recipe.optimizers import TUNED
 from llm_lab.recipe.post_training import fill_steps
@@ -293,3 +293,23 @@ def test_an_incomplete_reward_term_is_refused_with_what_is_missing(term, said):
     with pytest.raises(UserError) as caught:
         resolve({"stage": "eval", "device": "cpu", "model": {"checkpoint": "gpt2"}, "score": score})
     assert said in str(caught.value)
+
+
+def test_a_stage_of_a_pipeline_is_refused_in_a_recipe_without_stages():
+    raw = {"stage": "sft", "device": "cpu", "model": "stage:merge", "data": [{"path": "builtin:instruct"}]}
+    with pytest.raises(UserError) as caught:
+        check(raw)
+    said = "model.checkpoint = stage:merge: stage:NAME is a stage of the same pipeline, and this recipe has no stages."
+    assert str(caught.value) == f"{said} Name a run, a folder, or a model on the Hub."
+
+
+def test_keys_of_a_stage_at_the_top_of_a_pipeline_are_unknown_keys_of_a_pipeline():
+    inner = {"stage": "eval", "model": "base"}
+    with pytest.raises(UserError, match=r"validation: unknown key of a pipeline\. Allowed: name, seed, device, score"):
+        check({"stage": "pretrain", "validation": {}, "stages": [inner]})
+
+
+def test_missing_rewards_are_reported_with_an_example():
+    raw = {"stage": "grpo", "device": "cpu", "model": {"checkpoint": "base"}, "data": [{"path": "builtin:sums"}]}
+    with pytest.raises(UserError, match=r"such as \[\{name: exact_number\}\]"):
+        resolve(raw)
