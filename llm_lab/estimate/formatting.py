@@ -66,7 +66,7 @@ def decimal(value: Any) -> str:
 
 def clock(seconds: float) -> str:
     """Return a length of time in the format of a clock: 0:12, 1:02:03, 2d 03:00:00."""
-    minutes, second = divmod(round(max(0.0, seconds)), 60)
+    minutes, second = divmod(int(max(0.0, seconds) + 0.5), 60)
     hours, minute = divmod(minutes, 60)
     if hours >= 48:
         return f"{hours // 24}d {hours % 24:02d}:{minute:02d}:{second:02d}"

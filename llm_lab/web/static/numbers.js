@@ -37,7 +37,7 @@ const FORMS = {
   count: (value) => (value < 9999.5 ? fixed(value, 0) : scaled(value, COUNTS, () => `${twoDigits(value / 1e3)} k`)),
   size: (value) => scaled(value, SIZES, () => `${value.toFixed(0)} bytes`),
   clock: (value) => {
-    const seconds = Math.floor(Math.max(0, value));
+    const seconds = Math.floor(Math.max(0, value) + 0.5);
     const [hour, minute, second] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60];
     if (hour >= 48) return `${Math.floor(hour / 24)}d ${two(hour % 24)}:${two(minute)}:${two(second)}`;
     return hour ? `${hour}:${two(minute)}:${two(second)}` : `${minute}:${two(second)}`;
