@@ -72,6 +72,7 @@ MODES = {
 STATUS = {
     "chat": "chat mode; Esc stops a reply; Tab completes",
     "completion": "completion mode; Enter alone continues the text; /reset starts a new one; Esc stops it",
+    "ended": "completion mode; Enter alone starts a new text; Esc stops it",
 }
 STOPS = {
     "end": "end of turn",
@@ -80,7 +81,7 @@ STOPS = {
     "stopped": "stopped by you: the reply is incomplete",
 }
 REQUIRE_ARGUMENT = ("save", "load", "model", "compare", "search", "search_with")
-ENDED = ("end", "completion")
+ENDED = "end of the text; what you write next starts a new one"  # in completion mode
 AFTER_COMMAND = "Write a message after the command."
 
 
@@ -149,7 +150,9 @@ class _Screen:
             return "Enter sends the changed message in place of the old one; Ctrl-C keeps the old one"
         unseen = self.session.unseen
         full = f"context full: the model does not see {unseen}; " if unseen else ""
-        return full + STATUS[self.session.mode]
+        mode = self.session.mode
+        has_ended = mode == "completion" and any(message.get("ended") for message in self.session.messages[-1:])
+        return full + STATUS["ended" if has_ended else mode]
 
     def _take_draft(self) -> str:
         draft, self._draft = self._draft, ""
@@ -231,8 +234,8 @@ class _Screen:
             return
         speed = f", {stats.tokens_per_second:,.0f} tokens/s" if stats.tokens_per_second else ""
         many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
-        next_text = ", the next message starts a new text" if (stats.stop, self.session.mode) == ENDED else ""
-        self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}{full}]\n", "dim")
+        why = ENDED if (stats.stop, self.session.mode) == ("end", "completion") else STOPS[stats.stop]
+        self._say(f"[{many}{speed}; {why}{full}]\n", "dim")
 
     def _show_notice(self) -> str:
         """Show which part of the conversation the model did not see; if the context stays full, only the first time.

@@ -17,7 +17,7 @@ from support.chat_sessions import GREEDY, llama, loud, no_checkpoint, open_sessi
 from llm_lab.chat.session import ChatSettings
 from llm_lab.errors import Problem, UserError
 from llm_lab.terminal.chat_prompt import Loading, history_path
-from llm_lab.terminal.chat_screen import COMMANDS, HELP, answer_once, run_chat
+from llm_lab.terminal.chat_screen import COMMANDS, HELP, _Screen, answer_once, run_chat
 from llm_lab.terminal.clipboard import copy
 from llm_lab.terminal.console import printable
 from llm_lab.terminal.streamed_text import StyledMarkdown, WordWrap
@@ -92,6 +92,15 @@ def test_another_model_is_opened_with_the_same_settings(capsys):
     out = capsys.readouterr().out
     assert "the other" in out
     assert "completion mode" in out
+
+
+def test_after_the_end_of_a_text_the_line_below_the_prompt_says_that_enter_starts_a_new_one():
+    session = open_session()
+    screen = _Screen(session, no_checkpoint, lambda: None, True)
+    session.messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert "Enter alone continues the text" in screen._status()
+    session.messages[-1]["ended"] = True
+    assert "Enter alone starts a new text" in screen._status()
 
 
 def test_piped_lines_get_only_replies_on_standard_output(capsys, monkeypatch):
