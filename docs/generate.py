@@ -114,12 +114,20 @@ def option_rows(stage: Stage) -> dict[str, list[str]]:
     schema = stage.recipe
     tables: dict[str, list[str]] = {}
     for key, owner in leaf_keys(schema):
-        tables.setdefault(_heading(key, owner, schema), []).append(_row(key, key.allowed()))
+        tables.setdefault(_heading(key, owner, schema), []).append(_row(key, _allowed(key, schema)))
     # Groups that can be left out: what that means is in the table of the keys around them.
     for key, owner in optional_groups_of(schema):
         kind = "a list of groups" if key.kind == "list" else "a group"
         tables[_heading(key, owner, schema)].append(_row(key, f"{kind}, or null"))
     return tables
+
+
+def _allowed(key: Key, schema: type[StageRecipe]) -> str:
+    """Return the allowed values; of an optimizer's name, those of the stage: a form also shows the others, and why."""
+    if key.path != "optimizer.name":
+        return key.allowed()
+    names = {group.model_fields["name"].default for group in groups_of(schema.model_fields["optimizer"])}
+    return ", ".join(str(name) for name in key.choices or () if name in names)
 
 
 def optional_groups_of(group: type[Group], prefix: str = "") -> Iterator[tuple[Key, str]]:

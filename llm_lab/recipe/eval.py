@@ -39,7 +39,8 @@ class EvalText(Group):
 
     path: str = option(
         ...,
-        help="a file, folder or glob (txt, md, jsonl, csv, parquet, arrow), builtin:stories, or a Hub name",
+        help="a file, folder or glob (txt, md, jsonl, csv, parquet, arrow), a built-in dataset such as "
+        "builtin:stories, or a Hub name",
         question="Which dataset of text?",
         min_length=1,
     )

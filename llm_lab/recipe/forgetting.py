@@ -17,7 +17,7 @@ class Forgetting(EvalText):
     path: str = option(
         ...,
         help="general text to measure: a file, folder or glob (txt, md, jsonl, csv, parquet, arrow), "
-        "builtin:stories, or a Hub name",
+        "a built-in dataset such as builtin:stories, or a Hub name",
         min_length=1,
     )
     max_tokens: Int = option(20_000, help="number of tokens that are measured, from the beginning of the text", ge=2)

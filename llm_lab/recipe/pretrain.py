@@ -67,7 +67,8 @@ class DataSource(Group):
 
     path: str = option(
         ...,
-        help="a file, folder or glob (txt, md, jsonl, csv, parquet, arrow), builtin:stories, or a Hub name",
+        help="a file, folder or glob (txt, md, jsonl, csv, parquet, arrow), a built-in dataset such as "
+        "builtin:stories, or a Hub name",
         question="Which dataset of text?",
         why="All files of a folder are read, or those of the training split. A text file is one document; in jsonl, "
         "csv and parquet each row is one. "

@@ -242,7 +242,7 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
         name = value.get("name") if isinstance(value, dict) else value
         return Problem(
             f"{path}.name",
-            f"there is no {path} with this name",
+            f"{raw['stage']} has no {path} with this name" if "stage" in raw else f"there is no {path} with this name",
             value=name,
             allowed=one_of(choices),
             fix=did_you_mean(str(name), choices),

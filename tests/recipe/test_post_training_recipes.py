@@ -120,7 +120,7 @@ def test_label_smoothing_belongs_to_the_robust_loss():
 
 def test_sophia_is_for_pretraining_only():
     assert "sophia" not in TUNED
-    assert "there is no optimizer with this name" in problems_of(recipe(optimizer={"name": "sophia"}))["optimizer.name"]
+    assert "has no optimizer with this name" in problems_of(recipe(optimizer={"name": "sophia"}))["optimizer.name"]
 
 
 # Omitted keys
