@@ -17,7 +17,6 @@ from llm_lab.runs.record import is_number
 from llm_lab.safe_text import printable, shorten
 
 from .addresses import address_of, name_in
-from .run_index import status_word
 from .run_texts import derived_of
 
 NOT_A_CHOICE = ("name",)  # keys that always differ
@@ -52,7 +51,7 @@ def _column(run: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "label": printable(name),
         "href": address_of(name),
-        "status": status_word(run.status()),
+        "status": run.status(),
         "stage": stage.label if stage else "",
     }
 

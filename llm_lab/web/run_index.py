@@ -30,13 +30,11 @@ from llm_lab.studies.sweep import FILE as SWEEP_FILE
 
 Stamp = tuple[int, int, int]
 Row = dict[str, Any]
-# The page's word for a status, and its meaning.
-STATUS_WORDS = {"interrupted": "died"}
 STATUS_NOTES = {
     "running": "Its process is running.",
     "done": "It ended as planned.",
     "stopped": "It was stopped. Its last checkpoint is saved; it can be resumed.",
-    "died": "Its process no longer exists: it was killed, or the machine was shut down. It can be resumed.",
+    "interrupted": "Its process no longer exists: it was killed, or the machine was shut down. It can be resumed.",
     "failed": "An error ended it.",
     "broken": "Its run.json can't be read.",
     "unknown": "Its run.json names no status.",
@@ -57,11 +55,6 @@ def stamp_of(file: Path) -> Stamp | None:
     if not stat.S_ISREG(found.st_mode):  # reading a pipe could block forever
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def status_word(status: str) -> str:
-    """Return the word for a status of RunFolder.status()."""
-    return STATUS_WORDS.get(status, status)
 
 
 def max_steps_of(run: RunFolder, facts: Mapping[str, Any]) -> int | None:
@@ -206,8 +199,8 @@ class RunIndex:
 
     def _state(self, name: str, run: RunFolder, base: Row) -> Row:
         """Return what may change although run.json does not: whether the process is alive, and its newest numbers."""
-        status = status_word(status_of(run.path, base["facts"], base["damage"]))
-        if status not in ("running", "died"):
+        status = status_of(run.path, base["facts"], base["damage"])
+        if status not in ("running", "interrupted"):
             return {"status": status}
         stamp = stamp_of(run.metrics_path)
         known = self._progress.get(name)

@@ -26,7 +26,7 @@ from llm_lab.safe_text import printable
 
 from .addresses import name_in
 from .metric_columns import Columns, columns_of
-from .run_index import STATUS_NOTES, max_steps_of, seconds_left, stage_text, status_word
+from .run_index import STATUS_NOTES, max_steps_of, seconds_left, stage_text
 from .run_texts import evaluation_row
 
 SPEED_ROWS = 40  # newest rows, from which the remaining time is estimated
@@ -87,10 +87,10 @@ def panels_of(keys: Iterable[str]) -> list[dict[str, Any]]:
 def head_of(run: RunFolder) -> dict[str, Any]:
     """Return everything about a run that may change while it works, except its curves and samples."""
     facts, damage = read_facts(run.run_json)
-    status = status_word(status_of(run.path, facts, damage))
+    status = status_of(run.path, facts, damage)
     columns = columns_of(run.metrics_path, HEAD_SECONDS)
     results = {key: value for key, value in (facts.get("results") or {}).items() if is_number(value)}
-    latest = columns.latest() if status in ("running", "died") else {}
+    latest = columns.latest() if status in ("running", "interrupted") else {}
     numbers = results | {key: value for key, value in latest.items() if key not in ("learning_rate", "grad_norm")}
     stages = [_stage_row(one) for one in inner_runs(run, facts)]
     stage = stage_of(facts)
@@ -205,7 +205,7 @@ def _actions(run: RunFolder, facts: Mapping[str, Any], status: str) -> dict[str,
 
     return {
         "stop": stop,
-        "resume": _resume(run) if status in ("stopped", "died", "failed") else None,
+        "resume": _resume(run) if status in ("stopped", "interrupted", "failed") else None,
         "chat": use(f"/chat?model={quote(str(run.path))}"),
         "test": use(f"/test?model={quote(str(run.path))}"),
         "look": use(f"/look?model={quote(str(run.path))}"),
@@ -319,7 +319,7 @@ def _stage_row(run: RunFolder) -> dict[str, Any]:
         "name": printable(run.path.name),
         "run": name_in(run),
         "stage": stage.label if stage else "",
-        "status": status_word(status_of(run.path, facts, damage)) if has_begun else "waiting",
+        "status": status_of(run.path, facts, damage) if has_begun else "waiting",
         "numbers": headline_results(results),
         "time": duration(seconds) if is_number(seconds) else "",
         "begun": has_begun,

@@ -31,7 +31,7 @@ def test_a_run_whose_process_is_gone_is_shown_as_died_and_a_locked_one_as_runnin
     with hold(alive):
         rows = index.rows()
         assert {name: one["status"] for name, one in rows.items()} == {
-            "dead": "died",
+            "dead": "interrupted",
             "ended": "done",
             "paused": "stopped",
             "alive": "running",
@@ -40,7 +40,7 @@ def test_a_run_whose_process_is_gone_is_shown_as_died_and_a_locked_one_as_runnin
         assert rows["alive"]["numbers"] == ["training loss 2.5000"]
         assert (rows["alive"]["step"], rows["alive"]["max_steps"], rows["alive"]["left"]) == (2, 10, 4)
     # The same run.json: only the process has changed.
-    assert index.rows()["alive"]["status"] == "died"
+    assert index.rows()["alive"]["status"] == "interrupted"
 
 
 def test_only_changes_are_sent_including_the_names_of_removed_runs(index, tmp_path):

@@ -210,7 +210,7 @@ def test_a_run_that_died_says_so_and_offers_to_resume(opened, server):
     gone = {"pid": 2**22 + 1, "host": os.uname().nodename, "started": 1.0}
     write_run(server.home, "dead", status="running", process=gone, rows=[row(7, 2.0)])
     page = opened("/runs/dead")
-    expect(page.locator("#about .status")).to_have_text("died")
+    expect(page.locator("#about .status")).to_have_text("interrupted")
     expect(page.get_by_text("Its process no longer exists")).to_be_visible()
     expect(page.get_by_role("button", name="Resume")).to_be_enabled()
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)

@@ -82,7 +82,7 @@ let failed = null;
 
 function showNotices() {
   const notices = [];
-  if (head.status === "died" || head.status === "broken") notices.push(el("div.notice.warn", {}, el("b", {}, head.status === "died" ? "This run died. " : "Broken. "), head.note));
+  if (head.status === "interrupted" || head.status === "broken") notices.push(el("div.notice.warn", {}, el("b", {}, head.status === "interrupted" ? "Interrupted. " : "Broken. "), head.note));
   if (head.error) notices.push(el("div.notice.bad", {}, el("b", {}, "An error ended this run. "), head.error));
   if (failed) {
     notices.push(whyItEnded(failed.error, `${failed.command}\n\n${failed.log}`, "It could not be resumed"));

@@ -3,7 +3,7 @@ import { ago, api, askNow, data, duration, el, fill, find, findAll, showError, w
 
 const STATUSES = { all: "All", running: "Running", done: "Done", stopped: "Stopped", ended: "Died or failed" };
 const SORTS = { new: "Newest first", old: "Oldest first", name: "Name", status: "Status", stage: "Stage", size: "Size", loss: "Loss" };
-const ORDER = ["starting", "running", "failed", "died", "broken", "stopped", "done"];
+const ORDER = ["starting", "running", "failed", "interrupted", "broken", "stopped", "done"];
 const EMPTY = { kind: "run", status: "unknown", stage: "", size: "", numbers: [], label: "" };
 
 const runs = new Map(); // name: the row from the server
@@ -62,7 +62,7 @@ const COMPARE = {
 const sorted = (rows) => [...rows].sort((one, other) => COMPARE[view.sort](one, other) || COMPARE.new(one, other));
 
 function matches(run) {
-  const status = ["died", "failed", "broken", "unknown"].includes(run.status) ? "ended" : run.status === "starting" ? "running" : run.status;
+  const status = ["interrupted", "failed", "broken", "unknown"].includes(run.status) ? "ended" : run.status === "starting" ? "running" : run.status;
   if (view.status !== "all" && status !== view.status) return false;
   if (view.stage && run.stage !== view.stage) return false;
   if (!view.q) return true;

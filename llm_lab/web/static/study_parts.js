@@ -49,9 +49,7 @@ export function resultList(rows, empty) {
 export const encodePath = (name) => name.split("/").map(encodeURIComponent).join("/");
 
 export function status(name) {
-  const kind = { interrupted: "died", broken: "failed" }[name] ?? name;
-  const words = { interrupted: "died", waiting: "waiting" }[name] ?? name;
-  return el("span", { class: `status ${kind}` }, words);
+  return el("span", { class: `status ${name === "broken" ? "failed" : name}` }, name);
 }
 
 const NUMBER = /^[+\-−]?[\d,]*\.?\d+(e[+\-]?\d+)?$/i;
