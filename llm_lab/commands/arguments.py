@@ -422,6 +422,7 @@ def _sweep(commands: Commands) -> None:
         "key=v1,v2",
         "keys to compare, each with its values, for example optimizer.learning_rate=0.001,0.003; key=value "
         "changes the recipe for all; a comma inside [], {} or quotes belongs to its value",
+        "1; 5 with --preset seeds",
     )
     parser.option("--preset", "NAME", f"a grid derived from the recipe: {PRESETS}")
     _json_argument(parser)
@@ -439,6 +440,7 @@ def _duel(commands: Commands) -> None:
         parser,
         "recipe | key=a,b",
         "the second recipe, or a key with two values; key=value changes the recipe for both",
+        "6",
     )
     parser.add_argument(
         "--by",
@@ -449,11 +451,11 @@ def _duel(commands: Commands) -> None:
     _json_argument(parser)
 
 
-def _compared_arguments(parser: Parser, metavar: str, what: str) -> None:
-    """Add the arguments that sweeps and duels have in common."""
+def _compared_arguments(parser: Parser, metavar: str, what: str, seeds: str) -> None:
+    """Add the arguments that sweeps and duels have in common. what: the help of the overrides; seeds: the default."""
     parser.add_argument("recipe", help=RECIPE)
     parser.add_argument("overrides", nargs="*", default=[], metavar=metavar, help=what)
-    parser.option("--seeds", "N", "runs of each configuration: seed, seed + 1, ...", type=int)
+    parser.option("--seeds", "N", f"runs of each configuration: seed, seed + 1, ... (default {seeds})", type=int)
     parser.option("--jobs", "N", "runs at a time; they share the cores", type=int, default=1)
     parser.option("--measure", "NAME", "the result to compare by; default: the held-out result of the stage")
     parser.option("--name", "NAME", "folder in checkpoints/; the name of an existing one resumes it or adds runs to it")

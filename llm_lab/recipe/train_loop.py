@@ -128,7 +128,7 @@ class Scheduler(Group):
 
 ReportTo = Annotated[
     Annotated[str, OneOf(("none", *TRACKERS)), Tag("one")]
-    | Annotated[tuple[Annotated[str, OneOf(TRACKERS)], ...], Tag("several")],
+    | Annotated[tuple[Annotated[str, OneOf(("none", *TRACKERS))], ...], Tag("several")],
     Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
 ]
 

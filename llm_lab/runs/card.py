@@ -127,7 +127,8 @@ def _body(
     yield f"# {plain(name)}\n"
     stage = STAGES.get(node.stage or "")
     if stage is not None and stage.made:
-        yield f"A language model made with LLM Lab: {stage.made}{step}.\n"
+        what = "A language model" if stage.makes == "model" else f"A {stage.makes}"
+        yield f"{what} made with LLM Lab: {stage.made}{step}.\n"
     else:
         yield "A language model, converted by LLM Lab.\n"
     yield from _section("Model", table(("", ""), _model_rows(folder, node, answers)))

@@ -8,14 +8,16 @@ import pytest
 from conftest import tiny_recipe, write_text
 from support.post_runs import post_recipe, write_base
 
+from llm_lab.cli import main
 from llm_lab.commands.arguments import PRESETS as NAMED
 from llm_lab.errors import UserError
 from llm_lab.estimate.formatting import about
 from llm_lab.studies.cells import START_SECONDS, CellState, _Work, run_seconds, seconds_left
 from llm_lab.studies.grid import read_grid, short_keys, split_values
 from llm_lab.studies.presets import PRESETS
-from llm_lab.studies.sweep import open_sweep, plan_sweep
+from llm_lab.studies.sweep import SEEDS_OF_PRESET, open_sweep, plan_sweep
 from llm_lab.studies.sweep_report import cost_of_a_seed, how_to_read, plan_rows, what_is_missing
+from llm_lab.studies.verdict import MIN_SEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = "optimizer.learning_rate=0.01,0.02"
@@ -152,6 +154,13 @@ def test_optimizers_are_compared_with_a_warning_unless_their_learning_rates_are_
     names, rates = "optimizer.name=adamw,muon", "optimizer.learning_rate=1e-3,3e-3"
     assert any("rate is not tuned" in remark for remark in plan_sweep(tiny_recipe(), [names]).remarks)
     assert not any("rate is not tuned" in remark for remark in plan_sweep(tiny_recipe(), [names, rates]).remarks)
+
+
+def test_the_help_names_the_default_number_of_seeds(capsys):
+    for command, default in (("sweep", f"1; {SEEDS_OF_PRESET} with --preset seeds"), ("duel", str(MIN_SEEDS))):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f"(default {default})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_key_that_switches_on_a_group_gets_a_remark():

@@ -83,6 +83,8 @@ def test_one_tracker_and_a_list_of_one_are_the_same(in_tmp_path):
     for given in ("tensorboard", ["tensorboard"], ["tensorboard", "tensorboard"]):
         job = check(tiny(**{"train.report_to": given}))
         assert job.stages[0].recipe.train.trackers == ("tensorboard",)
+    for given in ("none", ["none"]):
+        assert check(tiny(**{"train.report_to": given})).stages[0].recipe.train.trackers == ()
     with pytest.raises(UserError, match="Did you mean wandb") as caught:
         check(tiny(**{"train.report_to": "wandbb"}))
     assert [problem.key for problem in caught.value.problems] == ["train.report_to"]
