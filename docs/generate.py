@@ -361,11 +361,12 @@ The model of `configs/demo.yaml` keeps the defaults of the keys.
 
 | date | default | CPU sizes | GPU sizes |
 | --- | --- | --- | --- |
-| 2026-11-28 | `model.qk_norm: true` | Better with six of six seeds, by 0.10 nats; the model is a native Qwen3 \
-and converts to GGUF. | Not measured here. Part of modded-nanogpt and nanochat (one pass), of Qwen3, OLMo 2, Gemma 3. |
+| 2026-11-28 | `model.qk_norm: true` | Better with six of six seeds, by 0.10 nats; the model has the Qwen3 \
+architecture of Transformers, so it needs no code of its own and converts to GGUF. \
+| Not measured here. Part of modded-nanogpt and nanochat (one pass), of Qwen3, OLMo 2, Gemma 3. |
 | 2026-11-28 | `model.activation: swiglu`, unchanged | Better than ReLU² and than GeGLU with six of six seeds, by 0.06 \
 and 0.02 nats. | Not measured here. Published results disagree about ReLU² (one pass, many passes) and show no clear \
-difference to GeGLU. |
+difference from GeGLU. |
 | 2026-11-28 | `optimizer.name: muon`, unchanged | Better than AdamW with six of six seeds. AdamW has one learning \
 rate for all weights, tuned with seed 1 (0.002, 0.004, 0.008 end at 1.58, 1.52, 2.42); Muon has a second one, for \
 embeddings and norms. | Not measured here. Faster in modded-nanogpt, nanochat and slowrun. |

@@ -1,16 +1,16 @@
 """How an induction head appears during pretraining: suddenly, and the loss falls with it.
 
-A small model is pretrained on texts that each repeat a chunk of random letters. Nothing can be predicted the first
-time a chunk is read; after that, everything can, but only by looking back: find where the current letter occurred
-before, and predict the one that followed it. The attention head that does this is called an induction head. It needs a
-head in an earlier layer that marks every position with the letter before it (a previous-token head).
+A small model is pretrained on texts that each repeat a chunk of random letters. Nothing can be predicted the first time
+a chunk is read; after that, everything can, but only by looking back: find where the current letter occurred before,
+and predict the one that followed it. The attention head that does this is called an induction head. It needs a head in
+an earlier layer that marks every position with the letter before it (a previous-token head).
 
 What to expect, with the default options: for the first 60 steps the loss is no better than that of guessing (3.3 nats).
 Between steps 90 and 150 it falls from 3.0 to 0.2 nats on repeated text, and the induction score of a head in the second
-layer (the share of its attention that is on that next letter) rises from 0.1 to above 0.5 at the same time. Removing
-the previous-token head destroys the ability; removing the best induction head alone costs 0.2 nats, because two others
-do the same, and removing all three costs 4.4. A model of one layer ends at 1.7 nats: it can only prefer letters that
-occurred before.
+layer (the share of its attention that is on the letter after the earlier occurrence) rises from 0.1 to above 0.5 at the
+same time. Removing the previous-token head destroys the ability; removing the best induction head alone costs 0.2 nats,
+because two others do the same, and removing all three costs 4.4. A model of one layer ends at 1.7 nats: it can only
+prefer letters that occurred before.
 
 What it teaches: abilities can appear abruptly, after many steps in which the loss hardly changes; a pattern in the
 attention is only evidence, so the report removes each head and measures what is lost; and the same test works on any

@@ -8,7 +8,7 @@ answers in the form of a subject line: short, without a period, and then it stop
 epoch. The validation loss falls too, and then rises again: with 180 examples a model soon memorizes them. The
 default base is a tiny model that is pretrained here on short stories first. It learns the form, but it is far
 too small to understand an e-mail, so its subject lines do not fit the e-mails. With a real model, such as a checkpoint
-of SmolLM2-135M-Instruct (`model=PATH`), they fit.
+of SmolLM2-135M-Instruct (`model=HuggingFaceTB/SmolLM2-135M-Instruct`), they fit.
 
 What it teaches: fine-tuning on a few hundred examples teaches a form and a behavior; what a model knows comes from
 pretraining. Stop where the validation loss is lowest, not where the training loss is. And the same model writes

@@ -3,17 +3,18 @@
 A small model is pretrained on short stories in which somebody counts things: "Tom has 5 apples. First he finds 3 more.
 Then he loses 2. So 5 + 3 = 8. 8 - 2 =". A probe is a linear classifier that reads a fact (who counts, what is counted,
 the number at the start, the answer) from the residual stream: the vector that the model has at one token, after one
-layer. Every fact is probed at two tokens: the end of the story, and the last "=", where the answer has to be there.
+layer. Every fact is probed at two tokens: the end of the story (before "So"), and the last "=", where the model needs
+the answer.
 
-What to expect, with the default options: the embedding of a token says nothing about
-a story. At the end of the story the person can be read, the thing and the answer can't. At the last "=", the answer can
-be read from the first layer on, and little else. An untrained model of the same shape carries more: its attention takes
-the mean of all tokens, so a probe finds almost every word. What training adds is the answer, which has to be computed;
-other facts are lost where the next tokens do not need them.
+What to expect, with the default options: the embedding of a token says nothing about a story. At the end of the story
+the person can be read, the thing and the answer can't. At the last "=", the answer can be read from the first layer on;
+little else can be read there. An untrained model of the same shape carries more: its attention takes the mean of all
+tokens, so a probe finds almost every word. What training adds is the answer, which has to be computed; other facts are
+lost where the next tokens do not need them.
 
 What it teaches: what a probe is and how to doubt it. Three controls are printed with every figure: the most common
-label, the same probe on an untrained model with the same shape, and random labels that a probe could only memorize.
-A probe shows that something can be read, not that the model uses it.
+label, the same probe on an untrained model with the same shape, and random labels that a probe could only memorize. A
+probe shows that something can be read, not that the model uses it.
 """
 
 from __future__ import annotations
