@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -232,12 +233,17 @@ def start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False)
 
 
 def after_a_run(name: str = "", path: str = "") -> Flow[Next | None]:
-    """Offer the usual steps after a run that has just ended: the newest with a name, or the one in a folder."""
-    named = [RunFolder(Path(path))] if path else runs_named(name)
-    if not named or not _next_choices(named[-1]):
+    """Offer the usual steps after a run that has just ended: the one in a folder, or with a name.
+
+    Of several runs with the name, it is the newest one of this process: another terminal may have started one, too.
+    """
+    if not path and (named := runs_named(name)):
+        own = [run for run in named if (run.facts().get("process") or {}).get("pid") == os.getpid()]
+        return Next(AFTER, {"path": str((own or named)[-1].path)})
+    if not path or not _next_choices(RunFolder(Path(path))):
         yield Pause()
         return None
-    return (yield from next_steps(str(named[-1].path)))
+    return (yield from next_steps(path))
 
 
 def next_steps(path: str) -> Flow[Next | None]:

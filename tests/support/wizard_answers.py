@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from llm_lab.wizard.home import AFTER
 from llm_lab.wizard.menu import flow_named
 from llm_lab.wizard.questions import UNSET, Effect, Leave, Next, Question, Row, Wait, same
 from llm_lab.wizard.walk import Walk
@@ -164,6 +165,8 @@ def _execute_effects(visit: Visit, execute: Callable[[Effect], Any]) -> None:
 def follow(upcoming: Next, given: Iterable[Any], **options: Any) -> Visit:
     """Walk through the next flow; known answers are given first."""
     walk = partial(flow_named(upcoming.flow), **upcoming.arguments)
+    if upcoming.flow == AFTER and "name" in upcoming.arguments:  # it leads to the page of a folder
+        return follow(answers(walk, []).result, given, **options)
     return answers(walk, [*(answer.value for answer in upcoming.answers), *given], **options)
 
 

@@ -622,9 +622,9 @@ def test_a_written_recipe_says_where_it_is_found(monkeypatch, capsys):
     with keyboard([Key.ENTER, Key.ENTER], monkeypatch):
         wizard._execute(WriteRecipe(Path("configs/a.yaml"), "stage: sft\n"))
         assert "Run a recipe lists it" in capsys.readouterr().out
-        wizard._execute(WriteRecipe(Path("elsewhere.yaml"), "stage: sft\n"))
+        wizard._execute(WriteRecipe(Path("other/elsewhere.yaml"), "stage: sft\n"))
     shown = capsys.readouterr().out
-    assert "Run it with: llm-lab run elsewhere.yaml" in shown
+    assert "Run it with: llm-lab run other/elsewhere.yaml" in shown
     assert "Run a recipe lists it" not in shown
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -320,22 +321,30 @@ def test_a_run_that_failed_before_its_first_checkpoint_says_why_and_that_it_star
     assert "it failed: Diverged: the loss became nan at step 3" in visit.question.notice
     assert "starts from its first step" in visit.question.notice
     assert "Start it again" in [
-        choice.text for choice in answers(partial(after_a_run, name="base"), []).question.choices
+        choice.text for choice in answers(partial(after_a_run, path="checkpoints/base"), []).question.choices
     ]
 
 
 def test_after_a_run_the_first_choice_is_a_chat_that_returns_to_the_choices():
-    for after in (partial(after_a_run, name="base"), partial(after_a_run, path="checkpoints/base")):
-        visit = answers(after, [ENTER])
-        assert visit.effects == [OpenChat("checkpoints/base")]
-        assert visit.question.key == "next"
+    visit = answers(partial(after_a_run, path="checkpoints/base"), [ENTER])
+    assert visit.effects == [OpenChat("checkpoints/base")]
+    assert visit.question.key == "next"
     assert not any("llm-lab" in choice.text for choice in visit.question.choices)
+
+
+def test_after_a_run_the_choices_are_for_the_run_of_this_terminal_not_for_a_newer_one_with_its_name():
+    for folder, pid in (("base-2", os.getpid()), ("base-3", 1)):
+        shutil.copytree("checkpoints/base", f"checkpoints/{folder}")
+        RunFolder(Path("checkpoints", folder)).update(created_at=time.time() + pid, process={"pid": pid})
+    assert answers(partial(after_a_run, name="base"), []).result == Next("after a run", {"path": "checkpoints/base-2"})
 
 
 def test_after_a_stopped_run_the_choices_are_resuming_it_and_chatting_with_its_checkpoint():
     run = RunFolder(Path("checkpoints/base"))
     run.update(status="stopped", results={**run.facts()["results"], "step": 1})
-    visit = answers(partial(after_a_run, name="base"), ["Chat with its last checkpoint", "Resume it (50 %)"])
+    visit = answers(
+        partial(after_a_run, path="checkpoints/base"), ["Chat with its last checkpoint", "Resume it (50 %)"]
+    )
     assert visit.effects == [OpenChat("checkpoints/base")]
     assert visit.result == Next("resume", {"path": "checkpoints/base"}, can_return=True)
 
