@@ -51,7 +51,7 @@ def test_the_problems_do_not_change_without_a_new_version(name, documents, examp
 
 def test_the_number_and_size_of_the_texts_are_as_described(name, documents):
     size = sum(len(document.encode()) for document in documents)
-    assert BUILTIN[name].size == f"{len(documents):,} documents, {size / 1e6:.1f} MB"
+    assert BUILTIN[name].size == f"{len(documents):,} documents, {size / 2**20:.1f} MiB"
 
 
 def test_every_sum_in_the_texts_follows_the_story_and_is_correct(documents):

@@ -22,7 +22,7 @@ def test_the_stories_do_not_change_without_a_new_version(stories):
 
 def test_the_number_and_size_of_the_stories_are_as_described(stories):
     size = sum(len(story.encode()) for story in stories)
-    assert BUILTIN["stories"].size == f"{len(stories):,} stories, {size / 1e6:.1f} MB"
+    assert BUILTIN["stories"].size == f"{len(stories):,} stories, {size / 2**20:.1f} MiB"
 
 
 def test_every_story_is_unique_and_short(stories):

@@ -86,7 +86,7 @@ def test_a_plain_log_line_holds_every_number_of_the_row():
         display(MetricsLogged(full_row(step)))
     last = display.console.file.getvalue().splitlines()[-1]
     numbers = "training loss 2.1030, learning rate 0.02, gradient norm 0.41, tokens/s 31,204"
-    assert last == f"step 250 of 2,000: {numbers}, 0:12 elapsed, 2:55 left"
+    assert last == f"step 250 of 2,000: {numbers}, 0:13 elapsed, 2:55 left"
 
 
 def test_a_plain_evaluation_line_is_marked_as_one():
