@@ -232,10 +232,12 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
 def _require_same_recipe(job: Job, folder: RunFolder, fix: str) -> None:
     """Raise UserError with every key that has another value in the recipe of a run."""
     before = with_paths_of(folder.facts().get("recipe") or read_recipe_file(folder.recipe_path), folder.path)
+    different = different_keys(job, before)
     problems = [
-        Problem(key, f"the run in {folder.path} started with {then}", value=wanted)
-        for key, then, wanted in different_keys(job, before)
+        Problem(key, f"the run in {folder.path} started with {then}", value=wanted) for key, then, wanted in different
     ]
+    if job.own_run and {key for key, _, _ in different} <= job.keys("override"):
+        fix = "Leave it out, or start a new run without --resume."
     if problems:
         raise UserError(*problems[:-1], replace(problems[-1], fix=fix))
 

@@ -92,8 +92,10 @@ class FormPage:
     def rows(self) -> list[Row]:
         """Return the rows of the view that is shown."""
         if self.filter is not None:
-            essentials = {row.key for row in self.form.essentials}
-            return sorted(filtered(self.form.rows, self.filter), key=lambda row: row.key not in essentials)
+            essentials, known = {row.key for row in self.form.essentials}, {row.key for row in self.form.rows}
+            # A group that is switched on, such as lora, is a row of the essentials only.
+            rows = [*(row for row in self.form.essentials if row.key not in known), *self.form.rows]
+            return sorted(filtered(rows, self.filter), key=lambda row: row.key not in essentials)
         if self.view == ESSENTIALS:
             return list(self.form.essentials)
         if self.view == ALL:

@@ -349,6 +349,12 @@ def test_a_run_recorded_before_a_key_existed_is_resumed(finished_run):
         run(tiny_recipe(**{"train.report_to": ["tensorboard"]}), resume=True)
 
 
+def test_an_override_that_would_change_a_resumed_run_is_to_be_left_out(finished_run, capsys):
+    assert main(["run", "tiny", "--resume", "train.max_steps=30"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "train.max_steps = 30: the run in checkpoints/tiny started with 20. Leave it out, or start a new run" in said
+
+
 def test_a_recipe_edited_in_its_run_folder_is_compared_with_the_original_one(finished_run, capsys):
     path = TINY.recipe_path
     path.write_text(path.read_text().replace("max_steps: 20", "max_steps: 30"))

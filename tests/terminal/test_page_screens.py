@@ -104,6 +104,18 @@ def test_settings_are_found_by_their_usual_short_names_and_by_their_keys(in_tmp_
     assert key in [row.key for row in filtered(rows, typed)][:2]
 
 
+def test_a_row_that_a_filter_found_stays_in_view_when_its_value_changes(in_tmp_path):
+    raw = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "openai-community/gpt2"}}
+    start = Draft(raw | {"data": [{"path": "builtin:sums"}]}, CPU, "Fine-tune (SFT)")
+    page = FormPage(page_question(start, start, run_page("sft")), lambda question, columns, most: [])
+    page.type_filter("lora")
+    assert page.at == "lora"
+    page.step(1)
+    assert (page.at, page.row.value) == ("lora", "LoRA: an adapter")
+    page.step(-1)
+    assert (page.at, page.row.value) == ("lora", "all weights")
+
+
 def test_a_filter_finds_the_setting_whose_value_or_choice_it_names_before_the_ones_whose_help_has_it(in_tmp_path):
     (in_tmp_path / "model").mkdir()
     start = Draft({"stage": "export", "device": "cpu", "model": {"checkpoint": "model"}}, CPU, "Export")
