@@ -80,6 +80,7 @@ def recipe_page() -> str:
         "",
         "Generated from the schema by `python docs/generate.py`. A key that is left out gets its default, or a value",
         "derived from the others; unknown keys are errors. On the command line: `llm-lab run RECIPE group.key=value`.",
+        "Entries of a list are numbered from 0: `data.0.path=FILE`, `stages.1.train.max_steps=5`.",
         "The [README](../README.md#parts) explains the sizes, parts, optimizers and schedules.",
         "",
         "`model: NAME` is short for `model: {checkpoint: NAME}`; in pretraining, NAME can also be a size or a config.",
@@ -91,6 +92,9 @@ def recipe_page() -> str:
         "one: reward models, evaluations and exports are skipped); with `model: stage:NAME`, from the result of an",
         "earlier stage. A stage without `name` is named after its stage, such as sft; its folder is",
         "checkpoints/PIPELINE/NAME/.",
+        "",
+        "`optimizer.name` decides which table of the optimizers applies. Without it, pretraining uses",
+        f"{_optimizer_of('pretrain')}, the other stages {_optimizer_of('sft')}.",
     ]
     known: dict[str, tuple[str, list[str]]] = {}  # {group: (the stage it was shown for, its rows)}
     for stage in STAGES.values():
@@ -122,6 +126,10 @@ def option_rows(stage: Stage) -> dict[str, list[str]]:
     return tables
 
 
+def _optimizer_of(stage: str) -> str:
+    return str(STAGES[stage].recipe.model_fields["optimizer"].get_default(call_default_factory=True).name)
+
+
 def _allowed(key: Key, schema: type[StageRecipe]) -> str:
     """Return the allowed values; of an optimizer's name, those of the stage: a form also shows the others, and why."""
     if key.path != "optimizer.name":
@@ -145,6 +153,8 @@ def optional_groups_of(group: type[Group], prefix: str = "") -> Iterator[tuple[K
 def _row(key: Key, allowed: str) -> str:
     about, _, left_out = key.help.partition("; left out: ")
     default = f"derived: {left_out}" if left_out else _default(key)
+    if key.path == "optimizer.name":
+        default = f"`{key.default}` in this table"
     if key.choices and key.path not in EXPLAINED_ELSEWHERE:
         about += "".join(f"<br>`{name}`: {meaning}" for name, meaning in key.choices.items() if meaning)
     return f"| `{key.name}` | {_cell(allowed)} | {_cell(default)} | {_cell(about)} |"

@@ -280,6 +280,7 @@ def test_version_and_help(capsys):
             "study attention --steps 9",
             "--steps: `llm-lab study` has no such option. Options of the study are written without --: steps=VALUE.",
         ),
+        ("run demo --yes", "--yes: `llm-lab run` has no such option. `llm-lab run --help` shows its arguments."),
         ("run demo --dryrun", "--dryrun: `llm-lab run` has no such option. Did you mean --dry-run?"),
         (
             "list runz",

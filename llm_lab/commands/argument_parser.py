@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from llm_lab.errors import SIMILAR, Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import SIMILAR, Problem, UserError, closest, did_you_mean, one_of
 
 DELETE = ("rm", "gc")  # commands that delete files
 # Names of commands in other programs, with ours.
@@ -159,7 +159,9 @@ def _unknown(word: str, parser: Parser) -> Problem:
     if not word.startswith("-"):
         return Problem(f"{parser.prog} ... {shlex.quote(word)}", "one argument too many", fix=how)
     option = word.partition("=")[0]
-    fix = did_you_mean(option, [known for known in parser.options if known != "--help"])
+    known = [name.lstrip("-") for name in parser.options if name != "--help"]
+    near = closest(option.lstrip("-"), known)  # without the dashes, which all of them have
+    fix = f"Did you mean --{near}?" if near else None
     if fix is None and any(action.metavar == STUDY_OPTION for action in parser._actions):
         fix = f"Options of the study are written without --: {option.lstrip('-')}=VALUE."
     return Problem(option, f"`{parser.prog}` has no such option", fix=fix or how)

@@ -257,8 +257,8 @@ def _without_rates(group: type[Group]) -> type[Group]:
                 None,
                 help=info.description or "",
                 question=Key(name, info).question,
-                derived="0.02 × the pretraining default for SFT, 0.01 × for reward models, 0.001 × for DPO, GRPO and "
-                "PPO; ten times that with LoRA; larger for models narrower than 2,048",
+                derived="the default of pretraining × 0.02 for SFT, × 0.01 for reward models, × 0.001 for DPO, GRPO "
+                "and PPO; ten times that with LoRA; larger for models narrower than 2,048",
                 gt=0.0,
                 le=10.0,
                 advanced=Key(name, info).meta.get("advanced", False),

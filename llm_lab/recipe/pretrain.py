@@ -228,8 +228,8 @@ class PretrainRecipe(StageRecipe):
     )
     tokenizer: Derived[Tokenizer] = option(
         help="bytes, {bpe: vocabulary size} to train a BPE tokenizer, a folder, or a name on the Hub",
-        derived="the checkpoint's own; with model.config the design's, or bytes; else from model.size: bytes for nano, "
-        "a BPE tokenizer for larger sizes",
+        derived="the checkpoint's own; with model.config the one in its folder, or bytes; else from model.size: bytes "
+        "for nano, a BPE tokenizer for larger sizes",
         names="tokenizer",
     )
     data: tuple[DataSource, ...] = option(..., help="the datasets, each with its weight", min_length=1)

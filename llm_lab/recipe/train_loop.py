@@ -137,10 +137,10 @@ class TrainLoop(Group):
     """What every trained stage sets: batches, evaluations, checkpoints, precision."""
 
     per_device_train_batch_size: Derived[Int] = option(
-        help="batch size per device, in sequences (in pairs for DPO and reward models)",
+        help="batch size per device, in sequences (in pairs for DPO and reward models, in outputs for GRPO and PPO)",
         question="Batch size per device?",
         derived="pretraining: 16 on a CPU, as many as fit on a GPU; other stages: 8, fewer where they don't fit "
-        "(GRPO and PPO: 8 prompts per step)",
+        "(GRPO and PPO: the outputs for 8 prompts per step)",
         ge=1,
     )
     gradient_accumulation_steps: Derived[Int] = option(
@@ -278,7 +278,8 @@ def fill_intervals(recipe: PartialRecipe, *, evaluations: int) -> None:
         recipe.fill("scheduler.warmup_steps", constant, "the part of the run before decay_ratio")
     recipe.fill("scheduler.warmup_steps", min(2000, steps // 20), "5 % of max_steps, at most 2,000")
     every = max(min(steps, 10), steps // evaluations)
-    recipe.fill("train.eval_steps", every, f"{SHARES[evaluations]} of max_steps, at least 10")
+    share = f"{SHARES[evaluations]} of max_steps, at least 10"
+    recipe.fill("train.eval_steps", every, share if steps >= 10 else "at the end of a run this short")
     recipe.fill("train.save_steps", recipe.get("train.eval_steps"), "same as eval_steps")
     recipe.fill("train.logging_steps", min(50, max(1, steps // 50)), "a fiftieth of max_steps, 1 to 50")
 

@@ -31,10 +31,13 @@ def samples_in(text: str) -> Iterator[tuple[str, str]]:
         yield read_prompt(prompt), _unquoted(body)
 
 
-def last_samples(run: RunFolder) -> list[tuple[int, str, str]]:
-    """Return (step, prompt, text) of a run's last samples."""
-    every = run.samples()
-    return [(step, prompt, text) for step, part in every[-1:] for prompt, text in samples_in(part)]
+def last_samples(run: RunFolder, *, whole: bool = False) -> list[tuple[int, str, str]]:
+    """Return (step, prompt, text) of a run's last samples. whole: the prompt was written with the text."""
+    return [
+        (step, prompt, text.removeprefix(prompt) if whole else text)
+        for step, part in run.samples()[-1:]
+        for prompt, text in samples_in(part)
+    ]
 
 
 def last_prompts(run: RunFolder) -> Iterator[str]:

@@ -223,7 +223,9 @@ def fit(
     if idle > 0:
         listener(RunWarning(f"{idle} more GPUs are idle: use --nproc {idle + process_count()} to train on all of them"))
     listener(
-        TrainingStarted(train.max_steps, start.step, folder.facts(), folder.metrics(), samples=last_samples(folder))
+        TrainingStarted(
+            train.max_steps, start.step, folder.facts(), folder.metrics(), samples=last_samples(folder, whole=True)
+        )
     )
     if train.compile:
         listener(Notice("compiling the model: the first steps take longer"))

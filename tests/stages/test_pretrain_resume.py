@@ -17,7 +17,7 @@ from support.tiny_models import combinations, expert_combinations, named, recipe
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
-from llm_lab.events import Evaluating, MetricsLogged, Notice, TrainingStarted
+from llm_lab.events import Evaluating, MetricsLogged, Notice, SampleWritten, TrainingStarted
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages.pretrain import PretrainEvaluation
@@ -79,9 +79,10 @@ def test_a_run_of_every_pair_of_parts_is_exported_alike_and_resumes_bit_for_bit(
 
 
 def test_a_second_ctrl_c_says_what_is_saved_and_the_resumed_run_is_recorded_as_one():
-    started = []
+    started, written = [], []
 
     def press_ctrl_c_twice(event):
+        written.extend([event] if isinstance(event, SampleWritten) else [])
         if isinstance(event, MetricsLogged) and event.row["step"] == 15:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
@@ -96,6 +97,7 @@ def test_a_second_ctrl_c_says_what_is_saved_and_the_resumed_run_is_recorded_as_o
     (event,) = [event for event in started if isinstance(event, TrainingStarted)]
     assert [row["step"] for row in event.earlier if "loss" in row] == [1, 5, 10], "the live curve is whole"
     assert {step for step, _, _ in event.samples} == {10}, "the live view shows the samples from before"
+    assert event.samples == [(one.step, one.prompt, one.text) for one in written if one.step == 10]
     report, card = TINY.report_path.read_text(), (TINY.model_path / "README.md").read_text()
     assert "| step | 20 |" in report
     for text in (report, card):
