@@ -19,9 +19,8 @@ from llm_lab.recipe.eval import measures_itself
 from llm_lab.recipe.export import ExportRecipe, unsupported_formats
 from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.files import read_recipe_file, to_yaml
-from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.post_training import fill_steps
-from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
+from llm_lab.recipe.registry import PipelineRecipe, expand_model, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again
 from llm_lab.recipe.train_loop import LENGTH_RULES
 from llm_lab.recipe.trust import Code, code_in
@@ -204,7 +203,7 @@ def _references_outside_a_pipeline(values: Mapping[str, Any]) -> Iterator[Proble
 
 def _with_full_names(values: dict[str, Any]) -> dict[str, Any]:
     """Return a stage's values with paths in place of models that are named by a run, or the start of its name."""
-    return _rename(values, _full_name, "model")
+    return _rename(expand_model(values), _full_name, "model")
 
 
 def _full_name(text: str) -> str:
@@ -266,9 +265,9 @@ def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Pro
             problems += error.problems
         else:
             remarks += [remark] if isinstance(remark, str) else []
-    for key, holder in (("rewards", recipe), ("score.rewards", score)):
-        terms = getattr(holder, "rewards", None) or ()
-        problems += check_files([term.model_dump() for term in terms], key=key)
+    own, scored = getattr(recipe, "rewards", None), getattr(score, "rewards", None)
+    for key, terms in (("rewards", own), ("score.rewards", None if scored == own else scored)):
+        problems += check_files([term.model_dump() for term in terms or ()], key=key)
     return problems, remarks
 
 

@@ -129,3 +129,17 @@ def test_a_text_in_the_wrong_format_is_refused_with_the_right_format(capsys):
     said = capsys.readouterr().err
     assert "letters, digits and . _ = -, starting with a letter or digit" in said
     assert "template_date = yesterday: not of the allowed form. Allowed: a date such as 2026-11-28" in said
+
+
+def test_a_wrong_reward_function_is_reported_once_where_the_recipe_names_it(capsys):
+    recipe = (
+        "{stage: grpo, name: g, device: cpu, model: {checkpoint: gpt2}, data: [{path: builtin:sums}], "
+        "rewards: [{name: exact_number}, {python: r.py}]}"
+    )
+    said = errors_of(recipe, capsys)
+    assert said.count("r.py: this is not a function in a file") == 1
+    assert "rewards.1.python = r.py: " in said
+    assert "score" not in said
+    own = recipe.replace("rewards: [{name: exact_number}, {python: r.py}]", "rewards: [{name: exact_number}]")
+    said = errors_of(own[:-1] + ", score: {rewards: [{python: r.py}]}}", capsys)
+    assert "score.rewards.0.python = r.py: " in said

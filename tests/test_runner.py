@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import tiny_recipe, write_text
+from support.post_runs import write_base
 
 import llm_lab
 from llm_lab.errors import MachineError, UserError
 from llm_lab.job import SHIPPED_RECIPES, check, find_recipe, list_recipes, read_job
 from llm_lab.runner import load, run
+from llm_lab.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,28 @@ def test_overrides_apply_and_have_their_own_origin():
     assert resolved.values["train"]["max_steps"] == 3
     assert [str(resolved.origins[key]) for key in ("train.max_steps", "data.1.path")] == ["override", "override"]
     assert str(resolved.origins["train.eval_steps"]) == "answer"
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("name", ["stories", "nano", "stor"])
+def test_a_model_named_in_short_is_resolved_like_its_checkpoint(stage, name):
+    """In later stages a name is never a size; in pretraining, the sizes come first."""
+    for made in ("stories", "nano"):
+        write_base(f"checkpoints/{made}/model")
+        RunFolder(Path(f"checkpoints/{made}")).update(name=made, stage="pretrain", status="done")
+    recipe = {"stage": stage, "name": "next", "device": "cpu", "data": [{"path": "builtin:sums"}]}
+    if stage == "pretrain" and name == "nano":
+        assert check(recipe | {"model": name}).stages[0].values["model"]["size"] == "nano"
+        return
+    wanted = check(recipe | {"model": {"checkpoint": name}})
+    full = "checkpoints/stories" if name == "stor" else f"checkpoints/{name}"
+    assert wanted.stages[0].values["model"] == {"checkpoint": full}
+    assert wanted.stages[0].estimate.parameters
+    Path("next.yaml").write_text(yaml.safe_dump(recipe))
+    inside = {"name": "next", "stages": [recipe | {"model": name}]}
+    for job in (check(recipe | {"model": name}), check("next.yaml", [f"model={name}"]), check(inside)):
+        assert job.stages[0].values == wanted.stages[0].values
+        assert job.stages[0].estimate == wanted.stages[0].estimate
 
 
 def test_problems_of_recipe_and_data_are_reported_together():

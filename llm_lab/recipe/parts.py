@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
@@ -377,21 +376,6 @@ Model = Annotated[
     | Annotated[ModelCheckpoint, Tag("checkpoint")],
     Discriminator(_model_kind),
 ]
-
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-
-
-def expand_model(raw: Values) -> dict[str, Any]:
-    """Expand `model: NAME` to a preset size, a config (a local path without weights), or else a checkpoint."""
-    result = dict(raw)
-    model = result.get("model")
-    if isinstance(model, str) and model in SIZES and not Path(model).exists():
-        result["model"] = {"size": model}
-    elif isinstance(model, str):
-        folder = Path(model).expanduser()
-        has_weights = any((folder / sub / file).exists() for sub in ("", "model") for file in WEIGHT_FILES)
-        result["model"] = {"config" if folder.exists() and not has_weights else "checkpoint": model}
-    return result
 
 
 def model_source(values: Values) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from llm_lab.errors import first_line
@@ -14,6 +15,7 @@ from .export import EXPORT
 from .fields import NAME, Group, Int, OneOf, flatten, groups_of, option
 from .grpo import GRPO
 from .merge import MERGE
+from .parts import SIZES
 from .ppo import PPO
 from .pretrain import PRETRAIN
 from .reward import REWARD
@@ -23,6 +25,7 @@ from .stage import DEVICES, Stage, Values
 
 BUILT_IN = (PRETRAIN, SFT, REWARD, DPO, GRPO, PPO, MERGE, EVAL, EXPORT)
 STAGES: dict[str, Stage] = {stage.name: stage for stage in BUILT_IN}
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
 def register(stage: Stage) -> None:
@@ -75,6 +78,21 @@ class PipelineRecipe(Group):
         help="`score` for all stages that do not set their own: the same held-out prompts for all"
     )
     stages: tuple[dict[str, Any], ...] = option(..., help="the stages; each is a recipe", min_length=1)
+
+
+def expand_model(raw: Values) -> dict[str, Any]:
+    """Expand `model: NAME` to a checkpoint; in pretraining, also to a preset size, or a config without weights."""
+    result = dict(raw)
+    model, stage = result.get("model"), stage_of(raw)
+    if isinstance(model, str) and stage and not stage.from_scratch:
+        result["model"] = {"checkpoint": model}
+    elif isinstance(model, str) and model in SIZES and not Path(model).exists():
+        result["model"] = {"size": model}
+    elif isinstance(model, str):
+        folder = Path(model).expanduser()
+        has_weights = any((folder / sub / file).exists() for sub in ("", "model") for file in WEIGHT_FILES)
+        result["model"] = {"config" if folder.exists() and not has_weights else "checkpoint": model}
+    return result
 
 
 def named_in(values: Values, *kinds: str) -> Iterator[tuple[str, str]]:

@@ -20,8 +20,8 @@ from .eval import missing_packages
 from .fields import flatten
 from .files import to_yaml
 from .forgetting import expand_forgetting
-from .parts import expand_model, model_source
-from .registry import named_in
+from .parts import model_source
+from .registry import expand_model, named_in
 from .stage import PartialRecipe, Stage, StageRecipe, ToEstimate, Values
 from .train_loop import missing_trackers, rows_longer_than_context
 from .validate import ALWAYS_SHOWN, applies, build, check_rules, require_stage, validate_as

@@ -18,10 +18,9 @@ from llm_lab.job import Job, check, hub_models, read_job
 from llm_lab.recipe.fields import Key, flatten, value_at
 from llm_lab.recipe.files import parse_yaml, to_yaml
 from llm_lab.recipe.forgetting import expand_forgetting
-from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.plan_warnings import plan_warnings
 from llm_lab.recipe.post_training import fill_steps
-from llm_lab.recipe.registry import STAGES, Stage
+from llm_lab.recipe.registry import STAGES, Stage, expand_model
 from llm_lab.recipe.resolve import Resolved, diagnose, require_device
 from llm_lab.recipe.validate import find_key, optional_groups, stage_schema
 from llm_lab.runs.folder import ROOT, free_name, slug

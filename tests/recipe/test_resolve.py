@@ -9,8 +9,9 @@ from conftest import tiny_recipe
 from llm_lab.errors import MachineError, UserError
 from llm_lab.estimate.machine import Gpu, Machine, find_machine
 from llm_lab.recipe.files import parse_yaml
-from llm_lab.recipe.parts import SIZES, expand_model
+from llm_lab.recipe.parts import SIZES
 from llm_lab.recipe.pretrain import CPU_MAX_STEPS
+from llm_lab.recipe.registry import expand_model
 from llm_lab.recipe.resolve import Origin, diagnose, require_device, resolve
 
 GIB = 2**30
