@@ -204,8 +204,8 @@ def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool, seen: 
     steps = max(0, train["max_steps"] - cost.first_step)
     many = f"{steps:,} step{'' if steps == 1 else 's'}"
     if not scratch:  # shorter examples are padded
-        most = "about" if seen else "at most"
-        return f"{many} × {most} {cost.tokens_per_step:,} tokens = {most} {count(cost.tokens)} tokens"
+        most, padding = ("about", ", with padding") if seen else ("at most", "")
+        return f"{many} × {most} {cost.tokens_per_step:,} tokens = {most} {count(cost.tokens)} tokens{padding}"
     most = "up to " if cost.tokens < steps * cost.tokens_per_step else ""
     length = train["max_length"]
     rows = plural(cost.tokens_per_step // length, "sequence")
