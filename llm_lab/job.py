@@ -241,7 +241,7 @@ def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Pro
             looks.append(lambda: require_own_data(str(find_model(checkpoint))))
         if stage.takes_adapter:
             looks.append(lambda: read_adapter(find_model(checkpoint), key="model.checkpoint"))
-    looks += [partial(look_at_model, name, key=key) for key, name in hub_models(resolved)]
+    looks += [partial(look_at_model, name, key=key, what=what) for key, name, what in hub_models(resolved)]
     for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
         if stage.examples == "text":
@@ -283,16 +283,20 @@ def problems_of_push(resolved: Resolved) -> Sequence[Problem | str]:
     return []
 
 
-def hub_models(resolved: Resolved) -> list[tuple[str, str]]:
-    """Return (dotted key, name) of the models that a stage loads from the Hub."""
+def hub_models(resolved: Resolved) -> list[tuple[str, str, str]]:
+    """Return (dotted key, name, "model" or "tokenizer") of what a stage loads from the Hub, each name once."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for kind in ("model", "tokenizer"):
+        for key, name in named_in(resolved.values, kind):
+            if kind == "model" or (name != "bytes" and name.lower() != "bpe"):  # a rule says that BPE needs a size
+                found.setdefault(name, (key, name, kind))
     return [
-        (key, name)
-        for key, name in named_in(resolved.values, "model")
+        (key, name, kind)
+        for key, name, kind in found.values()
         if name.count("/") <= 1
-        and not name.startswith(REFERENCE)
-        and not name.startswith((".", "~", "/", f"{ROOT}/"))
+        and not name.startswith((REFERENCE, ".", "~", "/", f"{ROOT}/"))
         and not Path(name).exists()
-        and not (ROOT / name).exists()
+        and not (kind == "model" and (ROOT / name).exists())
     ]
 
 

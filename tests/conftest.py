@@ -14,6 +14,7 @@ import itertools
 import random
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,3 +219,16 @@ def spawn_program(program: str) -> Any:
         timeout=20,
         env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
     )
+
+
+@pytest.fixture
+def silent_hub(monkeypatch):
+    """An endpoint that does not respond, for libraries that are not set to stay offline."""
+    with socket.socket() as kept:  # bound, so no other process gets this port, but it does not listen
+        kept.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{kept.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", False)
+        yield endpoint

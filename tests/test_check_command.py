@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.local_hub import LocalHub
 
 from llm_lab.cli import main
 from llm_lab.recipe.optimizers import AdamW
@@ -143,3 +144,49 @@ def test_a_wrong_reward_function_is_reported_once_where_the_recipe_names_it(caps
     own = recipe.replace("rewards: [{name: exact_number}, {python: r.py}]", "rewards: [{name: exact_number}]")
     said = errors_of(own[:-1] + ", score: {rewards: [{python: r.py}]}}", capsys)
     assert "score.rewards.0.python = r.py: " in said
+
+
+PLAIN = "{stage: pretrain, data: [{path: b.txt}], device: cpu, train: {max_steps: 2}, "
+
+
+@pytest.mark.parametrize("name", ["bpe", "BPE"])
+def test_a_bpe_tokenizer_without_a_size_is_refused_with_the_way_to_write_it(name, capsys, silent_hub, monkeypatch):
+    with LocalHub({}) as there:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", there.url)
+        said = errors_of(f"{PLAIN} tokenizer: {name}}}", capsys)
+    how = "Write {bpe: 4096}; on the command line: tokenizer.bpe=4096."
+    assert f"tokenizer = {name}: a BPE tokenizer needs a vocabulary size. {how}" in said
+    assert said.count("tokenizer =") == 1, "it is not looked up on the Hub as well"
+    Path("recipe.yaml").write_text(f"{PLAIN} tokenizer: bytes}}")
+    assert main(["check", "recipe.yaml", "tokenizer.bpe=300"]) == 0
+
+
+def test_a_tokenizer_that_is_no_local_folder_is_checked_like_a_model(capsys, silent_hub):
+    said = errors_of(f"{PLAIN} tokenizer: ./gone}}", capsys)
+    assert "tokenizer = ./gone: there is no such file or folder" in said
+    for name, near in (("bits", " Did you mean bytes?"), ("off", ""), ("org/name", "")):
+        Path("recipe.yaml").write_text(f"{PLAIN} tokenizer: '{name}'}}")
+        assert main(["check", "recipe.yaml"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"tokenizer: {name} is not a local folder and was not checked: the Hub can't be reached.{near}" in said
+
+
+def test_a_tokenizer_that_the_hub_does_not_have_is_refused(capsys, silent_hub, monkeypatch):
+    with LocalHub({}) as there:
+        there.make_repository("ann/words", private=False, files={"tokenizer.json": b"{}"})
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", there.url)
+        said = errors_of(f"{PLAIN} tokenizer: ann/gone}}", capsys)
+        assert "tokenizer = ann/gone: no tokenizer with this name, locally or on the Hub." in said
+        Path("recipe.yaml").write_text(f"{PLAIN} tokenizer: ann/words}}")
+        assert main(["check", "recipe.yaml"]) == 0
+        assert "was not checked" not in capsys.readouterr().out
+
+
+def test_a_reward_model_that_scores_too_is_checked_once(silent_hub, capsys):
+    recipe = (
+        "{stage: grpo, name: g, device: cpu, model: {checkpoint: org/base}, data: [{path: builtin:sums}], "
+        "rewards: [{model: org/rewards}]}"
+    )
+    Path("recipe.yaml").write_text(recipe)
+    assert main(["check", "recipe.yaml"]) == 0
+    assert " ".join(capsys.readouterr().out.split()).count("org/rewards is not a local folder") == 1

@@ -52,26 +52,30 @@ def _answers(endpoint: str) -> bool:
     return True
 
 
-def look_at_model(name: str, *, key: str) -> str | None:
+def look_at_model(name: str, *, key: str, what: str = "model") -> str | None:
     """Check that a model exists on the Hub, without downloading it; return a remark if that can't be known.
 
-    Raises UserError if the Hub reports that it does not exist, or that it has GGUF files only.
+    what: "tokenizer" if only its tokenizer is used. Raises UserError if the Hub reports that it does not exist, or that
+    it has GGUF files only.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with files_of(name, key=key):  # HfApi raises for what can't be a name
-        if any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json")):
+    files = ("config.json", "adapter_config.json") if what == "model" else ("tokenizer.json", "tokenizer_config.json")
+    with files_of(name, key=key, what=what):  # HfApi raises for what can't be a name
+        if any(isinstance(try_to_load_from_cache(name, file), str) for file in files):
             return None
     silent = go_offline_without_hub()
     try:
         info = HfApi().model_info(name, timeout=10)
     except RepositoryNotFoundError as error:
-        raise UserError(hub_problem(error, key, name, "model")) from None
+        raise UserError(hub_problem(error, key, name, what)) from None
     except Exception as error:  # network errors depend on the HTTP client, which changes between releases
         said = f"{type(error).__name__}: {first_line(error)}"
         why = "the Hub can't be reached" if silent else f"the Hub did not answer, or is disabled ({said})"
-        return f"{key}: {name} is not a local folder and was not checked: {why}. {near_folder(name) or ''}".strip()
+        return f"{key}: {name} is not a local folder and was not checked: {why}. {_near(name, what) or ''}".strip()
+    if what == "tokenizer":
+        return None
     if problem := _gguf_only(name, [file.rfilename for file in info.siblings or ()], key):
         raise UserError(problem)
     return None
@@ -88,12 +92,15 @@ def _gguf_only(name: str, files: Iterable[str], key: str) -> Problem | None:
     return Problem(key, f"on the Hub it has GGUF files only: {listed}", value=name, fix=fix)
 
 
-def require_models(names: Iterable[tuple[str, str]]) -> None:
-    """Raise UserError for the models that a run could not load now. names: (dotted key, name) of those on the Hub."""
+def require_models(names: Iterable[tuple[str, str, str]]) -> None:
+    """Raise UserError for the models that a run could not load now.
+
+    names: (dotted key, name, "model" or "tokenizer") of those on the Hub.
+    """
     problems = []
-    for key, name in names:
-        if look_at_model(name, key=key) is not None:
-            problems.append(hub_problem(ConnectionError("couldn't reach the Hub"), key, name, "model"))
+    for key, name, what in names:
+        if look_at_model(name, key=key, what=what) is not None:
+            problems.append(hub_problem(ConnectionError("couldn't reach the Hub"), key, name, what))
     if problems:
         raise UserError(*problems)
 
@@ -123,6 +130,11 @@ def near_folder(name: str) -> str | None:
     by_name = {path.name: path for path in folders}
     last = None if near or "/" in wanted else closest(wanted, by_name)
     return f"Did you mean {by_name[last]}?" if last else near
+
+
+def _near(name: str, what: str) -> str | None:
+    near = did_you_mean(name, ["bytes"]) if what == "tokenizer" else None
+    return near or near_folder(name)
 
 
 def lfs_pointers(folder: str | Path) -> list[str]:
@@ -172,13 +184,15 @@ def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem
     lowered = text.lower()
     if "config.json" in lowered and (problem := _look_for_gguf(name, key)):
         return problem
-    if "gated" in lowered or "401" in text or "403" in text:
+    # The Hub's answer to an unknown name mentions private and gated repositories, too.
+    is_unknown = "Repository Not Found" in text or "not a local folder and is not a valid model identifier" in text
+    if not is_unknown and ("gated" in lowered or "401" in text or "403" in text):
         why = f"this {what} is gated or private"
         fix = "Accept its terms on its page, then `hf auth login` or set HF_TOKEN."
     elif "trust_remote_code" in text:
         why = f"this {what} contains custom code, which runs only with your permission"
         fix = "Review the code first. Then name this model on the command line, with --trust-remote-code."
-    elif "not a local folder and is not a valid model identifier" in text or "404" in text:
+    elif is_unknown or "404" in text:
         why = f"no {what} with this name, locally or on the Hub"
         fix = "Check the spelling; a private one requires `hf auth login`."
     elif any(word in lowered for word in ("connect", "offline", "resolve", "timed out", "couldn't reach")):
@@ -192,6 +206,6 @@ def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem
         return Problem(key, f"the {what} can't be loaded: {first_line(error)}", value=name, fix=fix)
     else:
         why, fix = f"the {what} can't be loaded: {first_line(error)}", None
-    if fix and (near := near_folder(name)):
+    if fix and (near := _near(name, what)):
         fix = f"{near} {fix}"
     return Problem(key, why, value=name, fix=fix)

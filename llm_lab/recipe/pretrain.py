@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Tag
@@ -53,6 +54,7 @@ EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 # Measured: compiling takes half a minute on two CPU cores and saves about 5 ms of a 35 ms step.
 COMPILE_PAYS_AFTER_STEPS = 5000  # on a CPU
 COMPILE_SAVES = 0.25  # at least this share of the training time on a GPU: fewer kernels, less memory traffic
+USUAL_BPE = 4096  # a vocabulary size to suggest
 MAX_BATCH_TOKENS = 65_536  # a larger batch does not make a GPU faster
 
 
@@ -438,6 +440,13 @@ def _checkpoint_has_its_own_tokenizer(values: Values) -> Iterator[Problem]:
         yield Problem("tokenizer", why, value=tokenizer, fix="Leave it out.")
 
 
+def _a_bpe_has_a_size(values: Values) -> Iterator[Problem]:
+    tokenizer, is_new = values.get("tokenizer"), model_source(values) != "checkpoint"
+    if is_new and isinstance(tokenizer, str) and tokenizer.lower() == "bpe" and not Path(tokenizer).exists():
+        fix = f"Write {{bpe: {USUAL_BPE}}}; on the command line: tokenizer.bpe={USUAL_BPE}."
+        yield Problem("tokenizer", "a BPE tokenizer needs a vocabulary size", value=tokenizer, fix=fix)
+
+
 def _builtin_text_is_not_streamed(values: Values) -> Iterator[Problem]:
     for index, source in enumerate(values.get("data") or ()):
         if source.get("streaming") and str(source.get("path")).startswith("builtin:"):
@@ -485,6 +494,7 @@ PRETRAIN = Stage(
         *LOOP_RULES,
         *REWARD_RULES,
         _checkpoint_has_its_own_tokenizer,
+        _a_bpe_has_a_size,
         repeated_sets,
         _builtin_text_is_not_streamed,
         _kernel_supports_document_masks,

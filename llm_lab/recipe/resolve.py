@@ -204,13 +204,14 @@ def _memory_problem(resolved: Resolved) -> Iterator[Problem]:
 
 
 def _missing_models(values: Values) -> Iterator[Problem]:
-    """Yield a problem for each local model that does not exist. A Hub name can only be checked by fetching it."""
+    """Yield a problem for each local model or tokenizer that does not exist. Names on the Hub are checked there."""
     reported: set[str] = set()
-    for key, name in named_in(values, "model", "config"):
+    for key, name in (*named_in(values, "model", "config"), *named_in(values, "tokenizer")):
         looks_local = name.startswith(LOCAL_PREFIXES) or name.count("/") > 1 or name.endswith((".json", SUFFIX))
         if looks_local and name not in reported and not Path(name).expanduser().exists():
             reported.add(name)
             usual = "Name a run by its folder in checkpoints/, or a design by its config.json."
+            usual = "Name a folder with a tokenizer.json." if key == "tokenizer" else usual
             remote = file_on_the_hub(name)
             fix = f"If it is a file on the Hub, download it. {how_to_download(*remote)}" if remote else usual
             yield Problem(key, "there is no such file or folder", value=name, fix=similar_path(name) or fix)

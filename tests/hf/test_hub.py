@@ -15,19 +15,6 @@ from llm_lab.model.modeling_lab import register
 from llm_lab.runs.folder import find_model
 
 
-@pytest.fixture
-def silent_hub(monkeypatch):
-    """An endpoint that does not respond, for libraries that are not set to stay offline."""
-    with socket.socket() as kept:  # bound, so no other process gets this port, but it does not listen
-        kept.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{kept.getsockname()[1]}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", False)
-        yield endpoint
-
-
 def test_an_unknown_name_is_refused_in_seconds_if_the_hub_does_not_answer(silent_hub, in_tmp_path):
     (in_tmp_path / "mymodel").mkdir()
     register()  # its imports are not part of the answer

@@ -181,6 +181,7 @@ PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
             {"model": {"checkpoint": "org/model"}, "tokenizer": "org/model"},
         ),
     ],
+    "_a_bpe_has_a_size": [({"tokenizer": "bpe"}, "tokenizer", {"tokenizer": {"bpe": 300}})],
     "repeated_sets": [
         (
             {"data": [{"path": "a.txt"}, {"path": "a.txt", "weight": 2.0}]},
