@@ -247,7 +247,7 @@ class Wizard:
         """Keep the answers of a flow as a draft."""
         from llm_lab.wizard.menu import is_kept, title_of
 
-        answers = tuple(walk.kept[:-1] if without_last else walk.kept)
+        answers = tuple(walk.kept_without_last if without_last else walk.kept)
         if is_kept(start.flow) and answers and answers != start.answers:
             self.drafts.pop(start.flow, None)
             self.drafts[start.flow] = replace(start, answers=answers, title=title_of(start.flow))

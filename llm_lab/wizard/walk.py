@@ -98,6 +98,18 @@ class Walk:
         page = self._undone.get(self.item.key) if isinstance(self.item, Question) and self.item.form else None
         return [*self.answers, *([replace(page, is_open=True)] if page else [])]
 
+    @property
+    def kept_without_last(self) -> list[Answer]:
+        """The answers so far without the last one, which left the flow; of a page, its changes are kept."""
+        if not self.kept:
+            return []
+        *before, last = self.kept
+        if not isinstance(last.value, Mapping) or "changes" not in last.value:
+            return before
+        is_at = {"at": last.value["at"]} if "at" in last.value else {}
+        page = {"changes": last.value["changes"], "action": None, **is_at}
+        return [*before, replace(last, value=page, is_open=True)]
+
     def answer(self, value: Any) -> None:
         """Answer the question and go to the next item."""
         self._undone.pop(self.item.key, None)

@@ -339,8 +339,12 @@ def test_settings_of_the_quick_start_are_kept_and_the_menu_offers_them(visit):
     assert "4 " in line_of(screens[at + 1], "max_steps")
 
 
-def test_ctrl_c_keeps_what_was_changed_on_a_page(visit):
-    screens = visit(*TO_PAGE, *FILLED, Key.CTRL_C, *PRETRAIN, *pick("Continue where I"), Key.CTRL_C, *LEAVE)
+TO_MENU = (*[Key.UP] * 15, *[Key.RIGHT] * 3, Key.ENTER)
+
+
+@pytest.mark.parametrize("leaves", [(Key.CTRL_C,), TO_MENU], ids=["Ctrl-C", "Menu"])
+def test_leaving_a_page_keeps_what_was_changed_on_it(visit, leaves):
+    screens = visit(*TO_PAGE, *FILLED, *leaves, *PRETRAIN, *pick("Continue where I"), Key.CTRL_C, *LEAVE)
     assert "What would you like to do?" in screens[-1]
     kept = screens[max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen) + 1]
     assert "first" in line_of(kept, "name")
