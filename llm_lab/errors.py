@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,11 @@ class Problem:
     def __str__(self) -> str:
         key = shorten(self.key, LONGEST_KEY)
         what = key if not self.has_value else f"{key} = {_short(self.value)}"
-        text = f"{what}: {_sentence(self.why)}"
+        text = f"{what}: {sentence(self.why)}"
         if self.allowed:
-            text += f" Allowed: {_sentence(self.allowed)}"
+            text += f" Allowed: {sentence(self.allowed)}"
         if self.fix:
-            text += f" {_sentence(self.fix)}"
+            text += f" {sentence(self.fix)}"
         return redact(text)
 
 
@@ -128,6 +128,11 @@ def one_of(choices: Sequence[Any]) -> str:
     return ", ".join(str(choice) for choice in choices)
 
 
+def leave_out(key: str) -> str:
+    """Return the fix for a key that should not be set: in the file, or by an override."""
+    return f"Leave it out; on the command line: {key}=null"
+
+
 def with_article(noun: str) -> str:
     """Return a noun after "a" or "an". A first word without a vowel, such as an abbreviation, is read as letters."""
     first = noun.split()[0].lower()
@@ -136,11 +141,21 @@ def with_article(noun: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = _as_yaml(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _sentence(text: str) -> str:
+def _as_yaml(value: Any) -> str:
+    """Return a value as a recipe writes it, but text without quotes."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_as_yaml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_as_yaml(item) or '""' for item in value) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def sentence(text: str) -> str:
+    """Return a text with a full stop, unless it ends with a punctuation mark."""
     text = shorten(text.strip(), LONGEST)
     return text if text.endswith((".", "?", "!")) else text + "."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ RECIPE_FOLDERS = (Path("configs"), Path(), SHIPPED_RECIPES)  # where a recipe is
 LINES_LOOKED_AT = 200  # of a YAML file, to see whether it is a recipe
 # Names on the Hub without an owner. A run whose name begins with one of them needs its full name.
 ONE_WORD_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
+_OVERRIDE = re.compile(r"(command line: |For example )(?=[a-z_]+(?:\.\w+)*=)")  # where an error names an override
 REFERENCE = "stage:"  # in a pipeline, stage:sft is the result of the stage named sft
 
 
@@ -242,7 +244,7 @@ def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Pro
         if stage.takes_adapter:
             looks.append(lambda: read_adapter(find_model(checkpoint), key="model.checkpoint"))
     looks += [partial(look_at_model, name, key=key, what=what) for key, name, what in hub_models(resolved)]
-    for index, source in enumerate(getattr(recipe, "data", None) or ()):
+    for index, source in _written_sources(resolved):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
         if stage.examples == "text":
             looks.append(partial(look_at_source, source.path, **options))
@@ -269,6 +271,18 @@ def look_at_data(resolved: Resolved, home: Path | None = None) -> tuple[list[Pro
     for key, terms in (("rewards", own), ("score.rewards", None if scored == own else scored)):
         problems += check_files([term.model_dump() for term in terms or ()], key=key)
     return problems, remarks
+
+
+def _written_sources(resolved: Resolved) -> list[tuple[int, Any]]:
+    """Return (index, source) for the datasets of a recipe, as the user wrote them.
+
+    Where an entry is not valid, it was left out or replaced so that the other keys could be checked. Then the datasets
+    are returned only if it is certain which entries they are.
+    """
+    given, sources = resolved.given.get("data"), getattr(resolved.recipe, "data", None) or ()
+    entries = given if isinstance(given, list | tuple) else ()
+    written = [index for index, one in enumerate(entries) if isinstance(one, Mapping) and one.get("path")]
+    return list(zip(written, sources, strict=True)) if len(written) == len(sources) else []
 
 
 def problems_of_push(resolved: Resolved) -> Sequence[Problem | str]:
@@ -494,8 +508,11 @@ def _is_inside(text: Any, home: Path) -> bool:
 
 
 def within_stage(index: int, problem: Problem | str) -> Problem | str:
-    """Return a stage's problem with the key that the pipeline's file uses."""
-    return replace(problem, key=f"stages.{index}.{problem.key}") if isinstance(problem, Problem) else problem
+    """Return a stage's problem with the keys that the pipeline's file uses, also in the override that fixes it."""
+    if not isinstance(problem, Problem):
+        return problem
+    fix = _OVERRIDE.sub(rf"\1stages.{index}.", problem.fix) if problem.fix else problem.fix
+    return replace(problem, key=f"stages.{index}.{problem.key}", fix=fix)
 
 
 def error_within_stage(index: int, resolved: Resolved, error: LabError) -> LabError:

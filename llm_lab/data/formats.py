@@ -151,6 +151,7 @@ _EXAMPLES = {
     "preference": ("prompt", "chosen", "rejected"),
     "prompt": ("prompt", "answer"),
 }
+YOUR_COLUMN = "YOUR_COLUMN"
 
 
 @dataclass(frozen=True)
@@ -206,17 +207,29 @@ def recognize(
             if fields is not None:
                 _require_prompt(key, path, fields, named, columns, sample)
                 return Format(kind, _name(layout, fields, sample), layout, fields)
-    example = ", ".join(
-        f"{field}: {column}" for field, column in zip(_EXAMPLES[kind], [*columns, *"abc"], strict=False)
-    )
     raise UserError(
         Problem(
             f"{key}.columns",
             f"The columns of {path} are not recognized: {one_of(columns) or 'it has none'}",
             allowed=KNOWN[kind],
-            fix=f"Name the columns, for example columns: {{{example}}}",
+            fix=_how_to_name(kind, named, columns),
         )
     )
+
+
+def _how_to_name(kind: str, named: Mapping[str, str], columns: Sequence[str]) -> str:
+    """Explain how to name the columns of a table, with those that it has."""
+    fields = _EXAMPLES[kind]
+    if kind == "conversation" and len(columns) == 1:
+        fields = ("text",)
+    free = iter([column for column in columns if column not in named.values()])
+    chosen = {field: named.get(field) or next(free, YOUR_COLUMN) for field in fields}
+    if chosen.get("answer") == YOUR_COLUMN:  # optional
+        del chosen["answer"]
+    example = ", ".join(f"{field}: {column}" for field, column in chosen.items())
+    few = kind == "preference" and 0 < len(columns) < len(fields)
+    needs = f"A prompt with two answers needs 3 columns, and the file has {len(columns)}. " if few else ""
+    return f"{needs}Name the columns, for example columns: {{{example}}}"
 
 
 def _check_named(named: Mapping[str, str], columns: Sequence[str], key: str, kind: str) -> None:

@@ -218,12 +218,16 @@ def _require_sides(
         size = f"{len(source.examples):,} example{'' if len(source.examples) == 1 else 's'}"
         if not split.train:
             why = f"None of the {size} in {source.path} is left for training"
+            if len(source.examples) == 1:
+                why = f"the only example in {source.path} is held out for validation, so none is left for training"
             problems.append(
                 Problem("validation.fraction", why, value=fraction, fix="Add examples, or set a smaller fraction.")
             )
         elif fraction and require_validation and not split.validation:
             why = f"None of the {size} in {source.path} is left for validation"
-            if split.duplicates:
+            if len(source.examples) == 1:
+                why = f"the only example in {source.path} is used for training, so none is left for validation"
+            elif split.duplicates:
                 why += f": {split.duplicates:,} have prompts that are also in training"
             fix = "Set a larger fraction, add examples, or set fraction: 0."
             problems.append(Problem("validation.fraction", why, value=fraction, fix=fix))

@@ -27,7 +27,8 @@ def size(number: float) -> str:
 
 def plural(number: float, noun: str) -> str:
     """Return a number with its noun: 1 epoch, 2.5 epochs."""
-    return f"{number:,g} {noun}" + ("" if number == 1 else "s")
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:,g}"
+    return f"{shown} {noun}" + ("" if number == 1 else "s")
 
 
 def _two_digits(number: float) -> str:

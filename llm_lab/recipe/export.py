@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from llm_lab.errors import Problem
+from llm_lab.errors import Problem, leave_out
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_at
@@ -96,7 +96,8 @@ def _format_has_the_weights(values: Values) -> Iterator[Problem]:
 def _only_a_push_is_private(values: Values) -> Iterator[Problem]:
     form = values.get(NAME) or {}
     if form.get("private") is False and not form.get("push"):
-        yield Problem("export.private", "has no effect without export.push", value=False, fix="Leave it out.")
+        key = "export.private"
+        yield Problem(key, "has no effect without export.push", value=False, fix=leave_out(key))
 
 
 def _a_space_is_uploaded_by_hand(values: Values) -> Iterator[Problem]:

@@ -220,7 +220,7 @@ def _set(node: Any, steps: list[str], value: Any, key: str) -> None:
         last = position == len(steps) - 1
         if isinstance(node, list):
             if not step.isdigit() or int(step) > len(node):
-                raise UserError(Problem(key, f"'{step}' is not an index of this list", allowed=f"0 to {len(node)}"))
+                raise UserError(_not_an_entry(node, steps, position, value, key))
             index = int(step)
             if index == len(node):
                 node.append({})
@@ -243,6 +243,23 @@ def _set(node: Any, steps: list[str], value: Any, key: str) -> None:
                 if not isinstance(node.get(step), dict | list):
                     node[step] = [] if following.isdigit() else {}
                 node = node[step]
+
+
+def _not_an_entry(entries: list[Any], steps: list[str], position: int, value: Any, key: str) -> Problem:
+    """Return the problem of an override that names no entry of a list."""
+    name, step, count = ".".join(steps[:position]), steps[position], len(entries)
+    of_groups = all(isinstance(entry, dict) for entry in entries)
+    why = f"{name} is a list"
+    if step.isdigit():
+        why += f", and it has no entry {step}"
+    else:
+        example = ".".join([name, "0", *(steps[position:] if of_groups else ())])
+        why += f": name an entry by its number, as in {example}={shlex.quote(format_value(value))}"
+    numbers = "" if not count else f" ({'0' if count == 1 else f'0 to {count - 1}'})"
+    has = f"It has {'1 entry' if count == 1 else f'{count} entries' if count else 'no entries'}{numbers}"
+    # A stage is several keys, and other lists may have a fixed length.
+    grows = name != "stages" and of_groups
+    return Problem(key, why, fix=f"{has}; {count} adds {'another' if count else 'one'}" if grows else has)
 
 
 def format_value(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from llm_lab.errors import Problem
+from llm_lab.errors import Problem, leave_out
 from llm_lab.estimate.cached_models import cached_folder
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.formatting import plural
@@ -399,8 +399,8 @@ def fill_steps(stage: Stage, values: Values, *, examples: int, processes: int) -
         batch = recipe.get("train.per_device_train_batch_size") * recipe.get("train.gradient_accumulation_steps")
         rows = batch * processes
         steps = max(1, round(epochs * examples * rows_per_example(stage, values) / rows))
-        count = plural(epochs, "epoch")
-        recipe.fill("train.max_steps", steps, f"{count} of {examples:,} examples, {rows} sequences per step")
+        count = f"{plural(epochs, 'epoch')} of {plural(examples, 'example')}"
+        recipe.fill("train.max_steps", steps, f"{count}, {plural(rows, 'sequence')} per step")
         fill_intervals(recipe, evaluations=EVALUATIONS)
     return recipe.values, recipe.reasons
 
@@ -478,7 +478,7 @@ def no_adapter_dropout(stage: str) -> Rule:
         dropout = (values.get("lora") or {}).get("dropout")
         if dropout:
             why = f"{stage} compares probabilities of the same text, and dropout would change them"
-            yield Problem("lora.dropout", why, value=dropout, allowed="0", fix="Leave it out.")
+            yield Problem("lora.dropout", why, value=dropout, allowed="0", fix=leave_out("lora.dropout"))
 
     return adapter_has_no_dropout
 

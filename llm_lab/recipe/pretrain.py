@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Tag
 
-from llm_lab.errors import Problem
+from llm_lab.errors import Problem, leave_out
 from llm_lab.estimate.batch_warmup import AT_FIRST
 from llm_lab.estimate.cost import (
     COMPILE_SECONDS,
@@ -437,7 +437,7 @@ def _checkpoint_has_its_own_tokenizer(values: Values) -> Iterator[Problem]:
     model, tokenizer = values.get("model"), values.get("tokenizer")
     if isinstance(model, Mapping) and "checkpoint" in model and tokenizer not in (None, model["checkpoint"]):
         why = "the checkpoint has its own tokenizer, and its embeddings only work with that one"
-        yield Problem("tokenizer", why, value=tokenizer, fix="Leave it out.")
+        yield Problem("tokenizer", why, value=tokenizer, fix=leave_out("tokenizer"))
 
 
 def _a_bpe_has_a_size(values: Values) -> Iterator[Problem]:
@@ -451,7 +451,7 @@ def _builtin_text_is_not_streamed(values: Values) -> Iterator[Problem]:
     for index, source in enumerate(values.get("data") or ()):
         if source.get("streaming") and str(source.get("path")).startswith("builtin:"):
             why = "built-in text is generated locally, so there is nothing to stream"
-            yield Problem(f"data.{index}.streaming", why, value=True, fix="Leave it out.")
+            yield Problem(f"data.{index}.streaming", why, value=True, fix=leave_out(f"data.{index}.streaming"))
 
 
 def _kernel_supports_document_masks(values: Values) -> Iterator[Problem]:

@@ -91,7 +91,7 @@ def diagnose(
     values, reasons, shape = derive(stage, recipe, machine, name=name, known=before.shape if before else None)
     broken = [*check_rules(values, given), *_missing_models(values), *rows_longer_than_context(values, shape)]
     # Rules ran without the wrong keys of a group, so what they report about that group may be wrong too.
-    problems += [p for p in broken if not any(key == p.key or key.startswith(f"{p.key}.") for key in wrong)]
+    problems += [p for p in broken if not any(f"{key}.".startswith(f"{p.key}.") for key in wrong)]
     values = _without_idle_keys(values)
     final, more = build(stage.recipe, values)
     if final is None:

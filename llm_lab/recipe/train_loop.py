@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from llm_lab.errors import Problem
+from llm_lab.errors import Problem, leave_out
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape
 
@@ -348,7 +348,7 @@ def _flash_attention_has_no_alibi(values: Values) -> Iterator[Problem]:
             "FlashAttention silently drops ALiBi's position penalties",
             value=kernel,
             allowed="sdpa, flex_attention, eager",
-            fix="Leave it out.",
+            fix=leave_out("train.attn_implementation"),
         )
 
 
@@ -374,7 +374,8 @@ def _kernel_supports_the_model(values: Values) -> Iterator[Problem]:
         why = "FlashAttention does not support float32"
     else:
         return
-    yield Problem("train.attn_implementation", why, value=kernel, allowed="sdpa, eager", fix="Leave it out.")
+    key = "train.attn_implementation"
+    yield Problem(key, why, value=kernel, allowed="sdpa, eager", fix=leave_out(key))
 
 
 def _there_is_a_sample_prompt(values: Values) -> Iterator[Problem]:

@@ -6,20 +6,24 @@ import copy
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from llm_lab.errors import Problem, UserError, did_you_mean, one_of, with_article
+from llm_lab.errors import Problem, UserError, did_you_mean, leave_out, one_of, with_article
 
-from .fields import Group, Key, flatten, groups_of, infos_of, inner_groups, value_at
+from .fields import Group, Key, flatten, groups_of, infos_of, inner_groups, keys_of, value_at
 from .files import apply_overrides, format_value
-from .registry import STAGES, load_installed_stages, stage_of
+from .parts import ModelConfig, ModelParts
+from .registry import STAGES, PipelineRecipe, load_installed_stages, stage_of
 from .stage import Stage, StageRecipe, Values
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 OFF, NULL = "off", {type(None)}
+CHECKPOINT = "model.checkpoint"
+NEW_MODEL = {*infos_of(ModelParts), *infos_of(ModelConfig)}  # the keys of a model that starts from random weights
 _UNIONS = ("model", "optimizer", "tokenizer")
 MOST_NAMED = 3  # maximum number of keys in a remark or a suggestion
 
@@ -161,9 +165,9 @@ def validate_as(schema: type[AnyGroup], raw: dict[str, Any]) -> tuple[AnyGroup |
         except ValidationError as error:
             removed = set()
             for item in [item for item in error.errors(include_url=False) if not _is_echo(item)]:
-                steps = _plain_steps(item["loc"])
+                steps = _plain_steps(item["loc"], schema)
                 path = ".".join(str(step) for step in steps)
-                if path not in wrong:
+                if path not in wrong and not _follows(item, path, wrong):
                     wrong.add(path)
                     problems.append(_problem(item, path, steps, schema, raw))
                 if path not in removed:
@@ -185,10 +189,22 @@ def _is_echo(item: Mapping[str, Any]) -> bool:
     return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
 
 
-def _plain_steps(loc: tuple[Any, ...]) -> list[Any]:
+def _follows(item: Mapping[str, Any], path: str, wrong: set[str]) -> bool:
+    """Return whether an error only follows from one that is reported.
+
+    A group is missing because its wrong keys were removed, or a key of a new model is given instead of a checkpoint.
+    """
+    if item["type"] == "missing":
+        return any(key.startswith(f"{path}.") for key in wrong)
+    group, _, last = path.partition(".")
+    return item["type"] == "extra_forbidden" and group == "model" and last in NEW_MODEL and CHECKPOINT in wrong
+
+
+def _plain_steps(loc: tuple[Any, ...], schema: type[Group]) -> list[Any]:
     """Drop what is not a key in the file: union tags, as in ('model', 'parts', 'norm'), and indices of values."""
     steps = list(loc)
-    if len(steps) > 1 and steps[0] in _UNIONS:
+    one_group = bool(steps) and steps[0] == "model" and len(inner_groups(schema, "model")) == 1
+    if len(steps) > 1 and steps[0] in _UNIONS and not one_group:
         del steps[1]
     if steps[:2] == ["train", "report_to"]:
         del steps[2:3]
@@ -236,7 +252,7 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
     if kind == "extra_forbidden":
         return _unknown_key(path, steps, schema, raw)
     if kind == "missing":
-        return Problem(path, "this key is required", fix=_capital(key.help) if key else None)
+        return Problem(path, "this key is required", fix=_what_is_missing(key, path, raw) if key else None)
     if kind == "union_tag_invalid":
         choices = _names_of(groups_of(key.info)) if key else []
         name = value.get("name") if isinstance(value, dict) else value
@@ -255,15 +271,19 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
         groups = groups_of(key.info)
         near = difflib.get_close_matches(str(value), _names_of(groups), n=1)
         fix = f"Write {path}: {{name: {near[0]}}}. On the command line: {path}.name={near[0]}." if near else None
-        names = list(dict.fromkeys(n for g in groups for n in g.model_fields))
-        allowed = None if fix else one_of(names)
+        fix = fix or (_as_entry(key, path, value) if isinstance(steps[-1], int) else _without(path, value))
+        names = list(dict.fromkeys(name for group in groups for name in infos_of(group)))
+        allowed = None if near or (isinstance(steps[-1], int) and fix) else one_of(names)
         return Problem(path, "this must be a group of keys", value=value, allowed=allowed, fix=fix)
     fix = did_you_mean(str(value), map(str, key.choices)) if key.choices and isinstance(value, str) else None
     if isinstance(value, str) and key.kind in ("int", "float"):
         number = _number(value)
         fix = f"Write it without quotes: {key.name}: {number}" if number else fix
+    if kind == "tuple_type":
+        fix = _as_entry(key, path, value)
     why = {
         "string_pattern_mismatch": "not of the allowed form",
+        "tuple_type": "this must be a list",
         "string_too_long": too_long(value, item),
         "too_large": "a whole number may not exceed 2^53",
         "too_short": "at least one entry is required",
@@ -273,8 +293,45 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
         **dict.fromkeys(("float_type", "float_parsing"), "not a number"),
         **dict.fromkeys(("bool_type", "bool_parsing"), "neither true nor false"),
     }.get(kind, f"invalid value ({key.help})")
-    # The help of a group with a shorthand (the tokenizer) names what is allowed.
-    return Problem(path, why, value=value, allowed=None if key.kind == "group" else key.allowed(), fix=fix)
+    # The help of a group with a shorthand (the tokenizer) names what is allowed; so does a list that is written out.
+    named = key.kind == "group" or (kind == "tuple_type" and fix)
+    return Problem(path, why, value=value, allowed=None if named else key.allowed(), fix=fix)
+
+
+def _what_is_missing(key: Key, path: str, raw: Values) -> str:
+    """Describe a required key that was left out. For datasets, with an example."""
+    stage, parts = stage_of(raw), value_at(raw, path.rpartition(".")[0]) if "." in path else None
+    new = [name for name in parts if name in NEW_MODEL] if isinstance(parts, Mapping) else []
+    if path == CHECKPOINT and stage and new:
+        return f"{stage.name} starts from a trained model, so model takes checkpoint ({key.help}), not {one_of(new)}"
+    if key.kind != "list" or _first_required(key) != "path":
+        return _capital(key.help)
+    file = "my-text.txt" if stage and stage.examples == "text" else "my-examples.jsonl"
+    return f"{_capital(key.help)}. For example {path}.0.path={file}"
+
+
+def _first_required(key: Key) -> str | None:
+    """Return the first required key of a list's entries, such as the path of a dataset, or None."""
+    return next((inner.name for group in groups_of(key.info) for inner in keys_of(group) if inner.required), None)
+
+
+def _as_entry(key: Key, path: str, value: Any) -> str | None:
+    """Explain how to write one value as an entry of a list of groups, such as data: [{path: mytext.txt}]."""
+    required, entry = _first_required(key), re.search(r"\.\d+$", path)
+    is_group = isinstance(value, Mapping)
+    if not required or not (is_group or isinstance(value, str)):
+        return None
+    values = value if is_group else {required: value}
+    place = path if entry else f"{path}.0"
+    words = " ".join(f"{place}.{name}={shlex.quote(format_value(one))}" for name, one in values.items())
+    name = path[: entry.start()] if entry else path
+    return f"Write {name}: [{format_value(values)}]; on the command line: {words}"
+
+
+def _without(path: str, value: Any) -> str | None:
+    """Explain how to do without a group that can't be null."""
+    is_off = value is None or value is False or value in (OFF, "none", "no")
+    return "For no validation: validation.fraction=0." if path == "validation" and is_off else None
 
 
 def too_long(value: Any, item: Mapping[str, Any]) -> str:
@@ -304,8 +361,12 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
         node = _child(node, str(step))
     groups = _narrow(groups_of(parent.info), node) if parent else [schema]
     if isinstance(node, dict) and len(groups) > 1:
-        groups = [g for g in groups if any(k in g.model_fields for k in node)] or groups
-    keys = {(i.alias or n): i.description or "" for g in groups[:1] for n, i in g.model_fields.items()}
+        source = next((kind for kind in ("config", "checkpoint") if kind in node), None)
+        if parent_path == "model" and source:
+            why = f"unknown key of a model that is given by its {source}"
+            return Problem(path, why, fix=leave_out(path))
+        groups = [g for g in groups if any(k in infos_of(g) for k in node)] or groups
+    keys = {name: info.description or "" for group in groups[:1] for name, info in infos_of(group).items()}
     names = list(keys)
     last = str(steps[-1])
     one_stage = "stages" not in schema.model_fields and "stage" in raw
@@ -317,7 +378,21 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
         fix = _where_weights_go(raw)
     fix = fix or _elsewhere(last, schema) or _by_ending(last, schema, parent_path) or did_you_mean(last, names)
     fix = fix or _by_meaning(last, keys)
-    return Problem(path, f"unknown key of {where}", allowed=None if fix else one_of([*names]), fix=fix)
+    allowed = None if fix else one_of([*names])
+    if schema is PipelineRecipe and not fix:
+        fix = _of_one_stage(path, raw)
+    return Problem(path, f"unknown key of {where}", allowed=allowed, fix=fix)
+
+
+def _of_one_stage(path: str, raw: Values) -> str | None:
+    """Explain where the key of one stage goes in a pipeline, with what was given as the example."""
+    for index, values in enumerate(raw.get("stages") or ()):
+        stage = stage_of(values) if isinstance(values, Mapping) else None
+        if stage and stage.has(path):
+            inner, value = next(flatten({path: raw[path]}))
+            example = f"stages.{index}.{inner}={shlex.quote(format_value(value))}"
+            return f"A key of one stage is stages.NUMBER.KEY, for example {example}"
+    return None
 
 
 def _by_ending(name: str, schema: type[Group], parent_path: str) -> str | None:
@@ -329,7 +404,7 @@ def _by_ending(name: str, schema: type[Group], parent_path: str) -> str | None:
         f"{top}.{key}"
         for top, info in schema.model_fields.items()
         for group in groups_of(info)
-        for key in group.model_fields
+        for key in infos_of(group)
         if key.endswith(f"_{name.lower()}")
     ]
     whole = [key for key in found if key.split(".")[1].startswith(("max_", "num_"))]
@@ -356,7 +431,7 @@ def _where_weights_go(raw: Mapping[str, Any]) -> str:
 
 def _of_another(name: str, path: str, groups: list[type[Group]]) -> str | None:
     """Name the members of the union that have the key, such as another optimizer."""
-    owners = [g.model_fields["name"].default for g in groups if name in g.model_fields and "name" in g.model_fields]
+    owners = [g.model_fields["name"].default for g in groups if name in infos_of(g) and "name" in g.model_fields]
     return f"It belongs to {path} {' or '.join(owners)}." if len(groups) > 1 and owners else None
 
 
@@ -366,7 +441,7 @@ def _elsewhere(name: str, schema: type[Group]) -> str | None:
         if top == name:
             return f"It belongs at the top level: {name}."
         for group in groups_of(info):
-            if name in group.model_fields:
+            if name in infos_of(group):
                 named = group.model_fields.get("name")
                 owner = f" (of {named.default})" if named is not None and len(groups_of(info)) > 1 else ""
                 return f"It belongs in {top}.{name}{owner}."

@@ -240,7 +240,8 @@ def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any], examples: E
     if validation.get("fraction") == 0 and STAGES[values["stage"]].measures_loss:
         most = ", without a validation loss: no data is held out"
     saved = f"; checkpoint every {train['save_steps']:,}" if train.get("save_steps") else ""
-    return f"every {train['eval_steps']:,} steps{most}{saved}"
+    every = train["eval_steps"]
+    return f"every {'step' if every == 1 else plural(every, 'step')}{most}{saved}"
 
 
 def _time(cost: Estimate) -> str:

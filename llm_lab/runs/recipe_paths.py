@@ -22,7 +22,8 @@ from .folder import ROOT, RunFolder, run_of
 
 DATA = ("data", "score", "forgetting")  # groups of a recipe whose `path` names data
 NAME_DATA = (
-    "Name text (data, or `--data FILE`) for a loss, or prompts (score.path, or `--prompts FILE`) for scored outputs."
+    "For a loss, give a text: `--data FILE` (in a recipe: data). "
+    "For scored outputs, give prompts: `--prompts FILE` (in a recipe: score.path)."
 )
 
 

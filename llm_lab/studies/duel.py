@@ -99,6 +99,7 @@ def plan_duel(
     if any(key.endswith("train.max_steps") or key.endswith("train.num_train_epochs") for key in grid.values):
         why = "a duel trains both on the same number of tokens, so their length can't be compared"
         raise UserError(Problem(next(iter(grid.values)), why, fix="Use a sweep."))
+    _require_one_stage(pair)
     jobs = check_all(pair, recipe)
     pair, jobs, changed = _with_equal_tokens(pair, jobs, recipe)
     require_differences(pair, jobs, list(grid.values))
@@ -133,6 +134,13 @@ def _require_two_values(grid: Grid) -> None:
                 ", ".join(grid.values), f"a duel compares two configurations, and these values make {count}", fix=fix
             )
         )
+
+
+def _require_one_stage(pair: Sequence[Configuration]) -> None:
+    stages = [one.recipe.get("stage") for one in pair]
+    if None not in stages and stages[0] != stages[1] and all(stage_of(one.recipe) for one in pair):
+        why = f"a duel compares two recipes of the same stage; these are {stages[0]} and {stages[1]}"
+        raise UserError(Problem("duel", why, fix="To compare two trained models: llm-lab compare MODEL MODEL"))
 
 
 def _two_recipes(one: tuple[dict[str, Any], str], two: tuple[dict[str, Any], str], grid: Grid) -> list[Configuration]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError, sentence
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.validate import with_overrides
 from llm_lab.runs.folder import slug
@@ -113,7 +113,7 @@ def configurations_of(raw: Mapping[str, Any], grid: Grid) -> tuple[list[Configur
         words = [f"{key}={text}" for key, text in values.items()]
         # A whole group first, then changes within it.
         recipe, _, dropped = with_overrides(raw, sorted([*grid.fixed, *words], key=_depth))
-        remarks |= dict.fromkeys(f"{text}." for text in dropped)
+        remarks |= dict.fromkeys(map(sentence, dropped))
         label = ", ".join(f"{short[key]}={shown_value(text)}" for key, text in values.items()) or "recipe"
         name = "-".join(f"{short[key]}={slug(shown_value(text), 'empty')}" for key, text in values.items())
         found.append(Configuration(label, name, values, recipe))

@@ -235,8 +235,8 @@ def _require_values(grid: Grid) -> None:
                 f"{key}={value},[...]."
             )
         raise UserError(Problem(key, "a sweep compares at least two values, and this key has one", value, fix=fix))
-    fix = "For example optimizer.learning_rate=0.001,0.003,0.01. The preset seeds measures only how much the result "
-    fix += "varies with the seed."
+    fix = "For example optimizer.learning_rate=0.001,0.003,0.01. `--preset seeds` measures only how much the "
+    fix += "result varies with the seed."
     raise UserError(Problem("sweep", "no key with several values is given, so there is nothing to compare", fix=fix))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_lab.errors import sentence
 from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.runs.folder import ROOT, free_name
@@ -98,7 +99,7 @@ def print_checked(stages: Sequence[Resolved], remarks: Sequence[str], home: Path
 
     console = make_console()
     for remark in remarks:
-        console.print(Text(f"{remark}.", style="warn"))
+        console.print(Text(sentence(remark), style="warn"))
     for resolved in stages:
         console.print(plan_panel(resolved, home))
         if resolved.values["device"] == "cuda" and resolved.machine.cuda_problem:

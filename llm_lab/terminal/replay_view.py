@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from llm_lab.errors import sentence
 from llm_lab.runs.replay import Replay, StageOutcome
 
 from .console import make_console, one_line
@@ -22,7 +23,7 @@ def print_replay(replay: Replay, recipe: Path, changed: Sequence[str]) -> None:
     for stage, run in replay.runs.items():
         console.print(Text(f"  {stage.ljust(width)}  {one_line(str(run.path))}"), soft_wrap=True)
     for remark in (*changed, *replay.remarks):
-        console.print(Text(f"Note: {one_line(remark)}.", style="warn"))
+        console.print(Text(f"Note: {sentence(one_line(remark))}", style="warn"))
     console.print(Text(f"Recipe: {recipe}"), soft_wrap=True)
     console.print()
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import MachineError, Problem, UserError
+from llm_lab.errors import MachineError, Problem, UserError, sentence
 from llm_lab.estimate.machine import find_machine
 from llm_lab.job import Job, check, hub_models, read_job
 from llm_lab.recipe.fields import Key, flatten, value_at
@@ -289,7 +289,9 @@ def plan_of(resolved: Resolved, home: Path = ROOT, *, has_data: bool = True) -> 
         "tokens": cost.tokens,
         "disk": cost.disk_bytes,
         "disk_parts": cost.disk_by_part,
-        "warnings": [{"key": key, "text": f"{text[:1].upper()}{text[1:]}."} for key, text in plan_warnings(resolved)],
+        "warnings": [
+            {"key": key, "text": sentence(text[:1].upper() + text[1:])} for key, text in plan_warnings(resolved)
+        ],
         "lines": [
             list(line)
             for line in plan_lines(resolved, home)

@@ -77,6 +77,13 @@ def test_an_empty_side_is_an_error(texts, take, why):
         split_examples([make_set(texts)], fraction=0.01, take=take)
 
 
+def test_a_dataset_of_one_example_says_which_side_it_is_on():
+    with pytest.raises(UserError, match=r"the only example in .* is used for training, so none is left for validation"):
+        split_examples([make_set(["a"])], fraction=0.1, take="random")
+    with pytest.raises(UserError, match=r"the only example in .* is held out for validation, so none is left for trai"):
+        split_examples([make_set(["a"])], fraction=0.1, take="end")
+
+
 @pytest.mark.parametrize("count", [2, 5, 12])
 def test_of_a_few_examples_random_holds_out_one(count):
     few = [f"{i}?" for i in range(count)]

@@ -210,7 +210,9 @@ def test_unrecognized_columns_are_listed_with_a_fix():
     assert message.startswith("data.0.columns: The columns of rows.jsonl are not recognized: foo, bar.")
     assert "Allowed: messages; conversations (ShareGPT); prompt and completion;" in message
     assert message.endswith("for example columns: {prompt: foo, completion: bar}.")
-    assert "columns: {prompt: foo, chosen: bar, rejected: a}" in refusal({"foo": "a", "bar": "b"}, kind="preference")
+    assert "columns: {prompt: foo, chosen: bar, rejected: YOUR_COLUMN}" in refusal(
+        {"foo": "a", "bar": "b"}, kind="preference"
+    )
     assert "prompt, question, problem or instruction" in refusal({"foo": "a"}, kind="prompt")
 
 

@@ -94,10 +94,25 @@ def test_overrides_can_set_keys_of_list_items():
     assert overridden(raw, "data.1.path=b.txt") == {"data": [{"path": "a.txt", "weight": 2.0}, {"path": "b.txt"}]}
     assert overridden({}, "data.0.path=b.txt") == {"data": [{"path": "b.txt"}]}
     assert raw == {"data": [{"path": "a.txt", "weight": 2.0}]}
-    with pytest.raises(UserError, match=r"'2' is not an index of this list. Allowed: 0 to 1"):
-        overridden(raw, "data.2.path=b.txt")
-    with pytest.raises(UserError, match="'first' is not an index"):
-        overridden(raw, "data.first.path=b.txt")
+
+
+def test_an_override_that_names_no_entry_of_a_list_says_which_numbers_there_are():
+    raw = {"data": [{"path": "a.txt"}], "stages": [{"stage": "sft"}, {"stage": "dpo"}], "optimizer": {"betas": [1, 2]}}
+
+    def refused(word: str) -> str:
+        with pytest.raises(UserError) as error:
+            overridden(raw, word)
+        return str(error.value)
+
+    assert refused("data.path=x.txt") == (
+        "data.path: data is a list: name an entry by its number, as in data.0.path=x.txt. "
+        "It has 1 entry (0); 1 adds another."
+    )
+    assert refused("data.2.path=b.txt").endswith("and it has no entry 2. It has 1 entry (0); 1 adds another.")
+    assert refused("stages.train.max_steps=4").endswith("as in stages.0.train.max_steps=4. It has 2 entries (0 to 1).")
+    assert refused("optimizer.betas.first=0.9").endswith("as in optimizer.betas.0=0.9. It has 2 entries (0 to 1).")
+    raw["data"] = []
+    assert "data.0.path='x y.txt'. It has no entries; 0 adds one." in refused("data.path=x y.txt")
 
 
 def test_an_override_with_null_removes_a_key_or_a_list_item():
