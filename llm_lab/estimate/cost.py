@@ -70,6 +70,18 @@ class Estimate:
         return self.memory_bytes <= FULL * self.memory_available_bytes
 
     @property
+    def unpredicted_bytes(self) -> int:
+        """What the measured memory has beyond the estimated parts; 0 if it was not measured."""
+        return self.memory_bytes - sum(self.memory_by_part.values())
+
+    def comparable_memory_bytes(self, other: Estimate) -> int:
+        """Return the memory for a comparison with another plan, which may have been measured on this machine.
+
+        What a measurement has beyond the parts belongs to the machine, not to a choice, so it is added to both.
+        """
+        return self.memory_bytes + (0 if self.unpredicted_bytes else other.unpredicted_bytes)
+
+    @property
     def tokens_per_parameter(self) -> float | None:
         return self.tokens / self.parameters if self.parameters else None
 

@@ -263,7 +263,7 @@ def _memory(cost: Estimate, *, assumed: bool) -> str:
     fits = "" if cost.fits else "Does not fit: "
     there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
     if cost.measurement and cost.measurement.memory_bytes:  # the parts are not measured, so they don't sum to it
-        more = cost.memory_bytes - sum(cost.memory_by_part.values())
+        more = cost.unpredicted_bytes
         beyond = f"{size(abs(more))} {'more' if more >= 0 else 'less'} than estimated"
         return f"{fits}about {size(cost.memory_bytes)} (measured here, {beyond}) of {there}; estimated parts: {need}"
     return f"{fits}about {size(cost.memory_bytes)} of {there}: {need}"

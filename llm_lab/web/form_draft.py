@@ -269,7 +269,7 @@ def _of_choice(draft: Draft, path: str, key: Key, choice: Any) -> dict[str, str]
         return {"why_not": why_not}
     if not path.startswith(SHOWN_EFFECT):
         return {}
-    return {"effect": effect(draft.with_answer(path, choice).look()[0])}
+    return {"effect": effect(draft.with_answer(path, choice).look()[0], draft.look()[0])}
 
 
 def plan_of(resolved: Resolved, home: Path = ROOT, *, has_data: bool = True) -> dict[str, Any]:

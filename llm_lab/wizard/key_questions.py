@@ -118,16 +118,17 @@ def _choice(draft: Draft, path: str, value: Any, name: str, text: str = "") -> C
     if why_not:
         return Choice(value, name, why_not)
     resolved, _ = draft.with_answer(path, value).look()
-    return Choice(value, name + text, effect=effect(resolved))
+    return Choice(value, name + text, effect=effect(resolved, draft.look()[0]))
 
 
-def effect(resolved: Resolved | None) -> str:
-    """Return the result of an answer on one line: parameters, memory, FLOPs."""
+def effect(resolved: Resolved | None, now: Resolved | None = None) -> str:
+    """Return the result of an answer on one line: parameters, memory, FLOPs. now: what it is compared with."""
     if resolved is None or not resolved.estimate.parameters or "train" not in resolved.values:
         return ""
     cost, shape = resolved.estimate, resolved.shape
     parameters = shape.describe_parameters() if shape is not None else count(cost.parameters or 0)
-    text = f"→ {parameters} parameters, {size(cost.memory_bytes)} of memory to train"
+    memory = cost.comparable_memory_bytes(now.estimate if now else cost)
+    text = f"→ {parameters} parameters, {size(memory)} of memory to train"
     if shape is not None:
         flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
         text += f", {count(flops)}FLOPs per token"

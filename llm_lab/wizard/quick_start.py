@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import LabError, Problem
+from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.formatting import about, count, plural, size
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.recipe.fields import flatten
@@ -272,7 +273,9 @@ def size_question(texts: Sequence[tuple[dict[str, Any], int | None]], machine: M
     lines = [Line(f"{paths}: {size(whole)} of text" if whole else paths, "dim")]
     if 0 < whole < SMALL_TEXT_BYTES:
         lines.append(Line("That is little text: the model will mostly repeat it. 100 KiB or more is better.", "warn"))
-    rows = [_size_choice(name, recipe_of(name, texts, machine), whole, machine) for name in SIZES]
+    plans = {name: _resolved(recipe_of(name, texts, machine), machine) for name in SIZES}
+    measured = max((plan.estimate for plan in plans.values()), key=lambda cost: abs(cost.unpredicted_bytes))
+    rows = [_size_choice(name, plan, whole, measured) for name, plan in plans.items()]
     return Question(
         "quick.size",
         "How large should the model be?",
@@ -282,11 +285,10 @@ def size_question(texts: Sequence[tuple[dict[str, Any], int | None]], machine: M
     )
 
 
-def _size_choice(name: str, raw: dict[str, Any], whole: int, machine: Machine) -> Choice:
-    resolved = _resolved(raw, machine)
+def _size_choice(name: str, resolved: Resolved, whole: int, measured: Estimate) -> Choice:
     cost = resolved.estimate
     seconds = cost.wall_seconds or 0.0
-    text = f"{name:<8}{count(cost.parameters or 0):>6} parameters  {size(cost.memory_bytes):>8}"
+    text = f"{name:<8}{count(cost.parameters or 0):>6} parameters  {size(cost.comparable_memory_bytes(measured)):>8}"
     text = f"{text}  {_time(resolved, seconds)}"
     why_not = None
     if not cost.fits:

@@ -16,6 +16,7 @@ from support.wizard_keys import Key, keyboard, pick
 
 from llm_lab.commands.wizard_commands import wizard_commands
 from llm_lab.errors import UserError
+from llm_lab.estimate.formatting import size
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.job import check
 from llm_lab.runs.folder import RunFolder
@@ -24,6 +25,7 @@ from llm_lab.terminal.console import PALETTE
 from llm_lab.terminal.driver import Wizard, run_wizard
 from llm_lab.terminal.prompt_layout import Back
 from llm_lab.terminal.results_view import print_closing
+from llm_lab.wizard import quick_start as quick_start_module
 from llm_lab.wizard.model_questions import why_no_model
 from llm_lab.wizard.places import best_text, places_in
 from llm_lab.wizard.questions import BackTo, Choice, Next, Question, StartRun
@@ -232,6 +234,18 @@ def test_folders_are_entered_and_left_again_and_can_be_an_answer_as_a_whole(monk
     assert "all 2 files, " in screens[-1]
     assert press(PATH, monkeypatch, *pick("more/  "), *pick(".."), *pick("note.md"))[0] == "note.md"
     assert press(PATH, monkeypatch, "more/", Key.DOWN, Key.ENTER)[0] == "more/one.txt"
+
+
+def test_a_measured_size_does_not_seem_to_need_more_memory_than_a_larger_one(monkeypatch):
+    texts = [({"path": "book.txt"}, 200_000)]
+    before = {choice.value: choice.text for choice in size_question(texts, CPU).choices}
+    estimate = {name: quick_start_module._resolved(recipe_of(name, texts, CPU), CPU) for name in ("nano", "micro")}
+    assert [plan.estimate.unpredicted_bytes for plan in estimate.values()] == [0, 0]
+    nano, micro = (plan.estimate for plan in estimate.values())
+    measured = dataclasses.replace(nano, memory_bytes=nano.memory_bytes + 100 * 2**20)
+    assert micro.comparable_memory_bytes(measured) == micro.memory_bytes + 100 * 2**20
+    assert measured.comparable_memory_bytes(measured) == measured.memory_bytes
+    assert size(nano.memory_bytes) in before["nano"]
 
 
 def test_esc_clears_what_was_typed_then_lists_the_folder_before_and_then_goes_back(monkeypatch):
