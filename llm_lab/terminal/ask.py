@@ -312,7 +312,8 @@ def _help_of(question: Question) -> dict[str, str]:
 
 def _read_line(question: Question, before: str, default: str) -> str:
     """Read one line. Enter alone takes the default; ? prints the help, ?3 the help of the third choice. Raises Back."""
-    while (text := input(f"{before} [{default}], {PLAIN_HINT} > ").strip()) in _help_of(question):
+    shown = f" [{default}]" if default else ""
+    while (text := input(f"{before}{shown}, {PLAIN_HINT} > ").strip()) in _help_of(question):
         print(printable(_folded(_help_of(question)[text] or NO_HELP)))
     if text == PLAIN_BACK:
         raise Back

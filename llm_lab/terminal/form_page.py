@@ -200,6 +200,11 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
         elif row is not None:
             page.trouble = f"{row.key}: Enter opens it; Delete only resets values that are changed on this page."
 
+    @on("c-u")
+    def _(event: Any) -> None:
+        if page.filter is not None:
+            page.type_filter("")
+
     @on(Keys.Any, Keys.BracketedPaste)
     def _(event: Any) -> None:
         typed, row = event.data.strip() if len(event.data) > 1 else event.data, page.row

@@ -372,7 +372,8 @@ def pick_plainly(question: Question, read_line: Callable[[Question, str, str], s
     """
     place = Place(question, 79, in_lines=True)
     several = place.several
-    default = " ".join(place.defaults)
+    place.forgets = bool(trouble)  # the refused answer is neither listed nor the default
+    default = "" if trouble else " ".join(place.defaults)
     while True:
         rows = place.rows()
         print(printable(question.text))

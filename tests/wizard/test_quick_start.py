@@ -375,6 +375,18 @@ def test_a_shipped_recipe_is_named_on_the_screen_without_its_folder():
     assert answers(sweep, [stories]).question.screen.where == "stories"
 
 
+def test_in_a_plain_terminal_a_refused_path_is_neither_listed_nor_the_default(monkeypatch, capsys):
+    monkeypatch.setenv("LLM_LAB_PLAIN", "1")
+    prompts, typed = [], iter(["abc", "1"])
+    monkeypatch.setattr("builtins.input", lambda prompt="": [prompts.append(prompt), next(typed)][1])
+    strict = dataclasses.replace(
+        PATH, check=lambda path: None if Path(path).exists() else f"there is no {path}", wait="Reading ..."
+    )
+    assert Wizard(wizard_commands(), debug=True).ask(strict) == "book.txt"
+    assert "abc" not in prompts[-1]
+    assert "there is no abc" in capsys.readouterr().out
+
+
 def test_plain_terminals_pick_files_by_number_or_path(monkeypatch, capsys):
     monkeypatch.setenv("LLM_LAB_PLAIN", "1")
     typed = iter(["2", "9 ", "10", "3", "owner/name", "1 2", "", "7"])
