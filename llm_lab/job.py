@@ -27,7 +27,17 @@ from llm_lab.recipe.train_loop import LENGTH_RULES
 from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as, with_groups_off, with_overrides
 from llm_lab.recipe.what_fits import make_it_fit
-from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs, require_no_links, settle, slug
+from llm_lab.runs.folder import (
+    ROOT,
+    RunFolder,
+    find_model,
+    find_run,
+    free_name,
+    list_runs,
+    require_no_links,
+    settle,
+    slug,
+)
 from llm_lab.runs.recipe_paths import require_own_data, with_paths_of
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
@@ -50,6 +60,7 @@ class Job:
     dropped: tuple[str, ...] = ()  # the remarks about settings that overrides dropped
     own_run: RunFolder | None = None  # the run whose recipe.yaml this is
     is_found: bool = False  # read from a run's folder, which someone else may have written
+    resumed: Path | None = None  # the folder of the run that this job continues, once it is known
 
     def code(self) -> list[Code]:
         """Return the code that the recipe runs."""
@@ -59,6 +70,11 @@ class Job:
     def home(self) -> Path:
         """The folder in which the stages' folders are created."""
         return ROOT / self.name if self.is_pipeline else ROOT
+
+    def folder_of(self, resolved: Resolved, *, overwrite: bool = False) -> Path:
+        """Return the folder of a stage's run: the resumed one, or that of a new run, which has a free name."""
+        outer = self.resumed or ROOT / (self.name if overwrite else free_name(self.name))
+        return outer / resolved.values["name"] if self.is_pipeline else outer
 
     def values(self, name: str | None = None) -> dict[str, Any]:
         """Return the values for recipe.yaml. name: the folder's name, if it differs from the job's."""

@@ -328,7 +328,7 @@ def _run(stage: Stage, given: Mapping[str, Any], keys: Keys, options: dict[str, 
     overwrite = bool(options.pop("overwrite", False))
     job = check(recipe_of(stage, given, keys, options))
     for resolved in job.stages:
-        print_plan(resolved, job.home)
+        print_plan(resolved, job.folder_of(resolved, overwrite=overwrite))
     with show_progress() as listener:
         facts = run_job(job, Start(overwrite=overwrite), listener=listener)
     return Run(facts["path"])

@@ -42,6 +42,7 @@ from llm_lab.runs.resume import (
     after_a_full_disk,
     batch_of,
     batch_to_resume,
+    require_checkpoint,
     require_resume_point,
     require_same_beginning,
     set_aside_after,
@@ -255,10 +256,7 @@ def _find_resume_point(job: Job, folder: RunFolder, resume_from: int | None, lis
     stage = _interrupted_stage(job, folder)
     if stage is None:
         return
-    from llm_lab.hf.hub import current_files
-
-    require_same_beginning(stage, files_of=current_files)
-    step, remarks = require_resume_point(stage, resume_from)
+    step, remarks = _check_resume_point(stage, resume_from)
     if damage := stage.damage():
         remarks.append(
             f"{stage.run_json} can't be read ({damage}). It is kept as run.json.broken; whether data or models have "
@@ -273,10 +271,25 @@ def _find_resume_point(job: Job, folder: RunFolder, resume_from: int | None, lis
         listener(Notice(remark))
 
 
-def what_is_left(job: Job, resume_from: int | None = None) -> Job:
-    """Return the job with estimates for the rest of a resumed run. Raises UserError if nothing can be resumed."""
+def _check_resume_point(stage: RunFolder, resume_from: int | None) -> tuple[int, list[str]]:
+    from llm_lab.hf.hub import current_files
+
+    require_same_beginning(stage, files_of=current_files)
+    return require_resume_point(stage, resume_from)
+
+
+def what_is_left(job: Job, resume_from: int | None = None, *, with_files: bool = False) -> Job:
+    """Return the job with the folder of a resumed run, and estimates for the rest of it.
+
+    with_files: also check every file of the checkpoint, and that the inputs are the same, as the run itself does.
+    Raises UserError if the run can't be resumed.
+    """
     folder = _folder_to_resume(job, ROOT)
     interrupted = _interrupted_stage(job, folder)
+    if interrupted and folder.has_started():
+        if with_files:
+            _check_resume_point(interrupted, resume_from)
+        require_checkpoint(interrupted, resume_from)
     stages = []
     for resolved in job.stages:
         own = RunFolder(folder.path / resolved.values["name"]) if job.is_pipeline else folder
@@ -291,7 +304,7 @@ def what_is_left(job: Job, resume_from: int | None = None) -> Job:
         elif step:
             resolved = estimate_again(resolved, first_step=step)
         stages.append(resolved)
-    return replace(job, stages=tuple(stages))
+    return replace(job, stages=tuple(stages), resumed=folder.path)
 
 
 def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: bool) -> dict[str, Any]:

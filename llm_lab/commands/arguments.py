@@ -97,7 +97,7 @@ def _run(commands: Commands) -> None:
     )
     _recipe_arguments(parser)
     parser.flag("--dry-run", "show the plan without running it")
-    parser.flag("--resume", "resume from the last checkpoint")
+    parser.flag("--resume", "resume the newest run of this name (stories-2 before stories) from its last checkpoint")
     parser.option("--resume-from", "STEP", "resume from the checkpoint of an earlier step; 0 is the start", type=int)
     parser.flag("--overwrite", "replace the run of the same name")
     _trust_recipe_argument(parser)

@@ -60,19 +60,22 @@ def _problem(problem: Problem | str) -> dict[str, Any]:
 # --- recipes
 
 
-def plan_document(job: Any) -> Document:
-    """Return the plan of a job: the resolved values of each stage, where they come from, and the cost."""
-    stages = [_planned_stage(resolved, job.home) for resolved in job.stages]
+def plan_document(job: Any, *, overwrite: bool = False) -> Document:
+    """Return the plan of a job: the resolved values of each stage, where they come from, and the cost.
+
+    overwrite: whether the job replaces the run of its name.
+    """
+    stages = [_planned_stage(resolved, job.folder_of(resolved, overwrite=overwrite)) for resolved in job.stages]
     return Document({"name": job.name, "valid": True, "remarks": job.remarks, "stages": stages})
 
 
-def _planned_stage(resolved: Any, home: Path) -> dict[str, Any]:
+def _planned_stage(resolved: Any, folder: Path) -> dict[str, Any]:
     estimate = resolved.estimate
     numbers = ("parameters", "tokens", "memory_bytes", "memory_available_bytes", "disk_bytes", "wall_seconds", "fits")
     return {
         "name": resolved.values["name"],
         "stage": resolved.stage.name,
-        "folder": home / resolved.values["name"],
+        "folder": folder,
         "recipe": resolved.values,
         "origins": {key: {"kind": origin.kind, "reason": origin.reason} for key, origin in resolved.origins.items()},
         "estimate": {name: getattr(estimate, name) for name in numbers} | {"basis": estimate.basis},

@@ -39,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> int | Document:
     job = check(arguments.recipe, arguments.overrides)
     start = Start(arguments.resume, arguments.resume_from, arguments.overwrite)
     if arguments.dry_run and arguments.json:
-        return plan_document(_what_is_planned(job, start))
+        return plan_document(_what_is_planned(job, start), overwrite=start.overwrite)
     if arguments.dry_run:
         return _dry_run(job, start)
     with trusting_recipes(arguments.trust_recipe):
@@ -93,7 +93,7 @@ def _show_plan(job: Any, start: Any) -> Any:
         return job
     job = what_is_left(job, start.resume_from) if start.resumes else job
     for resolved in job.stages:
-        print_plan(resolved, job.home, is_new=not (start.resumes or start.overwrite))
+        print_plan(resolved, job.folder_of(resolved, overwrite=start.overwrite))
     print_waiting("Preparing ...")
     return job
 
@@ -140,7 +140,7 @@ def _dry_run(job: Any, start: Any) -> int:
     for text in job.dropped:
         print_text(f"{text}.")
     for resolved in job.stages:
-        print_plan(resolved, job.home, is_new=not (start.resumes or start.overwrite))
+        print_plan(resolved, job.folder_of(resolved, overwrite=start.overwrite))
     for resolved in job.stages:
         require_device(resolved)
     return DONE
@@ -149,7 +149,7 @@ def _dry_run(job: Any, start: Any) -> int:
 def _what_is_planned(job: Any, start: Any) -> Any:
     from llm_lab.runner import what_is_left
 
-    return what_is_left(job, start.resume_from) if start.resumes else job
+    return what_is_left(job, start.resume_from, with_files=True) if start.resumes else job
 
 
 def check_recipe(arguments: argparse.Namespace) -> int | Document:
@@ -160,7 +160,7 @@ def check_recipe(arguments: argparse.Namespace) -> int | Document:
     job = check(arguments.recipe, arguments.overrides)
     if arguments.json:
         return plan_document(job)
-    print_checked(job.stages, list(job.remarks), job.home)
+    print_checked([(resolved, job.folder_of(resolved)) for resolved in job.stages], list(job.remarks))
     return DONE
 
 

@@ -30,11 +30,10 @@ BANNER = "CPU mode: every stage works, for tiny models. Real training requires C
 USUAL_TOKENS_PER_PARAMETER = 20
 
 
-def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) -> Iterator[tuple[str, str, str]]:
+def plan_lines(resolved: Resolved, folder: Path | None = None) -> Iterator[tuple[str, str, str]]:
     """Yield (name, text, style) for each line of a plan; style: warn, bad, or "". Without a name, it is a continuation.
 
-    home: the folder in which the run folder is created; for a stage, its pipeline's folder. is_new: False if the run
-    already has its folder, as when it resumes.
+    folder: that of the run; by default a new one in checkpoints/, with a free name.
     """
     values, cost, examples = resolved.values, resolved.estimate, resolved.examples
     reasons: dict[str, str] = {}
@@ -92,10 +91,10 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
         yield "time", _time(cost), ""
     if cost.disk_bytes:
         name = str(values.get("name"))
-        folder = free_name(name, root=home) if is_new else name
-        taken = f"; {home / name}/ is taken" if folder != name else ""
+        folder = folder or ROOT / free_name(name)
+        taken = f"; {folder.with_name(name)}/ is taken" if folder.name != name and not folder.exists() else ""
         kinds = f" ({' and '.join(cost.disk_by_part)})" if cost.disk_by_part else ""
-        yield "disk", f"{size(cost.disk_bytes)} in {home / folder}/{kinds}{taken}", ""
+        yield "disk", f"{size(cost.disk_bytes)} in {folder}/{kinds}{taken}", ""
     for _, text in plan_warnings(resolved):
         yield "warning", text, "warn"
     yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""

@@ -118,13 +118,9 @@ def require_resume_point(run: RunFolder, step: int | None = None) -> tuple[int, 
     file of it is damaged; the error offers the newest complete checkpoint before it.
     """
     known = dict(run.checkpoints())
-    wanted = max(known, default=START) if step is None else step
+    wanted = require_checkpoint(run, step)
     if wanted == START:
         return START, []
-    if wanted not in known:
-        steps = ", ".join(str(one) for one in sorted(known)) or "none"
-        why = f"{run.path} has no checkpoint of this step"
-        raise UserError(Problem("--resume-from", why, value=wanted, allowed=f"{steps}, or 0 for the start"))
     damage = _damage(run, wanted, known[wanted])
     if damage is None:
         unchecked = wanted < _manifests_from(run)
@@ -135,6 +131,18 @@ def require_resume_point(run: RunFolder, step: int | None = None) -> tuple[int, 
     fix = f"Resume {where}: {resume_command(run, f'--resume-from {earlier}')}"
     file, _, why = damage.partition(" ")
     raise UserError(Problem(file, why, fix=fix))
+
+
+def require_checkpoint(run: RunFolder, step: int | None = None) -> int:
+    """Return the step from which a run resumes. Raises UserError if it has no checkpoint of the requested step."""
+    known = sorted(number for number, _ in run.checkpoints())
+    if step is None:
+        return known[-1] if known else START
+    if step not in (START, *known):
+        steps = ", ".join(map(str, known)) or "none"
+        why = f"{run.path} has no checkpoint of this step"
+        raise UserError(Problem("--resume-from", why, value=step, allowed=f"{steps}, or 0 for the start"))
+    return step
 
 
 def require_same_beginning(run: RunFolder, *, files_of: Callable[[str], Mapping[str, str]] = cached_files) -> None:

@@ -481,7 +481,7 @@ def _print_panel(console: Console, panel: Panel | None) -> None:
 
         job = _job_of(panel)
         for resolved in job.stages:
-            console.print(plan_panel(resolved, job.home, is_new=not panel.resume))
+            console.print(plan_panel(resolved, job.folder_of(resolved)))
 
 
 def _job_of(plan: RecipePlan) -> Any:

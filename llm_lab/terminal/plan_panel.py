@@ -25,11 +25,10 @@ BESIDE_TEXT = 6  # columns of the frame and of the space after the names
 VALUE_COLUMNS = 20
 
 
-def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) -> Panel:
+def plan_panel(resolved: Resolved, folder: Path | None = None) -> Panel:
     """Return the plan as a panel of the width of the terminal, with about 20 lines at 80 columns.
 
-    home: the folder in which the run folder is created; for a stage, its pipeline's folder. is_new: False if the run
-    already has its folder, as when it resumes.
+    folder: that of the run; by default a new one in checkpoints/, with a free name.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -40,14 +39,13 @@ def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    lines = list(plan_lines(resolved, home, is_new=is_new))
+    folder = folder or ROOT / free_name(str(values.get("name")))
+    lines = list(plan_lines(resolved, folder))
     room = max(20, width - BESIDE_TEXT - max(len(name) for name, _, _ in lines))
     for name, text, style in lines:
         table.add_row(name, Text(wrapped(one_line(text), room), style=style))
     banner = [Text(BANNER, style="warn")] if values.get("device") == "cpu" else []
-    name, stage = one_line(str(values.get("name"))), values["stage"]
-    if is_new and home == ROOT:
-        name = free_name(name, root=home)
+    name, stage = one_line(folder.name), values["stage"]
     title = Text(f"Plan: {name}" if name == stage else f"Plan: {name} · {stage}", style="title")
     title.stylize("not dim")  # otherwise it is as dim as the frame
     return Panel(Group(*banner, table), title=title, title_align="left", width=width, border_style="dim")
@@ -84,24 +82,24 @@ def _format_value(value: Any) -> Text:
     return Text(f"{value:g}" if isinstance(value, float) else in_pieces(one_line(str(value)), VALUE_COLUMNS))
 
 
-def print_plan(resolved: Resolved, home: Path = ROOT, *, derived: bool = True, is_new: bool = True) -> None:
-    """Print the plan of a run, and its derived values. home, is_new: as in plan_panel."""
+def print_plan(resolved: Resolved, folder: Path | None = None) -> None:
+    """Print the plan of a run, and its derived values. folder: as in plan_panel."""
     console = make_console()
-    console.print(plan_panel(resolved, home, is_new=is_new))
-    if derived and any(origin.kind == "derived" for origin in resolved.origins.values()):
+    console.print(plan_panel(resolved, folder))
+    if any(origin.kind == "derived" for origin in resolved.origins.values()):
         console.print(derived_table(resolved))
         console.print()
 
 
-def print_checked(stages: Sequence[Resolved], remarks: Sequence[str], home: Path = ROOT) -> None:
-    """Print that a recipe is valid, and whether this machine can run it."""
+def print_checked(plans: Sequence[tuple[Resolved, Path]], remarks: Sequence[str]) -> None:
+    """Print that a recipe is valid, and whether this machine can run it. plans: each stage, and its folder."""
     from rich.text import Text
 
     console = make_console()
     for remark in remarks:
         console.print(Text(sentence(remark), style="warn"))
-    for resolved in stages:
-        console.print(plan_panel(resolved, home))
+    for resolved, folder in plans:
+        console.print(plan_panel(resolved, folder))
         if resolved.values["device"] == "cuda" and resolved.machine.cuda_problem:
             text = f"The recipe is valid, but can't run on this machine: {resolved.machine.cuda_problem}."
             console.print(Text(text, style="warn"))

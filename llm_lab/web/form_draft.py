@@ -23,7 +23,7 @@ from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES, Stage, expand_model
 from llm_lab.recipe.resolve import Resolved, diagnose, require_device
 from llm_lab.recipe.validate import find_key, optional_groups, stage_schema
-from llm_lab.runs.folder import ROOT, free_name, slug
+from llm_lab.runs.folder import free_name, slug
 from llm_lab.runs.plan_lines import BANNER, plan_lines
 from llm_lab.wizard.draft import Draft, first_name
 from llm_lab.wizard.key_questions import effect
@@ -272,8 +272,8 @@ def _of_choice(draft: Draft, path: str, key: Key, choice: Any) -> dict[str, str]
     return {"effect": effect(draft.with_answer(path, choice).look()[0], draft.look()[0])}
 
 
-def plan_of(resolved: Resolved, home: Path = ROOT, *, has_data: bool = True) -> dict[str, Any]:
-    """Return a plan: its numbers (bytes, seconds, tokens), and its lines as text. home: as for plan_lines."""
+def plan_of(resolved: Resolved, folder: Path | None = None, *, has_data: bool = True) -> dict[str, Any]:
+    """Return a plan: its numbers (bytes, seconds, tokens), and its lines as text. folder: as for plan_lines."""
     cost = resolved.estimate
     return {
         "parameters": cost.parameters,
@@ -294,7 +294,7 @@ def plan_of(resolved: Resolved, home: Path = ROOT, *, has_data: bool = True) -> 
         ],
         "lines": [
             list(line)
-            for line in plan_lines(resolved, home)
+            for line in plan_lines(resolved, folder)
             if line[0] != "warning" and (has_data or line[0] != "data")
         ],
     }

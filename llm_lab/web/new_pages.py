@@ -23,7 +23,7 @@ from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.scoring import REWARD_OPTIONS
 from llm_lab.recipe.trust import code_in
 from llm_lab.runs.disk import write_atomically
-from llm_lab.runs.folder import ROOT, free_name, list_runs
+from llm_lab.runs.folder import ROOT, list_runs
 from llm_lab.wizard.home import MODELS, describe_run
 from llm_lab.wizard.model_questions import generating_runs, reward_models
 from llm_lab.wizard.recipe_question import recipe_summary
@@ -143,12 +143,11 @@ def _pipeline_page(request: Request, file: Path) -> Response:
 
 def _stages_of(job: Job | None, problems: Sequence[Problem | str]) -> dict[str, Any]:
     """Return what each stage of a pipeline does, and its problems."""
-    home = ROOT / free_name(job.name) if job else ROOT
     stages = [
         {
             "title": resolved.stage.title,
             "name": resolved.values["name"],
-            "plan": plan_of(resolved, home),
+            "plan": plan_of(resolved, job.folder_of(resolved) if job else None),
             "why_not": cannot_start(resolved),
         }
         for resolved in (job.stages if job else ())

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from conftest import tiny_recipe, write_text
 from support.listeners import Handlers
 from support.pretrain_runs import losses, start, wait_until, weights
@@ -408,3 +409,54 @@ def test_only_the_first_of_several_processes_writes_the_model_of_a_checkpoint():
         process = SimpleNamespace(is_world_process_zero=lambda first=first: first, _save_to=written.append)
         LabTrainerMixin._save(process, "folder")
     assert written == [Path("folder")]
+
+
+SHORT = {"train.max_steps": 2, "train.save_steps": 1, "scheduler.warmup_steps": 0}
+
+
+@pytest.mark.parametrize("is_pipeline", [False, True])
+def test_the_plan_of_a_resumed_run_names_the_folder_that_is_resumed(is_pipeline, capsys):
+    raw = tiny_recipe(**SHORT)
+    raw, stage = ({"name": "tiny", "stages": [{**raw, "name": "first"}]}, "/first") if is_pipeline else (raw, "")
+    Path("tiny.yaml").write_text(yaml.safe_dump(raw))
+    assert run("tiny.yaml")["path"] == "checkpoints/tiny"
+    capsys.readouterr()
+
+    def planned(*options: str) -> str:
+        assert main(["run", "tiny.yaml", *options, "--dry-run", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["stages"][0]["folder"] == f"checkpoints/{named}{stage}"
+        assert main(["run", "tiny.yaml", *options, "--dry-run"]) == 0
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert f"in checkpoints/{named}{stage}/" in text
+        assert f"Plan: {'first' if is_pipeline else named} · pretrain" in text
+        return text
+
+    named = "tiny-2"
+    assert is_pipeline or "checkpoints/tiny/ is taken" in planned()
+    assert run("tiny.yaml")["path"] == "checkpoints/tiny-2"
+    capsys.readouterr()
+    assert "is taken" not in planned("--resume")
+    planned("--resume-from", "1")
+    named = "tiny"
+    planned("--overwrite")
+    named = "tiny-3"
+    planned()
+
+
+def test_a_dry_run_refuses_to_resume_where_the_run_would_refuse_it(capsys):
+    raw = tiny_recipe(**SHORT)
+    Path("tiny.yaml").write_text(yaml.safe_dump(raw))
+    run("tiny.yaml")
+
+    def refused(step: str) -> list[str]:
+        capsys.readouterr()
+        said = []
+        for dry in (["--dry-run"], ["--dry-run", "--json"], []):
+            assert main(["run", "tiny.yaml", "--resume-from", step, *dry]) == 2
+            said.append(" ".join(capsys.readouterr().err.split()))
+        return said
+
+    missing = "--resume-from = 77: checkpoints/tiny has no checkpoint of this step. Allowed: 1, 2, or 0 for the start."
+    assert all(missing in said for said in refused("77"))
+    next((TINY.steps_path / "checkpoint-1").glob("*.safetensors")).unlink()
+    assert all("is missing" in said for said in refused("1"))

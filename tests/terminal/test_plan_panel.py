@@ -132,7 +132,7 @@ def test_the_plan_of_examples_on_disk_shows_steps_time_and_dropped_examples(in_t
     assert "time a few seconds (based on typical values): " in text
     assert "in checkpoints/mine-2/ " in text
     assert "Plan: mine-2 · sft" in text
-    text = " ".join(shown(plan_panel(resolved, is_new=False)).split())  # it resumes
+    text = " ".join(shown(plan_panel(resolved, Path("checkpoints/mine"))).split())  # it resumes
     assert "Plan: mine · sft" in text
     assert "is taken" not in text
     assert resolved.values["train"].get("max_steps") is None  # the recipe still counts in epochs
