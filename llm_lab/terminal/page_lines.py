@@ -138,17 +138,22 @@ def _heading(name: str, about: str, columns: int) -> list[Fragment]:
 def _bar(page: FormPage, place: str, names: list[str], at: int, columns: int) -> Lines:
     """Return names side by side, wrapped between names; the chosen one is marked."""
     pointed = page.at == place
-    lines: Lines = [[_pointer(pointed)]]
+    groups: list[list[int]] = [[]]
     used = 2
     for number, name in enumerate(names):
-        chosen = number == at
-        text = f"[{name}]" if chosen else f" {name} "
-        if used + len(text) > columns and used > 2:
-            lines.append([("", "  ")])
+        if used + len(name) + 2 > columns and groups[-1]:
+            groups.append([])
             used = 2
-        style = "class:pointed" if chosen and pointed else "class:bar" if chosen else "class:dim" if not pointed else ""
-        lines[-1].append((style, text))
-        used += len(text)
+        groups[-1].append(number)
+        used += len(name) + 2
+    lines: Lines = []
+    for group in groups:
+        lines.append([_pointer(pointed and at in group)])
+        for number in group:
+            chosen = number == at
+            style = "class:bar" if chosen else "class:dim" if not pointed else ""
+            text = f"[{names[number]}]" if chosen else f" {names[number]} "
+            lines[-1].append(("class:pointed" if chosen and pointed else style, text))
     return lines
 
 
