@@ -167,7 +167,7 @@ def validate_as(schema: type[AnyGroup], raw: dict[str, Any]) -> tuple[AnyGroup |
             for item in [item for item in error.errors(include_url=False) if not _is_echo(item)]:
                 steps = _plain_steps(item["loc"], schema)
                 path = ".".join(str(step) for step in steps)
-                if path not in wrong and not _follows(item, path, wrong):
+                if path not in wrong and not _follows(item, path, wrong, raw):
                     wrong.add(path)
                     problems.append(_problem(item, path, steps, schema, raw))
                 if path not in removed:
@@ -189,7 +189,7 @@ def _is_echo(item: Mapping[str, Any]) -> bool:
     return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
 
 
-def _follows(item: Mapping[str, Any], path: str, wrong: set[str]) -> bool:
+def _follows(item: Mapping[str, Any], path: str, wrong: set[str], raw: Values) -> bool:
     """Return whether an error only follows from one that is reported.
 
     A group is missing because its wrong keys were removed, or a key of a new model is given instead of a checkpoint.
@@ -197,7 +197,8 @@ def _follows(item: Mapping[str, Any], path: str, wrong: set[str]) -> bool:
     if item["type"] == "missing":
         return any(key.startswith(f"{path}.") for key in wrong)
     group, _, last = path.partition(".")
-    return item["type"] == "extra_forbidden" and group == "model" and last in NEW_MODEL and CHECKPOINT in wrong
+    is_new = group == "model" and last in NEW_MODEL
+    return item["type"] == "extra_forbidden" and is_new and CHECKPOINT in wrong and value_at(raw, CHECKPOINT) is None
 
 
 def _plain_steps(loc: tuple[Any, ...], schema: type[Group]) -> list[Any]:

@@ -96,6 +96,9 @@ def test_a_checkpoint_with_keys_of_a_new_model_says_that_they_are_left_out(capsy
     said = refusal_of("check", "stories", "model.checkpoint=gpt2", capsys=capsys)
     assert "model.size: unknown key of a model that is given by its checkpoint. Leave it out; on the command " in said
     assert "on the command line: model.size=null." in said
+    said = refusal_of("check", "stories", "model.checkpoint=5", capsys=capsys)
+    assert "model.checkpoint = 5: invalid value" in said
+    assert "on the command line: model.size=null." in said
 
 
 def test_a_key_of_one_stage_is_shown_in_its_place_in_a_pipeline(capsys):
