@@ -26,7 +26,7 @@ from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.stage import Stage, StageRecipe
 from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.runs.glossary import glossary_page
-from llm_lab.studies.experiment_files import SHIPPED, Experiment, read_experiment, written
+from llm_lab.studies.experiment_files import SHIPPED, Experiment, allowed_words, read_experiment, shown_value
 from llm_lab.studies.verdict import decide
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -454,8 +454,8 @@ def experiment_page(experiment: Experiment) -> str:
     lines += ["", experiment.about, "", "## Options", "", "| option | allowed | default | what it is |"]
     lines.append("| --- | --- | --- | --- |")
     for key in experiment.option_keys():
-        default = "(required)" if key.required else f"`{written(key.default)}`"
-        lines.append(f"| `{key.path}` | {_cell(key.allowed())} | {_cell(default)} | {_cell(key.help)} |")
+        default = "(required)" if key.required else f"`{shown_value(key.default)}`"
+        lines.append(f"| `{key.path}` | {_cell(allowed_words(key))} | {_cell(default)} | {_cell(key.help)} |")
     return "\n".join(lines) + "\n"
 
 

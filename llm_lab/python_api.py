@@ -224,7 +224,9 @@ def _path_of(stage: Stage, name: str) -> str | Problem:
         return Problem(name, why, allowed=one_of(paths), fix=f'Use the dotted key: {{"{paths[0]}": ...}}.')
     known = [*groups, *short]
     return Problem(
-        name, f"{stage.name} has no such key", fix=did_you_mean(name, known) or "docs/recipe.md lists all keys."
+        name,
+        f"{stage.name} has no such key",
+        fix=did_you_mean(name, known) or "docs/recipe.md of LLM Lab lists all keys.",
     )
 
 

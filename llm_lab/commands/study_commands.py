@@ -320,10 +320,11 @@ def start_duel(
     """Show the plan of a duel, run what remains of it, and show its verdict. options: retry_failed."""
     from llm_lab.studies.duel import TOKENS, equal_time, with_checked_jobs
     from llm_lab.studies.duel_report import write_duel_report
+    from llm_lab.studies.sweep_report import at_equal_time
     from llm_lab.terminal.sweep_screen import print_duel_end
 
     count = len(duel.cells_to_run()) // 2
-    then = f"up to {count} shorter runs of the slower recipe, for the comparison at equal time" if by != TOKENS else ""
+    then = at_equal_time(count) if by != TOKENS else ""
     if show_plan:
         _show_sweep_plan(duel, jobs, then=then, **options)
     _require_runnable(duel, trust_recipe)

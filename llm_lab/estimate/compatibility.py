@@ -63,6 +63,17 @@ def what_loads(parts: Mapping[str, Any]) -> Loads:
     return Loads(architecture, reason, *_gguf(architecture, kind, parts))
 
 
+def describe_architecture(config: Mapping[str, Any]) -> str:
+    """Return the architecture of a config, as its model is saved: native, or the parts of a model with its own code."""
+    kind = config.get("model_type", "unknown")
+    if kind == "llm_lab":
+        kind, _ = native_architecture(config)
+    if kind is None:
+        keys = ("position_embedding", "norm", "activation")
+        return "LLM Lab parts: " + ", ".join(str(config.get(key)) for key in keys)
+    return NAMES.get(kind, kind)
+
+
 def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
     """Return (the native architecture's model_type or None, the reason) for resolved parts."""
     if parts.get("position_embedding") == "learned":
@@ -178,19 +189,22 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
     if found == "qwen3moe" and parts.get("model_type") and not parts.get("norm_topk_prob"):
         return None, "GGUF's Qwen3-MoE normalizes the weights of the experts", ()
     what = f"a {name} file"
-    missing = ["experts"] if architecture == "mixtral" else []
+    missing = ["ignores experts"] if architecture == "mixtral" else []
     if found == "qwen3moe" and (parts.get("moe_intermediate_size") or parts.get("intermediate_size")) != 768:
-        missing.append("the width of experts")
+        missing.append("assumes experts of width 768")
     if rope["rope_type"] in STRETCHES and rope.get("factor", parts.get("yarn_factor")) != 1.0:
-        missing.append(STRETCHES[rope["rope_type"]])
-    missing += [words for key, words in (("attention_bias", "biases"), ("mlp_bias", "biases")) if parts.get(key)][:1]
+        missing.append(f"ignores {STRETCHES[rope['rope_type']]}")
+    missing += [
+        words for key, words in (("attention_bias", "ignores biases"), ("mlp_bias", "ignores biases")) if parts.get(key)
+    ][:1]
     head_dim = parts.get("head_dim")
     if found in ("qwen3", "qwen3moe") and head_dim != 128:
-        missing.append("head sizes other than 128")
+        missing.append("assumes heads of 128")
     if found == "qwen2" and head_dim and head_dim * parts["num_attention_heads"] != parts["hidden_size"]:
-        missing.append("the head size")
+        missing.append("ignores the head size")
     if missing:
-        return found, f"{what} for llama.cpp; Transformers' GGUF reader ignores {' and '.join(missing)}", BOTH[:1]
+        why = f"{what} for llama.cpp; Transformers can't read this GGUF file (it {' and '.join(missing)})"
+        return found, why, BOTH[:1]
     return found, f"{what} for llama.cpp, Ollama and LM Studio", BOTH
 
 
@@ -205,12 +219,16 @@ def _gguf_gpt2(parts: Mapping[str, Any]) -> tuple[str | None, str, Any]:
     if activation not in TANH_GELU:
         return (
             "gpt2",
-            f"{what}, which computes GELU by its close tanh form; so does Transformers' GGUF reader",
+            f"{what}, which computes GELU by its close tanh form; so does Transformers with this file",
             BOTH[:1],
         )
     width = parts.get("n_embd", 768)
     if parts.get("n_positions", 1024) != 1024 or (parts.get("n_inner") or 4 * width) != 4 * width:
-        return "gpt2", f"{what}; Transformers' GGUF reader ignores the context and the inner width", BOTH[:1]
+        return (
+            "gpt2",
+            f"{what}; Transformers can't read this GGUF file (it ignores the context and the inner width)",
+            BOTH[:1],
+        )
     return "gpt2", f"{what}, Ollama and LM Studio", BOTH
 
 

@@ -248,7 +248,7 @@ def disk_by_part(model: int, checkpoint: int, train: Mapping[str, Any]) -> dict[
         saved = occasions(train["save_steps"], train["max_steps"], 0)
     if saved is not None and saved <= kept:
         return {"model": model, plural(saved, "checkpoint"): checkpoint * saved}
-    return {"model": model, f"at most {plural(kept + 1, 'checkpoint')}": checkpoint * (kept + 1)}
+    return {"model": model, f"{plural(kept, 'checkpoint')}, briefly {kept + 1}": checkpoint * (kept + 1)}
 
 
 def estimate_model(shape: ModelShape | None, machine: Machine, *, device: str, writes_model: bool) -> Estimate:

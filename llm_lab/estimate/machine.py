@@ -284,7 +284,8 @@ def _devices(machine: Machine) -> Iterator[Finding]:
     import torch
 
     cores, threads = plural(machine.cpu_cores, "core"), plural(torch.get_num_threads(), "thread")
-    yield Finding("CPU", "good", f"{machine.cpu_name}, {cores}, {threads}")
+    why = " (OMP_NUM_THREADS)" if os.environ.get("OMP_NUM_THREADS") else ""
+    yield Finding("CPU", "good", f"{machine.cpu_name}, {cores}; PyTorch uses {threads}{why}")
     yield Finding("memory", "good", f"{machine.memory_bytes / 2**30:.0f} GiB")
     for gpu in machine.gpus:
         major, minor = gpu.compute_capability

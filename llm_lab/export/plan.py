@@ -102,7 +102,7 @@ def plan_export(
         from .gguf_file import adds_space_after_control_tokens, read_tokenizer
 
         if tokenizer.chat_template and adds_space_after_control_tokens(tokenizer):
-            why = "Transformers' GGUF reader adds no space after a control token, as this tokenizer does"
+            why = "this tokenizer adds a space after a control token, which Transformers leaves out of a GGUF file"
             loads = replace(loads, gguf_readers=BOTH[:1], gguf_reason=f"{loads.gguf_reason}; {why}")
         remarks += read_tokenizer(tokenizer, rows, key=key).remarks
     weights = weights or next((w for w, dtype in DTYPES.items() if dtype == _dtype(config)), "f32")

@@ -93,7 +93,7 @@ def plan_lines(resolved: Resolved, folder: Path | None = None) -> Iterator[tuple
         name = str(values.get("name"))
         folder = folder or ROOT / free_name(name)
         taken = f"; {folder.with_name(name)}/ is taken" if folder.name != name and not folder.exists() else ""
-        kinds = f" ({' and '.join(cost.disk_by_part)})" if cost.disk_by_part else ""
+        kinds = f" ({', '.join(cost.disk_by_part)})" if cost.disk_by_part else ""
         yield "disk", f"{size(cost.disk_bytes)} in {folder}/{kinds}{taken}", ""
     for _, text in plan_warnings(resolved):
         yield "warning", text, "warn"

@@ -15,6 +15,7 @@ from llm_lab.data.sources import TextSource
 from llm_lab.data.split import split_documents
 from llm_lab.data.streams import StreamSource
 from llm_lab.errors import UserError
+from llm_lab.estimate.compatibility import describe_architecture
 from llm_lab.evaluation.score import Scorer, generating, own_sampling_off
 from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted, progress_of
 from llm_lab.hf.configs import config_of_parts, read_config
@@ -171,7 +172,7 @@ def build(recipe: PretrainRecipe, tokenizer: Any, listener: Listener) -> Any:
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(built)
     count = sum(parameter.numel() for parameter in built.parameters())
-    listener(Notice(f"model: {count:,} parameters, {type(built).__name__}"))
+    listener(Notice(f"model: {count:,} parameters, architecture {describe_architecture(built.config.to_dict())}"))
     return built.to(recipe.device)
 
 

@@ -32,6 +32,8 @@ TYPES: Mapping[str, Any] = {"int": Int, "float": Float, "bool": Bool, "str": str
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern", "description")
 READABLE = "int, float, bool, str, Literal of texts or numbers, list or tuple of these, or one of these or None"
 MODEL = "model"  # an option of this name is a run, a folder with a model, or a name on the Hub
+A_MODEL = "a run, a folder or a name on the Hub"
+OR_NULL = ", or null"
 _MISSING = object()
 
 
@@ -301,13 +303,18 @@ def read_value(experiment: Experiment, name: str, text: str) -> Any:
 def _typed(key: Key | None, text: str) -> Any:
     """Return a value in the type of its option: text stays text, and a list may be written as 1,2,3."""
     text = text.strip()
-    if key is None or (text == "null" and not key.required and key.default is None):
-        return parse_yaml(text, key.path if key else "option")
+    if key is None or _is_none(key, text):
+        return parse_yaml(text, "option") if key is None else None
     if key.kind == "list" and not text.startswith("["):
         parts = [part.strip() for part in text.split(",") if part.strip()]
         return [part if _holds_texts(key) else parse_yaml(part, key.path) for part in parts]
     is_text = key.kind == "text" or (key.kind == "choice" and all(isinstance(one, str) for one in key.choices or ()))
     return text if is_text else parse_yaml(text, key.path)
+
+
+def _is_none(key: Key, text: str) -> bool:
+    """Return whether a text leaves an option open; screens call that none, recipes null."""
+    return not key.required and key.default is None and (text == "null" or (text == "none" and not key.choices))
 
 
 def _holds_texts(key: Key) -> bool:
@@ -347,6 +354,17 @@ def check_values(
 def model_options(experiment: Experiment) -> list[str]:
     """Return the options that name a model."""
     return [key.path for key in experiment.option_keys() if key.path == MODEL and key.kind == "text"]
+
+
+def allowed_words(key: Key) -> str:
+    """Return what may be given for an option, in words: none where it can be left out."""
+    words = A_MODEL if key.path == MODEL and key.kind == "text" else key.allowed().removesuffix(OR_NULL)
+    return f"{words}, or none" if key.allowed().endswith(OR_NULL) else words
+
+
+def shown_value(value: Any) -> str:
+    """Return a value of an option for a screen."""
+    return "none" if value is None else written(value)
 
 
 def defaults_of(experiment: Experiment) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from llm_lab.estimate.formatting import about, count, duration, size
+from llm_lab.estimate.formatting import about, count, duration, plural, size
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.glossary import name_of, quantity, write
 from llm_lab.runs.plots import Interval, Line, draw_heatmap, draw_intervals, draw_lines
@@ -89,13 +89,14 @@ def plan_rows(
     disk_bytes = sum(_disk_bytes(sweep, state.cell.configuration.name) for state in left)
     before = [f"{done} done" if done else "", f"{failed} failed before" if failed else ""]
     kept = f" ({', '.join(filter(None, before))})" if any(before) else ""
-    how = "one after the other" if jobs == 1 else f"{jobs} at a time"
+    how = "" if len(left) < 2 else ", one after the other" if jobs == 1 else f", {jobs} at a time"
+    of_all = f" of {len(states)}" if len(left) < len(states) else ""
     first = next(iter(sweep.jobs.values())).stages[0]
     unknown = "not known" if left else "none: all runs are done"
     too_long = [("note", TOO_LONG)] if takes_too_long(seconds) else []
     return [
         ("compares", describe_sweep(sweep)),
-        ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
+        ("runs", f"{len(left)}{of_all} to run{kept}{how}"),
         ("time", f"{about(seconds)}, with {START_SECONDS} s for the start of each run" if seconds else unknown),
         ("disk", f"{size(disk_bytes)} in {sweep.folder}/"),
         *([("changes", ", ".join(sweep.changes))] if sweep.changes else []),
@@ -104,6 +105,11 @@ def plan_rows(
         *(("note", remark) for remark in sweep.remarks),
         ("device", f"{first.values.get('device')}: {first.machine.describe()}"),
     ]
+
+
+def at_equal_time(count: int) -> str:
+    """Return what a duel does after its runs at equal tokens, with at most `count` runs more."""
+    return f"to compare at equal time, up to {plural(count, 'run')} of the slower recipe with fewer steps"
 
 
 def takes_too_long(seconds: float) -> bool:

@@ -39,7 +39,10 @@ COMMANDS = {
     "save": ("FILE", "save the conversation (JSON)"),
     "load": ("FILE", "load a saved conversation"),
     "model": ("PATH", "chat with another model"),
-    "compare": ("OTHER [TEXT]", "compare with another model; base: without the adapter"),
+    "compare": (
+        "OTHER [TEXT]",
+        "compare with another model. OTHER is a model, or the word base: this model without its adapter",
+    ),
     "time": ("[TEXT]", "compare all saved checkpoints of this run"),
     "quit": ("", "quit (or Ctrl-D)"),
 }

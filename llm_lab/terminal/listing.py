@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm_lab.data.builtin import ABOUT_BUILTIN
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import base_circle, find_base, read_adapter_json
-from llm_lab.estimate.compatibility import what_loads
+from llm_lab.estimate.compatibility import describe_architecture, what_loads
 from llm_lab.estimate.formatting import count, size
 from llm_lab.estimate.gguf_header import has_chat_template, is_gguf
 from llm_lab.estimate.model_library import LibraryModel
@@ -211,7 +211,7 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
         raise UserError(Problem(str(folder), why, fix="Move it there, or set its path in adapter_config.json."))
     if config is None:
         raise UserError(Problem(str(folder / "config.json"), "not a model config: it is not a JSON object"))
-    rows: list[tuple[str, Any]] = [("folder", str(folder)), ("architecture", _architecture(config))]
+    rows: list[tuple[str, Any]] = [("folder", str(folder)), ("architecture", describe_architecture(config))]
     if is_gguf(folder):
         rows[0] = ("GGUF file", f"{folder}, {size(folder.stat().st_size)}")
     if adapter is not None:
@@ -257,14 +257,6 @@ def _adapter_rows(adapter: dict[str, Any], base: str | None) -> list[tuple[str, 
     names = ", ".join(sorted(layers)) if isinstance(layers, list) else str(layers)
     adapter_text = f"{kind}, r {adapter.get('r')}, alpha {adapter.get('lora_alpha')}, on {names}"
     return [("adapter", adapter_text), ("base", base)]
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    kind = config.get("model_type", "unknown")
-    if kind != "llm_lab":
-        return kind
-    keys = ("position_embedding", "norm", "activation")
-    return "LLM Lab parts: " + ", ".join(str(config.get(key)) for key in keys)
 
 
 def _run_rows(run: RunFolder, node: Node) -> Iterator[Row]:

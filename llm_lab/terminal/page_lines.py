@@ -358,7 +358,11 @@ def _recipe(page: FormPage, columns: int) -> Lines:
 
 
 def _wrap(text: str, columns: int) -> list[str]:
-    return [line for part in text.splitlines() for line in textwrap.wrap(one_line(part), max(10, columns))]
+    return [
+        line
+        for part in text.splitlines()
+        for line in textwrap.wrap(one_line(part), max(10, columns), break_on_hyphens=False)
+    ]
 
 
 def _fit(text: str, columns: int) -> str:

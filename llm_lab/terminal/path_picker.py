@@ -378,7 +378,7 @@ def pick_plainly(question: Question, read_line: Callable[[Question, str, str], s
         rows = place.rows()
         print(printable(question.text))
         if question.allowed:
-            print(printable(textwrap.fill(question.allowed, 79)))
+            print(printable(textwrap.fill(question.allowed, 79, break_on_hyphens=False)))
         for number, row in enumerate(rows, 1):
             not_now = f"  (not available: {row.why_not})" if row.why_not else ""
             title = row.title.removeprefix(UNMARKED).strip()

@@ -101,7 +101,9 @@ def _print_rows(question: Question, rows: list[Row]) -> None:
 
 
 def _folded(text: str) -> str:
-    return "\n".join(textwrap.fill(line, max(20, columns() - 1)) for line in printable(text).split("\n"))
+    return "\n".join(
+        textwrap.fill(line, max(20, columns() - 1), break_on_hyphens=False) for line in printable(text).split("\n")
+    )
 
 
 def _asked(question: Question, row: Row, ask_one: Callable[[Question], Any]) -> Question | None:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm_lab.estimate.formatting import plural
 from llm_lab.safe_text import printable
 from llm_lab.wizard.questions import Line
 
@@ -199,7 +200,11 @@ def in_pieces(text: str, width: int) -> str:
 
 def wrap_lines(text: str, columns: int | None = None) -> list[str]:
     """Return the lines of a text within a width, by default that of the terminal."""
-    return [line for part in text.splitlines() for line in textwrap.wrap(part, columns or text_columns())]
+    return [
+        line
+        for part in text.splitlines()
+        for line in textwrap.wrap(part, columns or text_columns(), break_on_hyphens=False)
+    ]
 
 
 def lay_out_list(
@@ -219,7 +224,7 @@ def lay_out_list(
     """
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.keys import Keys
-    from prompt_toolkit.layout import ConditionalMargin, Dimension
+    from prompt_toolkit.layout import Dimension
     from questionary import Separator
     from questionary.prompts.common import InquirerControl
 
@@ -247,11 +252,11 @@ def lay_out_list(
         if footer.hides_list:
             return 0
         least = max(free() // 3, free() - min(LEAST_PANE, pane.count("\n")) - 1) if pane else free()
-        return min(listed(), max(LEAST_LINES, least))
+        most = max(LEAST_LINES, least)
+        return listed() if listed() <= most else most - 1  # the last line says how many more there are
 
     window.height = lambda: Dimension.exact(room())
-    is_long = Condition(lambda: room() < listed())
-    window.right_margins = [ConditionalMargin(_scrollbar(), is_long)]
+    _say_how_many_more(app, window, Condition(lambda: 0 < room() < listed()))
 
     def move(step: int) -> None:
         if footer.has_none:
@@ -264,6 +269,10 @@ def lay_out_list(
             at += back
         control.pointed_at = at
 
+    if len(control.choices) == 2 and not any(one.disabled for one in control.choices):
+        # Between two answers, as to whether to delete, an arrow key at an end stays there; longer lists go round.
+        for key, step in {"up": -1, "c-p": -1, "down": 1, "c-n": 1}.items():
+            footer.keys.add(key, eager=True)(lambda event, step=step: move(step))
     moves = {"pagedown": PAGE, "pageup": -PAGE, "end": 10**6, "home": -(10**6)}
     if pane:
         del moves["pagedown"], moves["pageup"]
@@ -357,18 +366,21 @@ def _rank(line: str, text: str) -> int:
     return 0 if line.startswith(text) else 1 if all(word in name for word in text.split()) else 2
 
 
-def _scrollbar() -> Any:
-    """Return a scroll bar with arrows only at ends where there is more."""
-    from prompt_toolkit.layout import ScrollbarMargin
+def _say_how_many_more(app: Any, window: Any, is_long: Any) -> None:
+    """Show below a list how many lines there are above and below what is shown."""
+    from prompt_toolkit.filters import IsDone
+    from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, Window
 
-    class Scrollbar(ScrollbarMargin):
-        def create_margin(self, window_render_info: Any, width: int, height: int) -> Any:
-            info, first = window_render_info, window_render_info.vertical_scroll
-            self.up_arrow_symbol = "^" if first > 0 else " "
-            self.down_arrow_symbol = "v" if first + info.window_height < info.content_height else " "
-            return super().create_margin(info, width, height)
+    def text() -> list[tuple[str, str]]:
+        info = window.render_info
+        above = info.vertical_scroll
+        below = info.content_height - above - info.window_height
+        more = [f"{mark} {plural(number, 'more line')}" for mark, number in (("↑", above), ("↓", below)) if number > 0]
+        return [("class:dim", f"  {', '.join(more)}")]
 
-    return Scrollbar(display_arrows=True)
+    # Its size is fixed, so that its text is only asked for when the list above it has been drawn.
+    line = Window(FormattedTextControl(text), height=Dimension.exact(1), width=Dimension(preferred=1))
+    app.layout.container = HSplit([app.layout.container, ConditionalContainer(line, filter=is_long & ~IsDone())])
 
 
 def attach_pane(app: Any, footer: Footer, text: str, height: Callable[[], int], *, arrows: bool = False) -> None:

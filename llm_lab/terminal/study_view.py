@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.runs.describe import headline_results
 from llm_lab.runs.folder import RunFolder
-from llm_lab.studies.experiment_files import Experiment, written
+from llm_lab.studies.experiment_files import Experiment, allowed_words, shown_value
 from llm_lab.studies.study import REPORT_PAGE, shown_result
 
 from .console import make_console, one_line
@@ -29,7 +29,9 @@ def print_experiments(experiments: Sequence[Experiment]) -> None:
         if group:
             console.print(table(title, [(Text(one_line(one.name)), _about(one)) for one in group]))
             console.print()
-    hint = "Its options: llm-lab study NAME --dry-run. Your own: a file in ./experiments, see docs/studies.md."
+    hint = (
+        "Its options: llm-lab study NAME --dry-run. Your own: a file in ./experiments, see docs/studies.md of LLM Lab."
+    )
     console.print(Text(hint, style="dim"), soft_wrap=not console.is_terminal)
 
 
@@ -52,7 +54,7 @@ def print_experiment(experiment: Experiment, options: Mapping[str, Any]) -> None
     room = max(20, console.width - max((len(key.path) for key in keys), default=0) - 2)
     rows = []
     for key in keys:
-        value, about = one_line(written(options[key.path])), f"{key.help} ({key.allowed()})"
+        value, about = one_line(shown_value(options[key.path])), f"{key.help}. Allowed: {allowed_words(key)}."
         rows.append((key.path, Text(wrapped(value, room)).append(f"\n{wrapped(about, room)}", style="dim")))
     console.print()
     console.print(table("options", rows or [("none", "")]))

@@ -9,7 +9,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.studies.cells import state_of
 from llm_lab.studies.duel import TOKENS, plan_duel
 from llm_lab.studies.sweep import plan_sweep
-from llm_lab.studies.sweep_report import plan_rows
+from llm_lab.studies.sweep_report import at_equal_time, plan_rows
 
 from .known_code import require_known
 
@@ -40,9 +40,7 @@ def plan_comparison(
     require_known((code for job in planned.jobs.values() for code in job.code()), command)
     cells = planned.cells_to_run()
     third = kind == "duel" and by != TOKENS
-    then = (
-        f"up to {len(cells) // 2} shorter runs of the slower recipe, for the comparison at equal time" if third else ""
-    )
+    then = at_equal_time(len(cells) // 2) if third else ""
     rows = plan_rows(planned, [state_of(cell, planned.measure) for cell in cells], jobs=jobs, then=then)
     return {
         "name": planned.folder.name,

@@ -57,6 +57,7 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
 OPTIONAL: dict[str, tuple[str, ...]] = {"conversation": (), "preference": ("prompt",), "prompt": ("answer",)}
 NO_COLUMN = ""  # no column is called this
 EXAMPLE_LINES = 5
+UNCHECKED = "needs a reward model (no rule can check the answers)"
 NOT_CHECKABLE = "No rule can check these answers: score them with a reward model."
 SCORE_WHY = (
     "The loss and the reward show how well the model fits its training data. Outputs for held-out prompts show "
@@ -210,7 +211,7 @@ def _in_training(kind: str) -> tuple[Choice, ...]:
         return offered(kind)
     checkable = {f"builtin:{name}" for name in BUILTIN}
     marked = [
-        replace(one, text=f"for a reward model: {one.text}", effect=NOT_CHECKABLE)
+        replace(one, text=f"{UNCHECKED}: {one.text.partition(', for ')[0]}", effect=NOT_CHECKABLE)
         if str(one.value).startswith("builtin:") and one.value not in checkable
         else one
         for one in offered(kind)

@@ -231,7 +231,7 @@ def replay() -> Flow[Next | None]:
         "Anything to change?",
         "text",
         default="",
-        why="Changes are written as on the command line: train.max_steps=200 data.0.path=my-text.txt name=again.",
+        why="Changes are written as on the command line: train.max_steps=200 data.0.path=my.txt name=again.",
         allowed="key=value, separated by spaces; empty: no changes.",
         check=lambda text: _why_not_these(path, text),
         screen=Screen(REPLAY, recipe_name(path)),

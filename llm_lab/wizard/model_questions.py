@@ -34,10 +34,22 @@ LIBRARY_CHOICE = Choice(LIBRARY, f"a model from the library ({len(LIBRARY_MODELS
 ANOTHER_CHOICE = Choice(ANOTHER, "another folder, a GGUF file, or a name on the Hub")
 ANOTHER_ADAPTER = Choice(ANOTHER, "another folder with an adapter")
 ANOTHER_REWARD_MODEL = Choice(ANOTHER, "another folder, or a name on the Hub")
-NAMED = {  # how another model is asked for: the question, and what may be typed
-    ANOTHER_CHOICE: ("Folder or name?", "A folder, a GGUF file, or a Hub name: Qwen/Qwen3-0.6B."),
-    ANOTHER_ADAPTER: ("Which folder?", "A folder with adapter_config.json."),
-    ANOTHER_REWARD_MODEL: ("Folder or name?", "A folder, or a Hub name."),
+NAMED = {  # how another model is asked for: the question, what may be typed, and the help
+    ANOTHER_CHOICE: (
+        "Folder or name?",
+        "A folder, a GGUF file, or a Hub name: Qwen/Qwen3-0.6B.",
+        "Choose a folder, or type a path, a GGUF file or a name on the Hub (owner/name).",
+    ),
+    ANOTHER_ADAPTER: (
+        "Which folder?",
+        "A folder with adapter_config.json.",
+        "Choose a folder, or type its path.",
+    ),
+    ANOTHER_REWARD_MODEL: (
+        "Folder or name?",
+        "A folder, or a Hub name.",
+        "Choose a folder, or type a path or a name on the Hub (owner/name).",
+    ),
 }
 LIBRARY_WHY = (
     "What fits is estimated for SFT on this machine, with up to 1,024 tokens per sequence: all weights, else a LoRA "
@@ -176,7 +188,7 @@ def pick_run(
         return (yield _library_question(question, machine))
     if picked != ANOTHER:
         return picked
-    text, allowed = NAMED[another]
+    text, allowed, why = NAMED[another]
     return (
         yield replace(
             question,
@@ -186,6 +198,7 @@ def pick_run(
             choices=(),
             default="" if now in known else now or "",
             allowed=allowed,
+            why=why,
             check=check,
             look_for="models",
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import MachineError, UserError
+from llm_lab.estimate.formatting import plural
 from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.files import to_yaml
 from llm_lab.recipe.plan_warnings import enough_epochs
@@ -139,7 +140,7 @@ def start_question(plan: Plan | RecipePlan, epochs: int | None = None, notice: s
 
     epochs: how many of them give enough steps. notice: what could not be checked.
     """
-    more = [Choice(EPOCHS, f"Use {epochs} epochs: more steps to learn from")] if epochs else []
+    more = [Choice(EPOCHS, f"Train for {plural(epochs, 'epoch')} instead (more steps)")] if epochs else []
     choices = (Choice(True, YES), *more, Choice(False, NO))
     return Question("start", START, choices=choices, default=True, why=PLAN_WHY,
                     screen=Screen(panel=plan), notice=notice)  # fmt: skip

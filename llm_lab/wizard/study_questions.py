@@ -7,7 +7,15 @@ from typing import Any
 
 from llm_lab.errors import UserError
 from llm_lab.recipe.fields import Key
-from llm_lab.studies.experiment_files import Experiment, check_values, list_experiments, read_value, written
+from llm_lab.studies.experiment_files import (
+    Experiment,
+    allowed_words,
+    check_values,
+    list_experiments,
+    read_value,
+    shown_value,
+    written,
+)
 
 from .home import STUDY
 from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, StartStudy
@@ -15,7 +23,8 @@ from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, Star
 START, OPTIONS = "start", "options"
 WHY = (
     "A study trains or measures small models, and writes a report that explains the results with pictures. Your own "
-    "are Python files in ./experiments: see docs/studies.md. Listing studies runs no code; starting a study does."
+    "are Python files in ./experiments: see docs/studies.md of LLM Lab. Listing studies runs no code; starting a "
+    "study does."
 )
 OPTIONS_WHY = (
     "The defaults take minutes on two cores. Enter edits a line. The study gets a folder in checkpoints/. Ctrl-C "
@@ -47,7 +56,11 @@ def _options_question(experiment: Experiment, answers: Mapping[str, Any], at: st
     values = check_values(experiment, answers)
     width = max(map(len, values), default=0) + 2
     choices = [
-        Choice(key.path, f"{key.path:<{width}}{written(values[key.path])}", effect=f"{key.help}: {key.allowed()}")
+        Choice(
+            key.path,
+            f"{key.path:<{width}}{shown_value(values[key.path])}",
+            effect=f"{key.help}. Allowed: {allowed_words(key)}.",
+        )
         for key in experiment.option_keys()
     ]
     takes = f"It takes {experiment.takes}, with the default values." if experiment.takes else ""
@@ -64,7 +77,7 @@ def _options_question(experiment: Experiment, answers: Mapping[str, Any], at: st
 
 def _ask_option(experiment: Experiment, key: Key, answers: Mapping[str, Any]) -> Flow[Any]:
     now = answers.get(key.path, None if key.required else key.default)
-    usual = "" if key.required else f" The default is {written(key.default) or 'none'}."
+    usual = "" if key.required else f" The default is {shown_value(key.default) or 'none'}."
     more: dict[str, Any] = {"help": f"{key.path}: {key.help}", "why": f"{experiment.summary}{usual}"}
     more["screen"] = Screen(STUDY, experiment.name)
     text = f"Value of {key.path}?"
@@ -85,5 +98,13 @@ def _ask_option(experiment: Experiment, key: Key, answers: Mapping[str, Any]) ->
         return key.default if empty else read_value(experiment, key.path, typed)
 
     shown = "" if now is None else written(now)
-    asked = Question(f"option.{key.path}", text, "text", default=shown, allowed=key.allowed(), check=check, **more)
+    asked = Question(
+        f"option.{key.path}",
+        text,
+        "text",
+        default=shown,
+        allowed=f"Allowed: {allowed_words(key)}.",
+        check=check,
+        **more,
+    )
     return read((yield asked))

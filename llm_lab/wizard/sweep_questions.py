@@ -55,6 +55,11 @@ WHAT_WHY = (
     "Each line is a key with the values that are usually compared; in the next question you choose among them. "
     "'other keys' takes one or more keys of the recipe; with several, every combination is a run."
 )
+VALUES_WHY = (
+    "Values are separated by commas: optimizer.learning_rate=0.001,0.003. Several keys make a grid. A key with one "
+    "value changes the recipe for all runs: train.max_steps=200 data.0.path=my.txt."
+)
+CHANGES_WHY = "These changes are the same in every run: train.max_steps=200 data.0.path=my.txt."
 SEEDS_WHY = (
     "There is one run for each value and seed. A seed sets the initial weights and the order of the data. "
     "One seed shows large differences; for small ones, use three or more. To be sure about two values, use a duel."
@@ -75,6 +80,11 @@ DUEL_SEEDS_WHY = (
     f"With fewer than {MIN_SEEDS} pairs of runs, a difference can't be distinguished from chance. Small differences "
     "need more pairs: at its end, a duel says how many."
 )
+TWO_VALUES_WHY = (
+    "One key gets two values, separated by a comma: optimizer.name=adamw,muon. A key with one value changes both: "
+    "train.max_steps=200."
+)
+BOTH_WHY = "These changes are the same in both recipes: train.max_steps=200 data.0.path=my.txt."
 DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
 EXAMPLE, RATES_EXAMPLE = "optimizer.name=adamw,muon", "optimizer.learning_rate=0.001,0.003"
 NO_VALUES = f"Name a key and its values: {RATES_EXAMPLE}."
@@ -100,8 +110,7 @@ def sweep() -> Flow[Next | None]:
         "Which values?" if picked == OWN else "Anything to change for all runs?",
         "text",
         default=more,
-        why="Values are separated by commas: optimizer.learning_rate=0.001,0.003. Several keys make a grid. A key "
-        "with one value changes the recipe for all runs: train.max_steps=200 data.0.path=my-text.txt.",
+        why=VALUES_WHY if picked == OWN else CHANGES_WHY,
         allowed=f"key=v1,v2; several, separated by spaces. For example {RATES_EXAMPLE}."
         if picked == OWN
         else "key=value, separated by spaces: train.max_length=64 data.0.path=my.txt; empty: no changes.",
@@ -203,6 +212,8 @@ def _why_not_steps(text: str) -> str | None:
 
 def duel() -> Flow[Next | None]:
     """Choose two recipes, or one and a key with two values, and start the duel."""
+    from llm_lab.studies.sweep_report import at_equal_time
+
     recipe = yield from ask_recipe(DUEL, DUEL_WHY, compares=True)
     where, other = recipe_name(recipe), None
     choices = (
@@ -220,8 +231,7 @@ def duel() -> Flow[Next | None]:
         "Anything to change for both?" if other else "Which key, and which two values?",
         "text",
         default="",
-        why="One key gets two values, separated by a comma: optimizer.name=adamw,muon. A key with one value changes "
-        "both: train.max_steps=200.",
+        why=BOTH_WHY if other else TWO_VALUES_WHY,
         allowed="key=value, separated by spaces; empty: no changes." if other else f"key=v1,v2. For example {EXAMPLE}.",
         check=lambda text: (
             NO_TWO_VALUES if not (other or text.strip()) else _problem_of(partial(_planned_duel, recipe, other), text)
@@ -233,8 +243,7 @@ def duel() -> Flow[Next | None]:
     seeds = yield Question("duel.seeds", "How many seeds?", choices=costs, why=DUEL_SEEDS_WHY,
                            screen=Screen(DUEL, where))  # fmt: skip
     planned = _planned_duel(recipe, other, words, seeds=seeds)
-    then = f"up to {seeds} shorter runs of the slower recipe, at equal time"
-    lines = _plan(planned, then=then)
+    lines = _plan(planned, then=at_equal_time(seeds))
     start = yield yes_no("duel.start", START, default=not _takes_too_long(planned), yes=YES, no="No, change it",
                          why=START_WHY, screen=Screen(DUEL, where, lines=lines))  # fmt: skip
     if not start or not (yield StartDuel(recipe, words_in(words), seeds, other)):
@@ -244,15 +253,15 @@ def duel() -> Flow[Next | None]:
 
 def _seed_choices(planned: Sweep, numbers: Iterable[int]) -> tuple[Choice, ...]:
     """Return numbers of seeds to choose from, with the runs, the time and the disk space of each."""
-    from llm_lab.studies.sweep_report import cost_of_a_seed
+    from llm_lab.studies.sweep_report import at_equal_time, cost_of_a_seed
 
     seconds, disk_bytes = cost_of_a_seed(planned)
-    more = " At equal time, up to {} shorter runs of the slower recipe follow." if planned.kind == "duel" else ""
     found = []
     for number in numbers:
         runs = plural(number * len(planned.configurations), "run")
         time = f"  {about(number * seconds)}" if seconds else ""
-        effect = f"{size(number * disk_bytes)} on the disk.{more.format(number)}"
+        more = f" Then, {at_equal_time(number)}." if planned.kind == "duel" else ""
+        effect = f"{size(number * disk_bytes)} on the disk.{more}"
         found.append(Choice(number, f"{number:<4}{runs:>8}{time}", effect=effect))
     return tuple(found)
 

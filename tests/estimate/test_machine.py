@@ -1,5 +1,6 @@
 """The doctor shows what this machine can do."""
 
+import re
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -73,6 +74,13 @@ def test_doctor_lists_the_kernels_that_the_plan_chooses_from(gpus, flash, text):
     machine = replace(find_machine(), gpus=gpus, has_flash_attention=flash)
     (finding,) = doctor._attention(machine)
     assert text in finding.text
+
+
+def test_doctor_says_how_many_threads_pytorch_uses_and_why(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert next(doctor._devices(doctor.find_machine())).text.endswith("(OMP_NUM_THREADS)")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert re.search(r", \d+ cores?; PyTorch uses \d+ threads?$", next(doctor._devices(doctor.find_machine())).text)
 
 
 def test_doctor_checks_everything_and_explains_each_finding():

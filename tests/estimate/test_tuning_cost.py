@@ -169,8 +169,8 @@ def test_a_measured_run_predicts_only_runs_with_the_same_adapter(base, monkeypat
     [
         ({"max_steps": 10}, "1 checkpoint"),
         ({"max_steps": 10, "save_steps": 5}, "2 checkpoints"),
-        ({"max_steps": 10, "save_steps": 2, "save_total_limit": 3}, "at most 4 checkpoints"),
-        ({}, "at most 5 checkpoints"),
+        ({"max_steps": 10, "save_steps": 2, "save_total_limit": 3}, "3 checkpoints, briefly 4"),
+        ({}, "4 checkpoints, briefly 5"),
     ],
 )
 def test_a_run_needs_disk_for_the_checkpoints_that_it_keeps_and_one_while_it_saves(train, checkpoints):

@@ -11,7 +11,7 @@ from support.sampling import covering
 from support.tiny_models import FACTORS, KEY_VALUE_HEADS, YARN, every_combination, named, tiny_model, tokens
 
 from llm_lab.errors import UserError
-from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS, Loads, what_loads
+from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS, Loads, describe_architecture, what_loads
 from llm_lab.export.gguf_file import write_gguf
 from llm_lab.export.verify import Probe, ask, ask_others
 from llm_lab.hf.save import save_model, set_special_tokens, to_native
@@ -321,3 +321,10 @@ def test_a_changed_weight_is_detected(tmp_path):
     save_model(model, tmp_path, tokenizer)
     (theirs,) = ask_others([({"loader": TRANSFORMERS, "folder": str(tmp_path), "file": None}, probe)])
     assert differences(ours, theirs) > 1e-3
+
+
+def test_a_model_of_parts_is_called_the_same_before_and_after_it_is_saved():
+    parts = {"position_embedding": "rope", "norm": "rmsnorm", "activation": "swiglu", "qk_norm": True}
+    assert describe_architecture({"model_type": "llm_lab", **parts}) == describe_architecture({"model_type": "qwen3"})
+    own = {"model_type": "llm_lab", **parts, "position_embedding": "alibi"}
+    assert describe_architecture(own) == "LLM Lab parts: alibi, rmsnorm, swiglu"

@@ -142,7 +142,7 @@ def test_a_gguf_file_can_be_fine_tuned_merged_shown_and_measured_and_its_changes
 
     Path("text.txt").write_text("Some words. " * 40)
     for command, shown in (
-        (["show", file], r"GGUF file .*architecture +llama .*chat template +in the file"),
+        (["show", file], r"GGUF file .*architecture +Llama .*chat template +in the file"),
         (["show", "checkpoints/sft"], r"tiny.gguf, not made by LLM Lab"),
         (["chat", file, "--prompt", "Hi", "--max-new-tokens", "3"], ""),
         (["eval", file, "--data", "text.txt", "--device", "cpu", "eval.speed_tokens=0"], r"perplexity"),

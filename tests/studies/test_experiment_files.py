@@ -7,11 +7,13 @@ import pytest
 from llm_lab.errors import UserError
 from llm_lab.studies.experiment_files import (
     SHIPPED,
+    allowed_words,
     command,
     defaults_of,
     find_experiment,
     list_experiments,
     read_experiment,
+    read_value,
     read_values,
 )
 
@@ -68,6 +70,11 @@ def test_an_experiment_is_read_from_its_file_which_is_not_run():
     assert read["steps"] == ("int", 10, "a whole number from 1 to 100", "training steps")
     assert read["kind"][:3] == ("choice", "a", "a, b")
     assert read["model"][:3] == ("text", None, "text, or null")
+    model = next(key for key in found.option_keys() if key.path == "model")
+    assert allowed_words(model) == "a run, a folder or a name on the Hub, or none"
+    assert read_value(found, "model", "none") is read_value(found, "model", "null") is None, (
+        "as screens and recipes say"
+    )
     assert not Path("was-run").exists()
 
 

@@ -189,7 +189,7 @@ def test_the_wizard_asks_for_the_options_that_the_file_declares():
         "ending", "refuse", "numbers", BACK, "Start",
     ])  # fmt: skip
     assert visit.effects == [StartStudy("sums", {"numbers": [7, 8], "ending": "refuse"}), Pause()]
-    assert "numbers to add: a list" in visit.texts()
+    assert "numbers to add. Allowed: a list." in visit.texts()
     assert answers(study, ["sums", ENTER]).effects[0] == StartStudy("sums", {})
 
 

@@ -85,6 +85,7 @@ class Keyboard:
     _leaving: bool = False
     _left: list[str] = field(default_factory=list)
     _downs: int = 0
+    _was_at: str = ""
 
     def attach(self, app: Application) -> None:
         self._leaving = False
@@ -128,7 +129,9 @@ class Keyboard:
                 self._downs += 1
                 if self._downs > 2 * LONGEST_LIST:
                     app.exit(exception=AssertionError(f"{self.steps[0]} can't be reached:\n{self.screens[-1]}"))
-                return Key.DOWN
+                # Between two answers, an arrow key at an end stays there.
+                stays, self._was_at = self._downs > 1 and self._pointed_at(app) == self._was_at, self._pointed_at(app)
+                return Key.UP if stays else Key.DOWN
             self.steps.pop(0)
         self._downs = 0
         return self.steps.pop(0) if self.steps else None

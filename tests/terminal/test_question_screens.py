@@ -17,7 +17,7 @@ from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.registry import STAGES
 from llm_lab.studies.cells import CellState
 from llm_lab.terminal.console import PALETTE
-from llm_lab.terminal.prompt_layout import WIDE_COLUMNS
+from llm_lab.terminal.prompt_layout import WIDE_COLUMNS, wrap_lines
 from llm_lab.terminal.sweep_screen import SweepScreen, print_result_table
 from llm_lab.wizard import menu
 from llm_lab.wizard.draft import Draft
@@ -175,3 +175,11 @@ def test_a_running_sweep_has_one_line_for_each_run_in_a_narrow_terminal(tmp_path
     lines = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue()).splitlines()
     assert len(lines) == 1 + len(states) + 1
     assert lines[2].split() == ["learned,", "seed=1337", "running", "training", "loss", "4.9531,", "0:27"]
+
+
+def test_a_help_never_breaks_a_word_at_its_hyphen():
+    assert wrap_lines("Changes: data.0.path=my-text.txt name=again", 30) == [
+        "Changes:",
+        "data.0.path=my-text.txt",
+        "name=again",
+    ]

@@ -224,7 +224,7 @@ def test_a_sweep_is_planned_before_anything_runs(lived_in, home, recipe):
     found = server.api("/api/experiments/compare/check", {**form, "keys": rates})
     assert found["command"] == "llm-lab sweep tiny.yaml optimizer.learning_rate=0.001,0.01 --seeds 2"
     assert found["plan"]["runs"] == 4
-    assert dict(found["plan"]["rows"])["runs"] == "4 of 4, one after the other"
+    assert dict(found["plan"]["rows"])["runs"] == "4 to run, one after the other"
     wrong = server.api("/api/experiments/compare/check", {**form, "keys": [{"key": "optimizer.rate", "values": "1,2"}]})
     assert "optimizer.rate" in wrong["problems"][0]["text"]
     assert "plan" not in wrong
@@ -233,9 +233,9 @@ def test_a_sweep_is_planned_before_anything_runs(lived_in, home, recipe):
     duel = server.api("/api/experiments/compare/check", {"kind": "duel", "recipe": recipe, "keys": rates, "seeds": "6"})
     named = server.api("/api/experiments/compare/check", {**form, "keys": rates, "name": "mine", "jobs": "2"})
     assert named["plan"]["name"] == "mine"
-    assert dict(named["plan"]["rows"])["runs"] == "4 of 4, 2 at a time"
+    assert dict(named["plan"]["rows"])["runs"] == "4 to run, 2 at a time"
     assert duel["command"] == "llm-lab duel tiny.yaml optimizer.learning_rate=0.001,0.01 --seeds 6"
-    assert "shorter runs of the slower recipe" in dict(duel["plan"]["rows"])["then"]
+    assert "runs of the slower recipe with fewer steps" in dict(duel["plan"]["rows"])["then"]
     assert not list((server.home / "checkpoints").glob("*/sweep.json"))
     names = [key["name"] for key in server.api("/api/experiments/keys", {"recipe": recipe})["keys"]]
     assert {"optimizer.learning_rate", "model.hidden_size", "train.max_steps"} <= set(names)

@@ -149,11 +149,21 @@ def test_a_long_list_scrolls_within_the_terminal(press):
     assert press(long, Key.END, Key.HOME, Key.ENTER)[0] == 0
 
 
-def test_the_arrows_of_a_long_list_say_whether_there_is_more(press):
+def test_a_long_list_says_how_many_lines_are_above_and_below(press):
     long = Question("n", "Which number?", choices=tuple(Choice(n, f"number {n}") for n in range(100)))
     _, (first, middle, last) = press(long, Key.PAGE_DOWN * 5, Key.END, Key.ENTER)
-    arrows = [{line[-1:] for line in screen.split("\n") if line[-1:] in ("^", "v")} for screen in (first, middle, last)]
-    assert arrows == [{"v"}, {"^", "v"}, {"^"}]
+    more = [
+        re.search(r"^ +(?:↑ (\d+) more lines?)?(?:, )?(?:↓ (\d+) more lines?)?$", screen, re.M).groups()
+        for screen in (first, middle, last)
+    ]
+    assert [(above is not None, below is not None) for above, below in more] == [(0, 1), (1, 1), (1, 0)]
+    assert int(more[0][1]) == int(more[1][0]) + int(more[1][1]) == int(more[2][0])
+
+
+def test_an_arrow_key_never_goes_round_between_two_answers(press):
+    sure = Question("sure", "Delete it?", choices=(Choice(True, "Yes"), Choice(False, "No")), default=False)
+    assert press(sure, Key.DOWN, Key.ENTER)[0] is False
+    assert press(sure, Key.UP, Key.UP, Key.ENTER)[0] is True
 
 
 @pytest.mark.parametrize(("question", "key"), [(CHOICE, Key.DOWN), (TYPED, "z")], ids=["choice", "text"])

@@ -68,7 +68,7 @@ def test_sft_runs_and_leads_to_the_chat():
 
 def test_a_plan_with_few_steps_offers_the_epochs_that_give_enough():
     to_plan = (MODEL, "builtin:instruct", "No, continue", *without_scores(ENTER))
-    visit = answers(flow("sft"), [*to_plan, "Use", "No", ENTER, START])
+    visit = answers(flow("sft"), [*to_plan, "Train for", "No", ENTER, START])
     plans = [question.screen.panel.resolved for question in visit.questions if question.key == "start"]
     assert [bool(enough_epochs(plan)) for plan in plans] == [True, False, False], "the page keeps them"
     assert recipe_of(visit)["train"] == {"num_train_epochs": float(enough_epochs(plans[0]))}
@@ -78,7 +78,7 @@ def test_prompts_that_no_rule_can_check_come_last_and_say_so():
     visit = answers(flow("grpo"), [MODEL])
     listed = [choice.value for choice in visit.question.choices]
     assert listed[:2] == ["builtin:word-problems", "builtin:sums"]
-    assert all("for a reward model" in choice.text for choice in visit.question.choices[2:])
+    assert all("needs a reward model" in choice.text for choice in visit.question.choices[2:])
 
 
 def test_an_adapter_is_trained_and_merged():
@@ -124,6 +124,7 @@ def test_rl_runs_with_a_sum_of_rewards(stage):
 def test_without_a_run_a_path_is_typed_and_what_is_missing_says_why():
     shutil.rmtree("checkpoints/base")
     sft = answers(flow("sft"), ["another folder", Refused("./no/such", "does not exist"), BACK])
+    assert next(one.why for one in sft.questions if one.kind == "path").startswith("Choose a folder, or type a path")
     assert "one of my runs (none yet; train one with Pretrain)" in sft.texts()
     merge = answers(flow("merge"), ["another folder", Refused("configs", "does not exist")])
     assert "one of my runs (none yet; train one with LoRA)" in merge.texts()

@@ -31,7 +31,7 @@ def _recipe(in_tmp_path):
 def test_typed_values_are_checked_before_the_sweep_starts():
     bad = Refused("optimizer.learning_rate=0.01", "this key has one")
     visit = answers(sweep, ["mine", "other keys", bad, "optimizer.learning_rate=0.01,0.02", "3", "Yes"])
-    assert any("6 of 6, one after the other" in line.text for line in visit.questions[-1].screen.lines)
+    assert any("6 to run, one after the other" in line.text for line in visit.questions[-1].screen.lines)
     assert visit.effects == [
         StartSweep("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 3),
     ]
@@ -49,7 +49,8 @@ def test_some_values_of_a_preset_are_compared_for_the_chosen_number_of_steps():
     values, steps = ["adamw", "muon"], Refused("many", "not a whole number")
     visit = answers(sweep, ["mine", "optimizer", Refused(["muon"], "two"), values, steps, "4", ENTER, "1", "Yes"])
     assert visit.effects[0] == StartSweep("configs/mine.yaml", ("optimizer.name=adamw,muon", "train.max_steps=4"), 1)
-    assert any("2 of 2, one after the other" in line.text for line in visit.questions[-1].screen.lines)
+    assert next(one.why for one in visit.questions if one.key == "sweep.words").startswith("These changes are the same")
+    assert any("2 to run, one after the other" in line.text for line in visit.questions[-1].screen.lines)
 
 
 def test_fewer_steps_than_the_warm_up_of_the_recipe_get_a_shorter_warm_up():
@@ -65,8 +66,8 @@ def test_a_duel_is_between_two_values_of_a_key():
     one = Refused("optimizer.learning_rate=0.01", "two")
     visit = answers(duel, ["mine", "one key changed", one, "optimizer.learning_rate=0.01,0.02", ENTER, "Yes"])
     plan = "\n".join(line.text for line in visit.questions[-1].screen.lines)
-    assert "12 of 12, one after the other" in plan
-    assert "up to 6 shorter runs of the slower recipe, at equal time" in plan
+    assert "12 to run, one after the other" in plan
+    assert "to compare at equal time, up to 6 runs of the slower recipe with fewer steps" in plan
     assert visit.effects == [StartDuel("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 6)]
 
 
@@ -94,7 +95,7 @@ def test_a_stopped_sweep_is_resumed_from_its_folder_with_the_runs_that_failed():
         RunFolder(cell.folder).update(status=status)
     Path("configs/mine.yaml").unlink()  # the folder has everything that is needed
     visit = answers(partial(resume_sweep, str(planned.folder)), ["Yes"])
-    assert any("3 of 4 (1 done, 1 failed before)" in line.text for line in visit.questions[0].screen.lines)
+    assert any("3 of 4 to run (1 done, 1 failed before)" in line.text for line in visit.questions[0].screen.lines)
     assert visit.effects == [ResumeSweep(str(planned.folder))]  # and nothing has run
     again = visit.result
     assert again == Next("resume sweep", {"path": str(planned.folder), "is_stopped": True})
@@ -176,7 +177,9 @@ def test_each_number_of_seeds_says_what_it_costs():
     asked = answers(duel, ["mine", "one key changed", "optimizer.learning_rate=0.01,0.02"]).question
     texts = {choice.value: choice.text for choice in asked.choices}
     assert texts[8].startswith("8    16 runs  ")
-    assert "up to 8 shorter runs" in next(choice.effect for choice in asked.choices if choice.value == 8)
+    assert "Then, to compare at equal time, up to 8 runs of the slower recipe with fewer steps." in next(
+        choice.effect for choice in asked.choices if choice.value == 8
+    )
     asked = answers(sweep, ["mine", "other keys", "optimizer.learning_rate=0.01,0.02,0.03", BACK, ENTER]).question
     assert [choice.text[:12] for choice in asked.choices][:2] == ["1     3 runs", "3     9 runs"]
 

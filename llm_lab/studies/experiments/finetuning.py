@@ -48,7 +48,9 @@ class Options(BaseModel):
     batch: int = Field(8, ge=1, description="examples in a step")
     learning_rate: float | None = Field(None, gt=0, description="learning rate; without one, it is derived")
     lora_rank: int = Field(0, ge=0, description="rank of a LoRA adapter; 0 trains all weights")
-    examples: int = Field(36, ge=1, le=36, description="held-out e-mails that are answered")
+    examples: int = Field(
+        36, ge=1, le=36, description="held-out e-mails (not trained on) for which the model writes a subject line"
+    )
     shown: int = Field(12, ge=1, le=36, description="answers that the report shows")
     max_new_tokens: int = Field(40, ge=1, description="maximum length of an answer, in tokens")
     base_steps: int = Field(800, ge=10, description="steps of pretraining the tiny model")

@@ -237,7 +237,7 @@ export function createViews({ ramps, ask }) {
       words, charts.length ? el("div.charts", {}, charts) : note(answer.missing["heads of attribution"] ?? shown.why ?? ""), list);
     const show = () => {
       pick.value = String(shown.position);
-      words.textContent = `After “${shown.after}”, the model's top prediction is “${shown.token}”. Its logit of ${fixed(shown.logit)} is ${fixed(shown.above_mean)} above the mean of the vocabulary: a sum over what was added to the residual stream. Only direct effects count.`;
+      words.textContent = `After “${shown.after}”, the model's top prediction is “${shown.token}”. Its logit of ${fixed(shown.logit)} is ${fixed(shown.above_mean)} above the mean of the vocabulary. This difference is the sum of what each part below added to the residual stream. Only direct effects count.`;
       mine.forEach((draw) => draw());
       fill(find("div", list), sortableTable(["part", "above the mean", "logit"], shown.rows.map(([name, logit, above]) =>
         [name, el("span", { "data-value": above }, signed(above)), el("span", { "data-value": logit }, signed(logit))]), "Parts"));
@@ -269,7 +269,7 @@ export function createViews({ ramps, ask }) {
       el("figcaption", {}, "The cosine similarity of the states of all pairs of tokens, after each layer. Blocks are groups of tokens that the model has made alike; one uniform color means that all states share a large common direction."));
     const charts = el("div.charts", {},
       keep(curves({ title: "Mean cosine of different tokens", about: "Without the first token. A fall at the end means that the last layers separate the tokens again.", names: ["cosine"], x: "layers passed" }), () => [answer.layers.map((row) => row.mean_cosine)]),
-      answer.cka ? squareOfLayers("CKA of layers", "Which layers see the same tokens as alike: 1 is the same structure, 0 none in common.", () => answer.cka, "after layer", "after layer") : note(answer.missing.cka ?? ""));
+      answer.cka ? squareOfLayers("CKA of layers", "CKA (centered kernel alignment): how similarly two layers arrange the tokens. 1: the same, 0: nothing in common.", () => answer.cka, "after layer", "after layer") : note(answer.missing.cka ?? ""));
     fill(view("similarity"), figure, charts);
     const repaint = explorer(figure, {
       tokens,
