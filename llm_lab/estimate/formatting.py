@@ -25,6 +25,19 @@ def size(number: float) -> str:
     return f"{number:.0f} bytes"
 
 
+def sizes_apart(one: float, other: float) -> tuple[str, str]:
+    """Return two numbers of bytes, with more digits if they would otherwise look equal: 24.3 GiB and 24.0 GiB."""
+    if one == other or size(one) != size(other):
+        return size(one), size(other)
+    unit = size(one).split()[1]
+    scale = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}.get(unit, 1)
+    for digits in range(1, 4):
+        texts = f"{one / scale:.{digits}f} {unit}", f"{other / scale:.{digits}f} {unit}"
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
 def plural(number: float, noun: str) -> str:
     """Return a number with its noun: 1 epoch, 2.5 epochs."""
     shown = f"{number:,}" if isinstance(number, int) else f"{number:,g}"

@@ -212,7 +212,7 @@ class Adafactor(Group):
         advanced=True,
     )
     beta1: Beta | None = option(
-        help="momentum; null: none, which saves memory", question="Momentum (empty: none)?", advanced=True
+        help="momentum; null: no momentum, which saves memory", question="Momentum (empty: none)?", advanced=True
     )
     eps: tuple[Positive, Positive] = option(
         (1e-30, 1e-3),

@@ -45,6 +45,7 @@ ACTIVATIONS = {
 class Size:
     """A preset size. Each of its numbers can be overridden."""
 
+    parameters: str  # with the tokenizer of the size
     about: str
     hidden_size: int
     num_hidden_layers: int
@@ -57,19 +58,19 @@ class Size:
 
 # Depth and width follow published models: small is GPT-2's, 1b, 3b and 7b are near Llama 3.2 and Llama 2.
 SIZES: dict[str, Size] = {
-    "nano": Size("under 1 M parameters: minutes on a CPU", 128, 4, 4, 2, 256, True, "bytes"),
-    "micro": Size("about 3 M: the smallest that writes stories", 192, 6, 6, 2, 256, True, 2048),
-    "tiny": Size("about 11 M: minutes on a GPU", 384, 6, 6, 2, 512, True, 4096),
-    "mini": Size("about 33 M: a first GPU run", 512, 10, 8, 4, 1024, True, 8192),
-    "small": Size("about 100 M: GPT-2's depth and width", 768, 12, 12, 4, 1024, True, 32768),
-    "medium": Size("about 310 M: GPT-2 medium's depth and width", 1024, 24, 16, 8, 2048, True, 32768),
-    "large": Size("about 670 M: between GPT-2 medium and GPT-2 large", 1536, 24, 16, 8, 2048, True, 32768),
-    "1b": Size("about 1 B: one 80 GB GPU", 2048, 20, 32, 8, 2048, False, 32768),
-    "3b": Size("about 3 B: several GPUs", 3072, 26, 24, 8, 4096, False, 65536),
-    "7b": Size("about 7 B: many GPUs", 4096, 36, 32, 8, 4096, False, 65536),
+    "nano": Size("under 1 M parameters", "minutes on a CPU", 128, 4, 4, 2, 256, True, "bytes"),
+    "micro": Size("about 3 M", "the smallest that writes stories", 192, 6, 6, 2, 256, True, 2048),
+    "tiny": Size("about 11 M", "minutes on a GPU", 384, 6, 6, 2, 512, True, 4096),
+    "mini": Size("about 33 M", "a first GPU run", 512, 10, 8, 4, 1024, True, 8192),
+    "small": Size("about 100 M", "GPT-2's depth and width", 768, 12, 12, 4, 1024, True, 32768),
+    "medium": Size("about 310 M", "GPT-2 medium's depth and width", 1024, 24, 16, 8, 2048, True, 32768),
+    "large": Size("about 670 M", "between GPT-2 medium and GPT-2 large", 1536, 24, 16, 8, 2048, True, 32768),
+    "1b": Size("about 1 B", "one 80 GB GPU", 2048, 20, 32, 8, 2048, False, 32768),
+    "3b": Size("about 3 B", "several GPUs", 3072, 26, 24, 8, 4096, False, 65536),
+    "7b": Size("about 7 B", "many GPUs", 4096, 36, 32, 8, 4096, False, 65536),
 }
 
-SIZE_CHOICES = {name: shape.about for name, shape in SIZES.items()}
+SIZE_CHOICES = {name: f"{shape.parameters}: {shape.about}" for name, shape in SIZES.items()}
 ROTARY = {"model.position_embedding": ("rope", "yarn")}
 YARN = {"model.position_embedding": ("yarn",)}
 

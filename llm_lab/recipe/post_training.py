@@ -238,10 +238,13 @@ class TuneRecipe(StageRecipe):
 class TalkRecipe(TuneRecipe):
     """The keys of the stages whose result can chat."""
 
-    score: Score | None = option(help="outputs for held-out prompts are scored at every evaluation")
+    score: Score | None = option(
+        help="outputs for held-out prompts are scored at every evaluation; null: nothing is scored"
+    )
     samples: Replies = option(Replies(), help="outputs generated at every evaluation")
     forgetting: Forgetting | None = option(
-        help="general text that is measured at every evaluation, to see what the model forgets; null: none"
+        help="general text that is measured at every evaluation, to see what the model forgets; null: nothing "
+        "is measured"
     )
 
 
@@ -252,7 +255,7 @@ class RolloutRecipe(TalkRecipe):
         ..., help="the terms of the reward that an output gets, such as [{name: exact_number}]", min_length=1
     )
     score: Score | None = option(
-        Score(), help="outputs for held-out prompts are scored at every evaluation; null: none"
+        Score(), help="outputs for held-out prompts are scored at every evaluation; null: nothing is scored"
     )
 
 
@@ -314,9 +317,11 @@ def _derive_learning_rates(stage: Stage, recipe: PartialRecipe, shape: ModelShap
     name, lora = recipe.get("optimizer.name"), recipe.get("lora") is not None
     width, wider = _width(recipe, shape), _width_scale(stage, recipe, shape)
     scale = learning_rate_scale(stage, recipe, shape)
-    reason = f"{scale:g} × {name}'s rate in pretraining: {stage.name}, {'an adapter' if lora else 'all weights'}"
+    training = stage.label if stage.label.isupper() else f"a {stage.label.lower()}"
+    reason = f"{scale:g} × {name}'s pretraining rate, as usual for {training} "
+    reason += "with LoRA" if lora else "of all weights"
     law = "1 / width" if stage.measures_loss else f"1 / width^{WIDTH_POWER_OF_REWARDS}"
-    reason += f", {wider:g} × for a width of {width:,} (proportional to {law})" if wider > 1 else ""
+    reason += f"; of this, {wider:g} × for a width of {width:,} (proportional to {law})" if wider > 1 else ""
     for key in ("learning_rate", "adamw_learning_rate") if name == "muon" else ("learning_rate",):
         recipe.fill(f"optimizer.{key}", rounded(pretraining_rate(name, key) * scale), reason)
 

@@ -250,7 +250,9 @@ class PretrainRecipe(StageRecipe):
     scheduler: Scheduler = option(Scheduler(), help="the learning-rate schedule")
     train: Train = option(Train(), help="length, batches, evaluation and precision of the run")
     samples: Samples = option(Samples(), help="text generated at every evaluation")
-    score: Score | None = option(help="outputs for held-out prompts are scored at every evaluation")
+    score: Score | None = option(
+        help="outputs for held-out prompts are scored at every evaluation; null: nothing is scored"
+    )
 
 
 # --- derived values

@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError, similar_path
 from llm_lab.estimate.cost import Estimate
+from llm_lab.estimate.formatting import sizes_apart
 from llm_lab.estimate.gguf_header import SUFFIX, file_on_the_hub, how_to_download
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.estimate.measurements import Measurement
@@ -186,16 +187,16 @@ def _memory_problem(resolved: Resolved) -> Iterator[Problem]:
     cost, train = resolved.estimate, resolved.values.get("train") or {}
     if cost.fits or not cost.memory_bytes:
         return
-    needed, available = cost.memory_bytes / 2**30, cost.memory_available_bytes / 2**30
+    needed, available = sizes_apart(cost.memory_bytes, cost.memory_available_bytes)
     if not train:
-        why = f"the model in float32 needs about {needed:.1f} GiB, and {available:.1f} GiB are available"
+        why = f"the model in float32 needs about {needed}, and {available} are available"
         fix = "Use a smaller model, or a machine with more memory."
         yield Problem("model.checkpoint", why, value=resolved.values["model"]["checkpoint"], fix=fix)
         return
     has_size = resolved.stage.from_scratch and model_source(resolved.values) == "parts"
     yield Problem(
         "train.per_device_train_batch_size",
-        f"the run needs about {needed:.1f} GiB, and {available:.1f} GiB are available",
+        f"the run needs about {needed}, and {available} are available",
         value=train["per_device_train_batch_size"],
         fix="Set a smaller batch size with more train.gradient_accumulation_steps, a shorter train.max_length, "
         + ("" if train.get("gradient_checkpointing") else "train.gradient_checkpointing=true, ")

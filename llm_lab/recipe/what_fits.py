@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_lab.estimate.adapter_base import read_adapter_json
 from llm_lab.estimate.cost import Estimate
-from llm_lab.estimate.formatting import plural, size
+from llm_lab.estimate.formatting import plural, size, sizes_apart
 from llm_lab.estimate.gguf_header import is_gguf
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.estimate.model_library import MODELS, LibraryModel, find_in_library
@@ -57,7 +57,8 @@ class Fit:
     @property
     def reason(self) -> str:
         """The memory needed and available, or why it does not fit, in words."""
-        needs = f"{'up to' if self.is_most else 'about'} {size(self.memory_bytes)} of {size(self.available_bytes)}"
+        needs, there = sizes_apart(self.memory_bytes, self.available_bytes)
+        needs = f"{'up to' if self.is_most else 'about'} {needs} of {there}"
         if self.why_not:
             return f"{self.why_not}: {needs}" if self.memory_bytes else self.why_not
         how = ", gradient checkpointing" if self.gradient_checkpointing else ""
@@ -262,7 +263,8 @@ def estimate_with(resolved: Resolved, changes: Mapping[str, Any]) -> Estimate | 
 
 def _with_reasons(found: Resolved, before: Resolved, way: _Way, least: Mapping[str, Estimate]) -> Resolved:
     """Return a recipe that fits, with the reasons why its values differ from the usual ones."""
-    available = size(before.estimate.memory_available_bytes)
+    room = before.estimate.memory_available_bytes
+    available = size(room)
     rows = before.values["train"]["per_device_train_batch_size"]
     in_a_step = rows * before.values["train"]["gradient_accumulation_steps"]
     reasons = {
@@ -271,13 +273,11 @@ def _with_reasons(found: Resolved, before: Resolved, way: _Way, least: Mapping[s
         ACCUMULATION: f"still {in_a_step:,} sequences in a step",
     }
     if FULL in least:
-        needs = size(least[FULL].memory_bytes)
-        reasons["lora"] = (
-            f"training all weights needs at least {needs}, and {available} are available; null: all weights"
-        )
+        needs, there = sizes_apart(least[FULL].memory_bytes, room)
+        reasons["lora"] = f"training all weights needs at least {needs}, and {there} are available"
     if LORA in least:
-        needs = size(least[LORA].memory_bytes)
-        reasons[FOUR_BITS] = f"with a base in 16 bits, LoRA needs at least {needs}, and {available} are available"
+        needs, there = sizes_apart(least[LORA].memory_bytes, room)
+        reasons[FOUR_BITS] = f"with a base in 16 bits, LoRA needs at least {needs}, and {there} are available"
     origins = dict(found.origins)
     for path, _ in flatten(_nested(way.changes)):
         origins[path] = Origin("derived", reasons.get(path) or reasons["lora"])

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.cost import Estimate
-from llm_lab.estimate.formatting import about, count, plural, size
+from llm_lab.estimate.formatting import about, count, plural, size, sizes_apart
 from llm_lab.estimate.parameters import read_config_json, vocabulary_size
 from llm_lab.estimate.tuning_cost import ExampleSizes
 from llm_lab.recipe.eval import EVAL, measures_itself
@@ -260,9 +260,10 @@ def _memory(cost: Estimate, *, assumed: bool) -> str:
     need = ", ".join(f"{part} {size(number)}" for part, number in parts[:MEMORY_PARTS])
     need += f", other {size(sum(number for _, number in parts[MEMORY_PARTS:]))}" if len(parts) > MEMORY_PARTS else ""
     fits = "" if cost.fits else "Does not fit: "
-    there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
+    needs, there = sizes_apart(cost.memory_bytes, cost.memory_available_bytes)
+    there += " (assumed)" if assumed else ""
     if cost.measurement and cost.measurement.memory_bytes:  # the parts are not measured, so they don't sum to it
         more = cost.unpredicted_bytes
         beyond = f"{size(abs(more))} {'more' if more >= 0 else 'less'} than estimated"
-        return f"{fits}about {size(cost.memory_bytes)} (measured here, {beyond}) of {there}; estimated parts: {need}"
-    return f"{fits}about {size(cost.memory_bytes)} of {there}: {need}"
+        return f"{fits}about {needs} (measured here, {beyond}) of {there}; estimated parts: {need}"
+    return f"{fits}about {needs} of {there}: {need}"

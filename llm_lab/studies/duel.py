@@ -90,7 +90,7 @@ def plan_duel(
     raw, stem = read_raw(recipe)
     remarks: list[str] = []
     if other is None:
-        _require_two_values(grid)
+        _require_two_values(grid, "stages.0." if "stages" in raw else "")
         pair, remarks = configurations_of(raw, grid)
         title = "-".join([str(raw.get("name") or stem), "duel", *short_keys(grid.values).values()])
     else:
@@ -121,10 +121,10 @@ def plan_duel(
     return joined_with_folder(duel, numbered=numbered)
 
 
-def _require_two_values(grid: Grid) -> None:
+def _require_two_values(grid: Grid, within: str) -> None:
     count = math.prod(len(values) for values in grid.values.values())
     if not grid.values:
-        fix = "Name a second recipe, or one key with two values: optimizer.name=adamw,muon."
+        fix = f"Name a second recipe, or one key with two values: {within}optimizer.name=adamw,muon."
         raise UserError(Problem("duel", "there is only one recipe", fix=fix))
     if count != 2:
         words = " ".join(f"{key}={','.join(values)}" for key, values in grid.values.items())

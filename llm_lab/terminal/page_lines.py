@@ -180,7 +180,7 @@ def _value_column(page: FormPage, columns: int) -> int:
 def _row_line(page: FormPage, row: Row, widths: tuple[int, int, int]) -> list[Fragment]:
     label, value, rest = widths
     pointed = row.key == page.at
-    shown, origin = _value_of(row, pointed), f"{row.origin}: {one_line(row.reason)}" if row.reason else row.origin
+    shown, origin = _value_of(row, pointed), one_line(row.whence)
     if _width(shown) > value:  # the marks around a value make room for it
         shown = one_line(row.value)
         room = value + rest - len(row.origin) - 1
@@ -287,7 +287,7 @@ def _about(page: FormPage) -> list[Fragment]:
         why_not = choices[page.action].why_not if page.at == ACTIONS else None
         return [("class:bad", f"Not possible: {why_not}.")] if why_not else []
     reason = f" ({row.reason})" if row.reason else ""
-    found = [("class:help", row.help), ("class:dim", f"{row.origin}: {one_line(row.value)}{reason}")]
+    found = [("class:help", row.help), ("class:dim", f"{row.origin or 'now'}: {one_line(row.value)}{reason}")]
     if row.question is not None:
         question = row.question()
         choice = next((choice for choice in question.choices if same(choice.value, question.default)), None)
@@ -308,10 +308,12 @@ def _side(page: FormPage, columns: int) -> Lines:
         return lines + [[("class:dim", line)] for text in texts for line in ["", *_wrap(text, columns)]]
     question = row.question()
     lines = [[("class:help", line)] for line in _wrap(row.help, columns)]
-    origin = f"{row.origin}: {row.reason}" if row.reason else row.origin
-    lines += [[("", line)] for line in _wrap(f"Now {one_line(row.value)} ({origin}).", columns)]
+    whence = f" ({row.whence})" if row.whence else ""
+    lines += [[("", line)] for line in _wrap(f"Now {one_line(row.value)}{whence}.", columns)]
     lines += _choice_lines(question, columns)
-    texts = [*question.why.splitlines(), question.allowed, page.form.sections.get(row.section, "")]
+    of_group = page.form.sections.get(row.section)
+    group = f"Group {row.section}: {of_group}." if of_group else ""
+    texts = [*question.why.splitlines(), question.allowed, group]
     return lines + [[("class:dim", line)] for text in texts if text for line in ["", *_wrap(text, columns)]]
 
 

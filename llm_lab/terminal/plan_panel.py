@@ -78,7 +78,7 @@ def _format_value(value: Any) -> Text:
     from rich.text import Text
 
     if isinstance(value, bool) or value is None:
-        return Text({True: "true", False: "false", None: "null"}[value])
+        return Text({True: "true", False: "false", None: "none"}[value])
     return Text(f"{value:g}" if isinstance(value, float) else in_pieces(one_line(str(value)), VALUE_COLUMNS))
 
 

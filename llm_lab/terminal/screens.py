@@ -57,7 +57,9 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
     )
     state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
     flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
-    memory = f"{size(state)} of memory + {size(cost.memory_bytes - state)} per batch"
+    train = resolved.values["train"]
+    batch = f"{train['per_device_train_batch_size']} × {train['max_length']:,} tokens"
+    memory = f"{size(cost.memory_bytes)} with a batch of {batch} (model and optimizer {size(state)})"
     # The most important come first, because a low screen shows only the first lines.
     total = shape.describe_parameters()
     text = Text(wrapped(f"{total}: {shares}", max(20, console.width - BESIDE_NUMBERS)))
@@ -125,7 +127,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = 
         return
     if is_plain():
         return
-    label = f"Learning rate over {steps:,} steps; 1.0 is {optimizer['learning_rate']:g}"
+    label = f"Learning rate over {steps:,} steps, as a share of its peak, {optimizer['learning_rate']:g}"
     console.print(Text(one_line(f"{label} ({optimizer['name']}, {schedule['name']})"), style="dim"))
     updates = sorted({*range(0, steps, max(1, steps // 120)), steps - 1})
     factor = factor_of(schedule, steps)

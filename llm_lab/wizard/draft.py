@@ -173,6 +173,8 @@ class Draft:
         found = resolved.origins.get(path) if resolved else None
         if found is None:
             return self._origin_of_group(path)
+        if found.reason and path == "lora.preset" and found.kind == "derived":
+            return found.kind, "usual for an adapter instead of all weights"  # the reason found is that of the adapter
         return "yours" if found.kind in ("answer", "override") else found.kind, found.reason
 
     def _origin_of_group(self, path: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from .questions import Choice, Flow, Form, Line, Question, Row
 from .walk import remember
 
 OWN_DATA = "the validation data of its run"
+AT_START = "derived at the start"  # by the run, from what is not known before
 RUN = "run"  # the section of keys outside any group
 WHY = (
     "yours: you chose it. default: built in. derived: computed from other values.\nA derived value shows its reason, "
@@ -122,6 +123,10 @@ def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
     origin, reason = draft.origin(path)
     if path == "data" and measures_own_data(draft):
         origin, reason = "derived", "no other data is named"
+    key = draft.key(path)
+    if key is not None and key.derived and draft.value(path) is None and origin == "default":
+        origin = ""  # the value says it
+    own = page.questions[path](draft).help if path in page.questions else ""
 
     def question() -> Question:
         return page.questions[path](draft) if path in page.questions else key_question(draft, path)
@@ -133,7 +138,7 @@ def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
         section,
         origin,
         reason,
-        draft.help(path),
+        own or draft.help(path),
         None if page.asker_of(path) else question,
     )
 
@@ -180,7 +185,8 @@ def summary(draft: Draft, path: str) -> str:
     """Return a value, or a group, on one line."""
     value: Any = draft.run_name if path == "name" else draft.value(path)
     if value is None:
-        return "none"
+        key = draft.key(path)
+        return AT_START if key is not None and key.derived else "none"
     if path == "data":
         return ", ".join(source["path"] for source in value)
     if path == "rewards" or path.endswith(".rewards"):

@@ -10,6 +10,7 @@ from llm_lab.errors import UserError
 from llm_lab.estimate.formatting import count, size
 from llm_lab.recipe.fields import LARGEST_INT, Key
 from llm_lab.recipe.files import format_value, parse_yaml
+from llm_lab.recipe.parts import SIZES
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.validate import too_long
 from llm_lab.safe_text import shorten
@@ -118,6 +119,9 @@ def _choice(draft: Draft, path: str, value: Any, name: str, text: str = "") -> C
     if why_not:
         return Choice(value, name, why_not)
     resolved, _ = draft.with_answer(path, value).look()
+    shape = resolved.shape if resolved else None
+    if path == "model.size" and shape is not None:  # its own number, instead of the round one of the size
+        text = f"{shape.describe_parameters()} parameters: {SIZES[value].about}"
     return Choice(value, name + text, effect=effect(resolved, draft.look()[0]))
 
 

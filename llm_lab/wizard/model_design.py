@@ -112,7 +112,7 @@ def name_question(draft: Draft) -> Question:
     return replace(
         key_question(draft, "name"),
         text="Name of the model?",
-        help=f"The design is written to {MODELS}/<name>/config.json.",
+        help=f"name: the design is written to {MODELS}/<name>/config.json",
         why="Used for its folder, and suggested as the name of runs that train it.",
         allowed="Letters, digits, '.', '_' and '-', beginning with a letter or digit.",
     )

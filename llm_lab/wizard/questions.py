@@ -140,6 +140,11 @@ class Row:
     help: str = ""
     question: Callable[[], Question] | None = None
 
+    @property
+    def whence(self) -> str:
+        """The origin with its reason; "" if the value itself says it."""
+        return f"{self.origin}: {self.reason}" if self.reason else self.origin
+
 
 @dataclass(frozen=True)
 class Form:

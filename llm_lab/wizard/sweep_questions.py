@@ -56,10 +56,10 @@ WHAT_WHY = (
     "'other keys' takes one or more keys of the recipe; with several, every combination is a run."
 )
 VALUES_WHY = (
-    "Values are separated by commas: optimizer.learning_rate=0.001,0.003. Several keys make a grid. A key with one "
-    "value changes the recipe for all runs: train.max_steps=200 data.0.path=my.txt."
+    "Values are separated by commas: {within}optimizer.learning_rate=0.001,0.003. Several keys make a grid. A key "
+    "with one value changes the recipe for all runs: {within}train.max_steps=200 {within}data.0.path=my.txt."
 )
-CHANGES_WHY = "These changes are the same in every run: train.max_steps=200 data.0.path=my.txt."
+CHANGES_WHY = "These changes are the same in every run: {within}train.max_steps=200 {within}data.0.path=my.txt."
 SEEDS_WHY = (
     "There is one run for each value and seed. A seed sets the initial weights and the order of the data. "
     "One seed shows large differences; for small ones, use three or more. To be sure about two values, use a duel."
@@ -81,14 +81,12 @@ DUEL_SEEDS_WHY = (
     "need more pairs: at its end, a duel says how many."
 )
 TWO_VALUES_WHY = (
-    "One key gets two values, separated by a comma: optimizer.name=adamw,muon. A key with one value changes both: "
-    "train.max_steps=200."
+    "One key gets two values, separated by a comma: {within}optimizer.name=adamw,muon. A key with one value "
+    "changes both: {within}train.max_steps=200."
 )
-BOTH_WHY = "These changes are the same in both recipes: train.max_steps=200 data.0.path=my.txt."
+BOTH_WHY = "These changes are the same in both recipes: {within}train.max_steps=200 {within}data.0.path=my.txt."
 DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
 EXAMPLE, RATES_EXAMPLE = "optimizer.name=adamw,muon", "optimizer.learning_rate=0.001,0.003"
-NO_VALUES = f"Name a key and its values: {RATES_EXAMPLE}."
-NO_TWO_VALUES = f"Name one key and two values: {EXAMPLE}. To compare with another recipe, go back."
 
 
 def sweep() -> Flow[Next | None]:
@@ -96,7 +94,8 @@ def sweep() -> Flow[Next | None]:
     from llm_lab.studies.presets import PRESETS
 
     recipe = yield from ask_recipe(TITLE, SWEEP_WHY, compares=True)
-    where = recipe_name(recipe)
+    where, within = recipe_name(recipe), _prefix(recipe)
+    rates = within + RATES_EXAMPLE
     choices = [Choice(name, f"{name:<20}{about}", _why_not_preset(recipe, name)) for name, about in PRESETS.items()]
     picked = yield Question("sweep.what", "What should be compared?", why=WHAT_WHY, screen=Screen(TITLE, where),
                             choices=(*choices, Choice(OWN, "other keys          with values of your own")))  # fmt: skip
@@ -110,12 +109,13 @@ def sweep() -> Flow[Next | None]:
         "Which values?" if picked == OWN else "Anything to change for all runs?",
         "text",
         default=more,
-        why=VALUES_WHY if picked == OWN else CHANGES_WHY,
-        allowed=f"key=v1,v2; several, separated by spaces. For example {RATES_EXAMPLE}."
+        why=(VALUES_WHY if picked == OWN else CHANGES_WHY).format(within=within),
+        allowed=f"key=v1,v2; several, separated by spaces. For example {rates}."
         if picked == OWN
-        else "key=value, separated by spaces: train.max_length=64 data.0.path=my.txt; empty: no changes.",
+        else f"key=value, separated by spaces: {within}train.max_length=64 {within}data.0.path=my.txt; "
+        "empty: no changes.",
         check=lambda text: (
-            NO_VALUES
+            f"Name a key and its values: {rates}."
             if picked == OWN and not text.strip()
             else _problem_of(partial(_planned_sweep, recipe, preset), f"{known} {text}")
         ),
@@ -139,6 +139,16 @@ def sweep() -> Flow[Next | None]:
     if not start or not (yield StartSweep(recipe, words_in(words), seeds, preset)):
         yield BackTo("sweep.words")
     return (yield from _end(planned))
+
+
+def _prefix(recipe: str) -> str:
+    """Return what precedes the keys of the first stage that trains: "stages.0." in a pipeline, else nothing."""
+    from llm_lab.job import read_job
+
+    job, _ = read_job(recipe)
+    if job is None or not job.is_pipeline:
+        return ""
+    return f"stages.{next((at for at, stage in enumerate(job.stages) if stage.values.get('train')), 0)}."
 
 
 def _ask_values(recipe: str, preset: str, where: str) -> Flow[list[str]]:
@@ -215,9 +225,10 @@ def duel() -> Flow[Next | None]:
     from llm_lab.studies.sweep_report import at_equal_time
 
     recipe = yield from ask_recipe(DUEL, DUEL_WHY, compares=True)
-    where, other = recipe_name(recipe), None
+    where, other, within = recipe_name(recipe), None, _prefix(recipe)
+    example = within + EXAMPLE
     choices = (
-        Choice(VALUES, "itself with one key changed", effect=f"For example {EXAMPLE}."),
+        Choice(VALUES, "itself with one key changed", effect=f"For example {example}."),
         Choice(RECIPE, "another recipe", effect="Both train on the same number of tokens: that of the shorter recipe."),
     )
     against = yield Question("duel.against", f"Compare {where} with what?", choices=choices, why=DUEL_WHY,
@@ -231,10 +242,12 @@ def duel() -> Flow[Next | None]:
         "Anything to change for both?" if other else "Which key, and which two values?",
         "text",
         default="",
-        why=BOTH_WHY if other else TWO_VALUES_WHY,
-        allowed="key=value, separated by spaces; empty: no changes." if other else f"key=v1,v2. For example {EXAMPLE}.",
+        why=(BOTH_WHY if other else TWO_VALUES_WHY).format(within=within),
+        allowed="key=value, separated by spaces; empty: no changes." if other else f"key=v1,v2. For example {example}.",
         check=lambda text: (
-            NO_TWO_VALUES if not (other or text.strip()) else _problem_of(partial(_planned_duel, recipe, other), text)
+            f"Name one key and two values: {example}. To compare with another recipe, go back."
+            if not (other or text.strip())
+            else _problem_of(partial(_planned_duel, recipe, other), text)
         ),
         wait="Checking both recipes ...",
         screen=Screen(DUEL, where),

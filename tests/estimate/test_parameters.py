@@ -112,9 +112,9 @@ def test_every_preset_size_has_about_the_parameters_it_names(size):
     config = config_of_parts(resolved.recipe.model.model_dump(), resolved.shape.vocab_size)
     assert resolved.shape.parameters == count(built(config))
     assert native_config(config) is not None
-    word = SIZES[size].about.removeprefix("under ").removeprefix("about ").split(":")[0].split()
+    word = SIZES[size].parameters.removeprefix("under ").removeprefix("about ").split()
     promised = float(word[0]) * {"M": 1e6, "B": 1e9}[word[1]]
-    if SIZES[size].about.startswith("under"):
+    if SIZES[size].parameters.startswith("under"):
         assert resolved.shape.parameters < promised
     else:
         assert resolved.shape.parameters == pytest.approx(promised, rel=0.12)

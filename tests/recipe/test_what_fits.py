@@ -58,7 +58,7 @@ def test_what_memory_changed_is_a_derived_value_with_its_reason(base):
     assert "with a base in 16 bits, LoRA needs at least" in reasons["lora.load_in_4bit"]
     assert "saves memory" in reasons["train.gradient_checkpointing"]
     assert plan.origins["lora.r"].kind == "default"
-    assert "an adapter" in reasons["optimizer.learning_rate"]  # it follows from the method
+    assert "as usual for SFT with LoRA" in reasons["optimizer.learning_rate"]  # it follows from the method
     assert "lora" not in plan.given
 
 

@@ -8,7 +8,7 @@ from support.screens import assert_matches_snapshot
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.registry import STAGES
 from llm_lab.terminal.driver import numbers_of
-from llm_lab.terminal.page_lines import Place, lay_out
+from llm_lab.terminal.page_lines import Place, _side, lay_out
 from llm_lab.terminal.page_state import FormPage, filtered
 from llm_lab.wizard.draft import Draft
 from llm_lab.wizard.draft_page import page_question
@@ -53,7 +53,8 @@ def test_where_values_come_from_is_a_straight_column_also_next_to_a_value_that_i
     start = Draft(raw | {"data": [{"path": "builtin:sums"}]}, CPU, "Fine-tune (SFT)")
     page = FormPage(page_question(start, start, run_page("sft")), lambda question, columns, most: [])
     lines = ["".join(text for _, text in line) for line in lay_out(page, columns, 40, Place())]
-    origins = [re.search(r"\s(yours|derived|default)(:| |$)", line.partition("│")[0]) for line in lines[4:24]]
+    pattern = r"\s(yours|derived|default)(:| |$)(?!at the start)"
+    origins = [re.search(pattern, line.partition("│")[0]) for line in lines[4:24]]
     assert len({found.start() for found in origins if found}) == 1
     assert any(re.match(r"  model +\S+…\S+ ", line) for line in lines)
 
@@ -154,3 +155,26 @@ def test_the_curve_of_the_learning_rate_begins_as_the_schedule_does(in_tmp_path,
     shown = ["".join(text for _, text, *_ in line) for line in numbers_of(question, 119, 20)]
     highest, lowest = [line.partition("┤")[2] for line in shown if "┤" in line]
     assert [highest[0] != " ", lowest[0] != " "] == [not rises, rises]
+
+
+def test_the_help_of_a_row_names_its_group_above_what_the_group_is(in_tmp_path):
+    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
+    start = Draft(raw, CPU, STAGES["pretrain"].title)
+    page = FormPage(page_question(start, start, run_page("pretrain")), lambda question, columns, most: [])
+    page.show("train")
+    page.at = "train.max_grad_norm"
+    help_lines = ["".join(text for _, text in line) for line in _side(page, 200)]
+    assert help_lines[-1] == "Group train: length, batches, evaluation and precision of the run."
+
+
+def test_a_value_that_only_the_run_can_derive_is_shown_as_derived_at_the_start(in_tmp_path):
+    raw = {"stage": "sft", "name": "tales", "device": "cpu", "model": {"checkpoint": "checkpoints/tales"}}
+    start = Draft(raw | {"data": [{"path": "builtin:sums"}]}, CPU, "Fine-tune (SFT)")
+    page = FormPage(page_question(start, start, run_page("sft")), lambda question, columns, most: [])
+    for key in ("train.eval_steps", "train.save_steps", "train.logging_steps"):
+        page.show("train")
+        page.at = key
+        shown = ["".join(text for _, text in line) for line in _side(page, 200)]
+        assert "Now derived at the start." in shown
+        row = page.form.row(key)
+        assert (row.value, row.whence) == ("derived at the start", "")

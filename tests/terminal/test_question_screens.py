@@ -85,7 +85,7 @@ def files() -> Question:
 
 def delete() -> Question:
     return yes_no("delete", "Delete it?", default=False, screen=Screen("Runs", "checkpoints/tales", lines=(
-        Line("checkpoints/tales/: 18 MiB"), Line("Runs that were made from it keep working: none."))))  # fmt: skip
+        Line("checkpoints/tales/: 18 MiB"), Line("With the 2 runs in it."))))  # fmt: skip
 
 
 def design() -> Question:

@@ -12,8 +12,9 @@ from llm_lab.recipe.parts import ModelParts
 from llm_lab.runs.plan_lines import plan_lines
 from llm_lab.terminal.console import make_console
 from llm_lab.terminal.screens import print_design_numbers
+from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.home import MODELS
-from llm_lab.wizard.model_design import design, new_design
+from llm_lab.wizard.model_design import design, design_page, new_design
 from llm_lab.wizard.questions import WriteDesign
 
 
@@ -88,6 +89,12 @@ def test_wrong_names_and_tokenizers_are_refused():
     wrong = Fill({"name": Refused("no/slash", "not allowed")}, "tokenizer")
     answers(design, [wrong, "a BPE", Refused("100", "at least 257")])
     answers(design, ["tokenizer", "a tokenizer from", Refused("./no/such", "does not exist"), Refused("", "required")])
+
+
+def test_the_help_of_the_name_says_where_a_design_is_written():
+    start = new_design()
+    row = page_question(start, start, design_page()).form.row("name")
+    assert row.help == "name: the design is written to configs/models/<name>/config.json"
 
 
 def test_the_draft_is_kept_on_the_way_to_the_menu():

@@ -141,6 +141,15 @@ def test_a_choice_shows_what_it_would_lead_to(draft):
     assert "→ 2.8 M parameters" in effects[1]
 
 
+def test_each_size_is_offered_with_one_number_of_parameters(draft):
+    choices = question_of(draft, "model.size").choices
+    assert choices[0].text.split(None, 1) == ["nano", "771 k parameters: minutes on a CPU"]
+    for choice in choices:
+        number = choice.effect.removeprefix("→ ").partition(" parameters")[0]
+        assert "about" not in choice.text
+        assert f"  {number} parameters: " in choice.text
+
+
 def test_a_key_without_an_effect_is_not_asked(draft):
     multi_head = draft.with_answer("model.attention", "mha")
     assert ask(multi_head, ask_key, [], path="model.num_key_value_heads")[1].keys == []
@@ -228,6 +237,8 @@ def test_a_model_that_fits_only_as_an_adapter_can_start_and_says_why():
     kind, reason = draft.origin("lora")
     assert kind == "derived"
     assert reason.startswith("training all weights needs at least")
+    assert "null" not in reason
+    assert draft.origin("lora.preset") == ("derived", "usual for an adapter instead of all weights")
     assert draft.origin("train.gradient_checkpointing")[0] == "derived"
     assert "lora" not in draft.raw
     assert change(draft, "lora", "all").look()[0].estimate.fits is False

@@ -144,6 +144,20 @@ def test_the_question_for_a_key_and_two_values_shows_an_example_that_it_accepts(
     assert question.problem(example) is None
 
 
+def test_for_a_pipeline_the_examples_name_a_stage_and_are_accepted():
+    demo = Path(__file__).parents[2] / "configs/demo.yaml"
+    Path("configs/demo.yaml").write_text(demo.read_text())
+    visit = answers(duel, ["demo", "one key changed"])
+    example = "stages.0.optimizer.name=adamw,muon"
+    assert visit.questions[1].choices[0].effect == f"For example {example}."
+    assert visit.question.allowed.endswith(f"For example {example}.")
+    assert visit.question.problem(example) is None
+    question = answers(sweep, ["demo", "other keys"]).question
+    rates = question.allowed.rstrip(".").rpartition(" ")[2]
+    assert rates == "stages.0.optimizer.learning_rate=0.001,0.003"
+    assert question.problem(rates) is None
+
+
 def test_the_help_of_each_question_of_a_sweep_is_about_that_question():
     visit = answers(sweep, ["mine", "optimizer", ENTER, ENTER, ENTER, ENTER])
     helps = {question.key: question.why for question in visit.questions}
