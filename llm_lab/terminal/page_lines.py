@@ -180,7 +180,7 @@ def _value_column(page: FormPage, columns: int) -> int:
 def _row_line(page: FormPage, row: Row, widths: tuple[int, int, int]) -> list[Fragment]:
     label, value, rest = widths
     pointed = row.key == page.at
-    shown, origin = _value_of(row, pointed), one_line(row.whence)
+    shown, origin = _value_of(row, pointed), one_line(row.shown_origin)
     if _width(shown) > value:  # the marks around a value make room for it
         shown = one_line(row.value)
         room = value + rest - len(row.origin) - 1
@@ -308,8 +308,8 @@ def _side(page: FormPage, columns: int) -> Lines:
         return lines + [[("class:dim", line)] for text in texts for line in ["", *_wrap(text, columns)]]
     question = row.question()
     lines = [[("class:help", line)] for line in _wrap(row.help, columns)]
-    whence = f" ({row.whence})" if row.whence else ""
-    lines += [[("", line)] for line in _wrap(f"Now {one_line(row.value)}{whence}.", columns)]
+    origin = f" ({row.shown_origin})" if row.shown_origin else ""
+    lines += [[("", line)] for line in _wrap(f"Now {one_line(row.value)}{origin}.", columns)]
     lines += _choice_lines(question, columns)
     of_group = page.form.sections.get(row.section)
     group = f"Group {row.section}: {of_group}." if of_group else ""

@@ -93,8 +93,8 @@ def _print_rows(question: Question, rows: list[Row]) -> None:
         if row.section != section:
             section = row.section
             print(printable(section))
-        whence = f" ({row.whence})" if row.whence else ""
-        line = one_line(f"{number:>3}  {row.label}: {row.value}{whence}")
+        origin = f" ({row.shown_origin})" if row.shown_origin else ""
+        line = one_line(f"{number:>3}  {row.label}: {row.value}{origin}")
         print(wrapped(line, text_columns(), len("  1  ")))
     print(wrapped(f"$ {one_line(form.command)}", text_columns(), len("$ ")))
     print(_folded(HINT.format(form.actions[0].text)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_lab.errors import LabError, UserError
 from llm_lab.recipe.eval import EVAL
-from llm_lab.recipe.fields import flatten, groups_of
+from llm_lab.recipe.fields import Key, flatten, groups_of
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.scoring import describe_term
 from llm_lab.recipe.validate import OFF, optional_groups, stage_schema
@@ -206,7 +206,7 @@ def summary(draft: Draft, path: str) -> str:
 
 def _sections(draft: Draft, rows: list[Row]) -> dict[str, str]:
     fields = stage_schema(draft.raw).model_fields
-    about = {name: info.description or "" for name, info in fields.items() if groups_of(info)}
+    about = {name: Key(name, info).shown_help for name, info in fields.items() if groups_of(info)}
     return {row.section: about.get(row.section, "") for row in rows}
 
 

@@ -141,7 +141,7 @@ class Row:
     question: Callable[[], Question] | None = None
 
     @property
-    def whence(self) -> str:
+    def shown_origin(self) -> str:
         """The origin with its reason; "" if the value itself says it."""
         return f"{self.origin}: {self.reason}" if self.reason else self.origin
 

@@ -167,6 +167,14 @@ def test_the_help_of_a_row_names_its_group_above_what_the_group_is(in_tmp_path):
     assert help_lines[-1] == "Group train: length, batches, evaluation and precision of the run."
 
 
+def test_a_page_says_none_where_a_recipe_has_null(in_tmp_path):
+    raw = {"stage": "ppo", "name": "tales", "device": "cpu", "model": {"checkpoint": "checkpoints/tales"}, "lora": {}}
+    start = Draft(raw | {"data": [{"path": "builtin:sums"}]}, CPU, "PPO")
+    form = page_question(start, start, run_page("ppo")).form
+    texts = [*form.sections.values(), *(text for row in form.rows for text in (row.value, row.reason, row.help))]
+    assert not [text for text in texts if "null" in text or "none: none" in text]
+
+
 def test_a_value_that_only_the_run_can_derive_is_shown_as_derived_at_the_start(in_tmp_path):
     raw = {"stage": "sft", "name": "tales", "device": "cpu", "model": {"checkpoint": "checkpoints/tales"}}
     start = Draft(raw | {"data": [{"path": "builtin:sums"}]}, CPU, "Fine-tune (SFT)")
@@ -177,4 +185,4 @@ def test_a_value_that_only_the_run_can_derive_is_shown_as_derived_at_the_start(i
         shown = ["".join(text for _, text in line) for line in _side(page, 200)]
         assert "Now derived at the start." in shown
         row = page.form.row(key)
-        assert (row.value, row.whence) == ("derived at the start", "")
+        assert (row.value, row.shown_origin) == ("derived at the start", "")
