@@ -77,14 +77,16 @@ def _overview(parser: argparse.ArgumentParser) -> Iterator[str]:
     options["--plain"] = PLAIN
     yield "usage: llm-lab [command] [options]\n"
     text = "Build a language model from parts, train it, evaluate it, chat with it, export it."
-    yield textwrap.fill(f"{text} Without a command, the wizard opens.", width)
+    yield textwrap.fill(f"{text} Without a command, the wizard opens.", width, break_on_hyphens=False)
     rows = {title: {name: about[name] for name in names} for title, names in command_groups().items()}
     for group, lines in {**rows, "Options": options}.items():
         yield f"\n{group}"
         for name, what in lines.items():
-            yield textwrap.fill(what, width, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
+            yield textwrap.fill(
+                what, width, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14, break_on_hyphens=False
+            )
     text = "`llm-lab COMMAND --help` shows the arguments of a command, with examples."
-    yield "\n" + textwrap.fill(text, width)
+    yield "\n" + textwrap.fill(text, width, break_on_hyphens=False)
 
 
 def _run(commands: Commands) -> None:
