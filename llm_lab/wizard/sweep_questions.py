@@ -243,7 +243,9 @@ def duel() -> Flow[Next | None]:
         "text",
         default="",
         why=(BOTH_WHY if other else TWO_VALUES_WHY).format(within=within),
-        allowed="key=value, separated by spaces; empty: no changes." if other else f"key=v1,v2. For example {example}.",
+        allowed="key=value, separated by spaces; empty: no changes."
+        if other
+        else f"key=v1,v2, then changes for both. For example {example} {within}train.max_steps=100.",
         check=lambda text: (
             f"Name one key and two values: {example}. To compare with another recipe, go back."
             if not (other or text.strip())

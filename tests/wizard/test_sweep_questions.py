@@ -139,8 +139,8 @@ def test_an_empty_answer_says_what_to_name_in_the_words_of_the_question():
 
 def test_the_question_for_a_key_and_two_values_shows_an_example_that_it_accepts():
     question = answers(duel, ["mine", "one key changed"]).question
-    example = question.allowed.rstrip(".").rpartition(" ")[2]
-    assert example == "optimizer.name=adamw,muon"
+    example = question.allowed.rstrip(".").rpartition("For example ")[2]
+    assert example == "optimizer.name=adamw,muon train.max_steps=100"
     assert question.problem(example) is None
 
 
@@ -150,8 +150,9 @@ def test_for_a_pipeline_the_examples_name_a_stage_and_are_accepted():
     visit = answers(duel, ["demo", "one key changed"])
     example = "stages.0.optimizer.name=adamw,muon"
     assert visit.questions[1].choices[0].effect == f"For example {example}."
-    assert visit.question.allowed.endswith(f"For example {example}.")
-    assert visit.question.problem(example) is None
+    both = f"{example} stages.0.train.max_steps=100"
+    assert visit.question.allowed.endswith(f"For example {both}.")
+    assert visit.question.problem(both) is None
     question = answers(sweep, ["demo", "other keys"]).question
     rates = question.allowed.rstrip(".").rpartition(" ")[2]
     assert rates == "stages.0.optimizer.learning_rate=0.001,0.003"
