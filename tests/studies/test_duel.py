@@ -164,7 +164,7 @@ def test_a_duel_runs_from_the_command_line_and_is_skipped_when_it_is_done(capsys
     assert "too few seeds to decide" in capsys.readouterr().out
     assert open_duel("checkpoints/d").command == f"llm-lab {' '.join(words)}"
     assert main(words) == 0
-    assert "0 of 4 (4 done)" in capsys.readouterr().out
+    assert "0 of 4 to run (4 done)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
