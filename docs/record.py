@@ -29,7 +29,7 @@ SHORTEST_PAUSE = 0.12
 LONGEST_TRAINING = 1200.0
 LONGEST_ANSWER = 12.0
 STORIES = 1500
-FIRST_WORDS = "Once upon a time"
+FIRST_WORDS = "One morning"
 LAST_PAUSE = 5.0
 TYPING = 0.07  # seconds per key
 TRAINING_SECONDS = 14.0  # in the recording
@@ -205,9 +205,12 @@ def _drawn(line: Line, classes: dict[str, str]) -> str:
 def record_session() -> list[Frame]:
     """Train on a text in the wizard and chat with the model, as a new user would; arrow keys and Enter only."""
     from llm_lab.data.builtin import builtin_documents
+    from tests.test_words import PATTERN
 
     enter, down, up = "\r", "\x1b[B", "\x1b[A"
-    Path("my-stories.txt").write_text("\n\n".join(islice(builtin_documents("stories"), STORIES)), encoding="utf-8")
+    # The model writes what it has read, and the recording is text of the project.
+    plain = (story for story in builtin_documents("stories") if not PATTERN.search(story))
+    Path("my-stories.txt").write_text("\n\n".join(islice(plain, STORIES)), encoding="utf-8")
     with Recorder(columns=COLUMNS, rows=ROWS) as screen:
         screen.wait_for("What would you like to do?")
         screen.look(1.5)
