@@ -291,8 +291,9 @@ def infos_of(group: type[Group]) -> Mapping[str, FieldInfo]:
 
 @functools.cache
 def inner_groups(group: type[Group], key: str) -> tuple[type[Group], ...]:
-    """Return groups_of for a key of a group."""
-    return tuple(groups_of(infos_of(group)[key]))
+    """Return groups_of for a key of a group; none for a key that the group does not have."""
+    info = infos_of(group).get(key)
+    return tuple(groups_of(info)) if info is not None else ()
 
 
 def keys_of(group: type[Group], prefix: str = "") -> Iterator[Key]:

@@ -86,6 +86,14 @@ def test_a_stage_that_starts_from_a_trained_model_says_so_if_it_is_given_a_new_o
     assert "model.chekpoint: unknown key of model. Did you mean checkpoint?" in said
 
 
+@pytest.mark.parametrize("word", ["model=gpt2", "model.size=micro", "train.max_steps=4"])
+def test_a_key_of_a_stage_that_is_given_to_the_whole_pipeline_gets_the_way_to_write_it(word, capsys):
+    key = word.partition("=")[0].partition(".")[0]
+    said = refusal_of("check", "demo", word, capsys=capsys)
+    assert f"{key}: unknown key of a pipeline." in said
+    assert "A key of one stage is stages.NUMBER.KEY, for example stages." in said
+
+
 def test_a_wrong_checkpoint_is_reported_once(capsys):
     said = errors_of("stage: sft\ndevice: cpu\nmodel: {checkpoint: 5}\ndata: [{path: builtin:sums}]\n", capsys)
     assert "model.checkpoint = 5: invalid value" in said
